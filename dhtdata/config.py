@@ -1,0 +1,150 @@
+"""Settings: frozen, built once at the rim. Flag over environment over file over default (door of ``os.environ``).
+
+The file is ``config.toml`` in the home folder; its keys are the fields of `Settings`. Unknown keys are refused by name.
+
+| field | environment | meaning |
+|---|---|---|
+| ``home`` | ``DHTDATA_HOME`` | keys, configuration, remembered peers; the user's data folder by default |
+| ``store`` | ``DHTDATA_STORE`` | folder of the blobs; ``<home>/store`` by default; must be on a local file system |
+| ``cache_limit`` | ``DHTDATA_CACHE_LIMIT`` | bytes that unpinned blobs may take, such as ``200GB``; no limit by default |
+| ``listen`` | ``DHTDATA_LISTEN`` | IP address to listen on |
+| ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
+| ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from dhtdata.errors import ConfigError, FormatError
+from dhtdata.formats.records import Address
+
+DEFAULT_PORT = 8470
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process needs to know about its surroundings. See the module for meaning and source of each field."""
+
+    home: Path
+    store: Path
+    cache_limit: int | None = None
+    listen: str = "0.0.0.0"  # noqa: S104
+    port: int = DEFAULT_PORT
+    bootstrap: tuple[Address, ...] = ()
+
+    @property
+    def keys(self) -> Path:
+        return self.home / "keys"
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings from flags (None means not given), environment and the configuration file. ConfigError names what is wrong."""
+    environment = os.environ if environment is None else environment
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    from_environment = {
+        field: environment[variable]
+        for field in _FIELDS
+        if environment.get(variable := f"DHTDATA_{field.upper()}")
+    }
+    home = Path(
+        given.get("home") or from_environment.get("home") or platformdirs.user_data_path("dhtdata")
+    ).expanduser()
+    merged = _read_file(home / "config.toml") | from_environment | given
+    merged.pop("home", None)
+    return Settings(
+        home=home.absolute(),
+        store=Path(merged.pop("store", None) or home / "store").expanduser().absolute(),
+        cache_limit=_optional_size(merged.pop("cache_limit", None)),
+        listen=_ip(merged.pop("listen", Settings.listen)),
+        port=_port(merged.pop("port", Settings.port)),
+        bootstrap=_addresses(merged.pop("bootstrap", ())),
+    )
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from ``200GB``, ``1.5 GiB`` or a plain number. ConfigError otherwise."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"{text!r} is not a size: write it like 200GB, 512MiB or 1000000")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where control sockets live: ``XDG_RUNTIME_DIR`` if it exists and is ours, else a private temporary folder.
+
+    Created with mode 0700. ConfigError if somebody else owns it.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get("XDG_RUNTIME_DIR")
+    if named and Path(named).is_dir() and Path(named).stat().st_uid == os.getuid():
+        folder = Path(named) / "dhtdata"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"dhtdata-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or folder.is_symlink() or status.st_mode & 0o077:
+        raise ConfigError(f"{folder} is not a private folder of this user: remove it, or set XDG_RUNTIME_DIR")
+    return folder
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"configuration file {path} cannot be read: {failure}") from failure
+    for key in values:
+        if key not in _FIELDS or key == "home":
+            raise ConfigError(
+                f"configuration file {path}: unknown key {key!r}; known are {', '.join(_FIELDS[1:])}"
+            )
+    return values
+
+
+def _optional_size(value: str | int | None) -> int | None:
+    return None if value is None else parse_size(value)
+
+
+def _ip(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError as failure:
+        raise ConfigError(f"listen: {value!r} is not an IP address") from failure
+
+
+def _port(value: str | int) -> int:
+    text = str(value)
+    if not text.isdigit() or not 0 <= int(text) <= 65_535:
+        raise ConfigError(f"port: {value!r} is not in 0 to 65535")
+    return int(text)
+
+
+def _addresses(value: str | list[str] | tuple[str | Address, ...]) -> tuple[Address, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(
+            item if isinstance(item, Address) else Address.parse(item.strip())
+            for item in items
+            if item or item == 0
+        )
+    except FormatError as failure:
+        raise ConfigError(f"bootstrap: {failure}") from failure
