@@ -52,16 +52,12 @@ class Settings:
         return self.home / "keys"
 
 
-def load_settings(
-    flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
-) -> Settings:
+def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from flags (None means not given), environment and the configuration file. ConfigError names what is wrong."""
     environment = os.environ if environment is None else environment
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     from_environment = {
-        field: environment[variable]
-        for field in _FIELDS
-        if environment.get(variable := f"DHTDATA_{field.upper()}")
+        field: environment[variable] for field in _FIELDS if environment.get(variable := f"DHTDATA_{field.upper()}")
     }
     home = Path(
         given.get("home") or from_environment.get("home") or platformdirs.user_data_path("dhtdata")
@@ -114,9 +110,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} cannot be read: {failure}") from failure
     for key in values:
         if key not in _FIELDS or key == "home":
-            raise ConfigError(
-                f"configuration file {path}: unknown key {key!r}; known are {', '.join(_FIELDS[1:])}"
-            )
+            raise ConfigError(f"configuration file {path}: unknown key {key!r}; known are {', '.join(_FIELDS[1:])}")
     return values
 
 
@@ -142,9 +136,7 @@ def _addresses(value: str | list[str] | tuple[str | Address, ...]) -> tuple[Addr
     items = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(
-            item if isinstance(item, Address) else Address.parse(item.strip())
-            for item in items
-            if item or item == 0
+            item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item or item == 0
         )
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure

@@ -53,9 +53,7 @@ class Digest(bytes):
             value = b""
         if len(text) != 2 * DIGEST_BYTES or len(value) != DIGEST_BYTES or text != text.lower():
             shown = text if len(text) <= 80 else text[:77] + "..."
-            raise FormatError(
-                f"{shown!r} is not a digest: expected {2 * DIGEST_BYTES} lower-case hexadecimal digits"
-            )
+            raise FormatError(f"{shown!r} is not a digest: expected {2 * DIGEST_BYTES} lower-case hexadecimal digits")
         return cls(value)
 
     def __str__(self) -> str:

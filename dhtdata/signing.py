@@ -66,9 +66,7 @@ def load_or_create_key(path: Path) -> SigningKey:
     except ValueError:
         seed = b""
     if len(seed) != KEY_BYTES:
-        raise ConfigError(
-            f"key file {path} does not hold a key: restore it from a copy, or move it away for a new one"
-        )
+        raise ConfigError(f"key file {path} does not hold a key: restore it from a copy, or move it away for a new one")
     return SigningKey(seed)
 
 

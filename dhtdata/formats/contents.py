@@ -74,9 +74,7 @@ class Contents(Format, frozen=True):
         _check(self)
         data = encode_json(self)
         if len(data) > MAX_CONTENTS_BYTES:
-            raise FormatError(
-                f"contents of {len(data)} bytes, at most {MAX_CONTENTS_BYTES} are allowed: fewer columns"
-            )
+            raise FormatError(f"contents of {len(data)} bytes, at most {MAX_CONTENTS_BYTES} are allowed: fewer columns")
         return data
 
     @classmethod
@@ -115,6 +113,4 @@ def _check_split(split: Split, group_count: int, what: str) -> None:
     for group in split.groups:
         needed = -(-group.shards // MAX_SHARDS)
         if group.shards < 1 or group.bytes < 1 or len(group.indexes) != needed:
-            raise FormatError(
-                f"{what}: split {split.name!r}: {len(group.indexes)} indexes for {group.shards} shards"
-            )
+            raise FormatError(f"{what}: split {split.name!r}: {len(group.indexes)} indexes for {group.shards} shards")

@@ -84,9 +84,7 @@ class Index:
 
     def encode(self) -> bytes:
         return encode_msgpack(
-            _IndexWire(
-                version=VERSION, shards=self.shards, tables=self.tables, rows=self.rows, sizes=self.sizes
-            )
+            _IndexWire(version=VERSION, shards=self.shards, tables=self.tables, rows=self.rows, sizes=self.sizes)
         )
 
     @classmethod

@@ -174,9 +174,7 @@ class NameRecord(Format, frozen=True):
         return now_s > max(self.fresh_until, vouched)
 
     def voucher_message(self, fresh_until: int) -> bytes:
-        return encode_msgpack(
-            [self.delegation.root, self.name, self.sequence, bytes(self.manifest), fresh_until]
-        )
+        return encode_msgpack([self.delegation.root, self.name, self.sequence, bytes(self.manifest), fresh_until])
 
     def check(self, signer: bytes) -> None:
         self.delegation.check()
@@ -282,9 +280,7 @@ def decode(data: bytes) -> Signed:
         raise FormatError(f"record of {len(data)} bytes, expected {HEADER_BYTES + 1} to {MAX_RECORD_BYTES}")
     kind, version = data[0], data[1]
     if version != VERSION:
-        raise FormatError(
-            f"record has format version {version}, which this dhtdata does not read: upgrade dhtdata"
-        )
+        raise FormatError(f"record has format version {version}, which this dhtdata does not read: upgrade dhtdata")
     if kind not in _KINDS:
         raise FormatError(f"record of unknown kind {kind}")
     head = data[: 2 + KEY_BYTES]

@@ -49,9 +49,7 @@ class Ticket:
     secret: bytes | None = None
 
     def __str__(self) -> str:
-        wire = _Wire(
-            version=VERSION, addresses=tuple(map(AddressWire.of, self.addresses)), secret=self.secret
-        )
+        wire = _Wire(version=VERSION, addresses=tuple(map(AddressWire.of, self.addresses)), secret=self.secret)
         if isinstance(self.target, Name):
             target = {
                 "publisher": self.target.publisher,
@@ -61,9 +59,7 @@ class Ticket:
         else:
             target = {"manifest": self.target}
         payload = encode_msgpack(_replace(wire, target))
-        text = PREFIX + base64.b32encode(
-            payload + checksum(payload, _CHECKSUM_BYTES)
-        ).decode().lower().rstrip("=")
+        text = PREFIX + base64.b32encode(payload + checksum(payload, _CHECKSUM_BYTES)).decode().lower().rstrip("=")
         if len(text) > MAX_TICKET_CHARACTERS or len(self.addresses) > MAX_ADDRESSES:
             raise FormatError(f"a ticket holds at most {MAX_ADDRESSES} addresses")
         return text
@@ -79,18 +75,12 @@ class Ticket:
         except binascii.Error as failure:
             raise FormatError("the ticket is damaged or cut short: copy it again, whole") from failure
         payload, check = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-        if (
-            body != body.lower()
-            or len(data) <= _CHECKSUM_BYTES
-            or checksum(payload, _CHECKSUM_BYTES) != check
-        ):
+        if body != body.lower() or len(data) <= _CHECKSUM_BYTES or checksum(payload, _CHECKSUM_BYTES) != check:
             raise FormatError("the ticket is damaged or cut short: copy it again, whole")
         wire = decode_msgpack(payload, _Wire, limit_bytes=MAX_TICKET_CHARACTERS, what="ticket")
         check_version(wire, VERSION, "ticket")
         check_ext(wire.ext, "ticket")
-        if len(wire.addresses) > MAX_ADDRESSES or (
-            wire.secret is not None and len(wire.secret) != SECRET_BYTES
-        ):
+        if len(wire.addresses) > MAX_ADDRESSES or (wire.secret is not None and len(wire.secret) != SECRET_BYTES):
             raise FormatError("ticket: too many addresses or a malformed secret")
         return cls(_target(wire), tuple(address.address() for address in wire.addresses), wire.secret)
 
