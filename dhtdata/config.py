@@ -6,7 +6,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 |---|---|---|
 | ``home`` | ``DHTDATA_HOME`` | keys, configuration, remembered peers; the user's data folder by default |
 | ``store`` | ``DHTDATA_STORE`` | folder of the blobs; ``<home>/store`` by default; must be on a local file system |
-| ``cache_limit`` | ``DHTDATA_CACHE_LIMIT`` | bytes that unpinned blobs may take, such as ``200GB``; no limit by default |
+| ``cache_limit`` | ``DHTDATA_CACHE_LIMIT`` | bytes for unpinned blobs, such as ``200GB``; no limit by default |
 | ``listen`` | ``DHTDATA_LISTEN`` | IP address to listen on |
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
@@ -43,7 +43,7 @@ class Settings:
     home: Path
     store: Path
     cache_limit: int | None = None
-    listen: str = "0.0.0.0"  # noqa: S104
+    listen: str = "0.0.0.0"
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
 
@@ -53,7 +53,7 @@ class Settings:
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings from flags (None means not given), environment and the configuration file. ConfigError names what is wrong."""
+    """Settings from flags (None: not given), environment and configuration file. ConfigError names what is wrong."""
     environment = os.environ if environment is None else environment
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     from_environment = {
@@ -135,8 +135,6 @@ def _port(value: str | int) -> int:
 def _addresses(value: str | list[str] | tuple[str | Address, ...]) -> tuple[Address, ...]:
     items = value.split(",") if isinstance(value, str) else value
     try:
-        return tuple(
-            item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item or item == 0
-        )
+        return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure

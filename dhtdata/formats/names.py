@@ -1,8 +1,8 @@
 """Names: ``dhtdata://<publisher>/<name>[@<sequence>]``.
 
 The publisher is its root public key (Ed25519, 32 bytes) in lower-case base32 without padding: 52 characters, so a name
-certifies itself. The name has 1 to 63 of ``a-z 0-9 . _ -`` and starts with a letter or digit. Without a sequence it means
-the newest version known.
+certifies itself. The name has 1 to 63 of ``a-z 0-9 . _ -`` and starts with a letter or digit. Without a sequence it
+means the newest version known.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Column types as JSON: what the contents say about a table, readable without Arrow.
 
 A field is ``{"name", "type", "nullable", "parameters", "children", "metadata"}``; keys that hold their default are left
-out. ``type`` is one of `TYPES`; parameters complete it (``unit``, ``timezone``, ``precision``, ``scale``, ``byte_width``,
-``list_size``, ``keys_sorted``, ``type_codes``, ``index``, ``ordered``, ``extension_name``, ``extension_metadata``).
+out. ``type`` is one of `TYPES`; parameters complete it (``unit``, ``timezone``, ``precision``, ``scale``,
+``byte_width``, ``list_size``, ``keys_sorted``, ``type_codes``, ``index``, ``ordered``, ``extension_name``,
+``extension_metadata``).
 Children are the element of a list, the fields of a struct or union, key and value of a map, the value type of a
 dictionary or run-end encoded column, the storage of an extension. This is the *logical* type, which a reader gets back;
 shards hold its *stored* form: dictionaries and run ends decoded, views as plain strings, binaries and lists, extensions
