@@ -49,16 +49,17 @@ class Ticket:
     secret: bytes | None = None
 
     def __str__(self) -> str:
-        wire = _Wire(version=VERSION, addresses=tuple(map(AddressWire.of, self.addresses)), secret=self.secret)
-        if isinstance(self.target, Name):
-            target = {
-                "publisher": self.target.publisher,
-                "name": self.target.name,
-                "sequence": self.target.sequence,
-            }
-        else:
-            target = {"manifest": self.target}
-        payload = encode_msgpack(_replace(wire, target))
+        name = self.target if isinstance(self.target, Name) else None
+        wire = _Wire(
+            version=VERSION,
+            addresses=tuple(map(AddressWire.of, self.addresses)),
+            manifest=None if isinstance(self.target, Name) else self.target,
+            publisher=name.publisher if name else None,
+            name=name.name if name else None,
+            sequence=name.sequence if name else None,
+            secret=self.secret,
+        )
+        payload = encode_msgpack(wire)
         text = PREFIX + base64.b32encode(payload + checksum(payload, _CHECKSUM_BYTES)).decode().lower().rstrip("=")
         if len(text) > MAX_TICKET_CHARACTERS or len(self.addresses) > MAX_ADDRESSES:
             raise FormatError(f"a ticket holds at most {MAX_ADDRESSES} addresses")
@@ -83,11 +84,6 @@ class Ticket:
         if len(wire.addresses) > MAX_ADDRESSES or (wire.secret is not None and len(wire.secret) != SECRET_BYTES):
             raise FormatError("ticket: too many addresses or a malformed secret")
         return cls(_target(wire), tuple(address.address() for address in wire.addresses), wire.secret)
-
-
-def _replace(wire: _Wire, target: dict[str, object]) -> _Wire:
-    fields = {name: getattr(wire, name) for name in wire.__struct_fields__}
-    return _Wire(**(fields | target))
 
 
 def _target(wire: _Wire) -> Name | Digest:
