@@ -1,0 +1,1 @@
+"""Benchmarks: one question a file. ``scripts/bench <name>`` runs ``benchmarks/<name>.py``."""
