@@ -1,0 +1,173 @@
+"""HTTP client: ranges, small blobs and answers from one peer at a time (door of ``aiohttp``, with `server`).
+
+Every answer is checked against what was asked before anybody uses it: status, exact range, length, no compression, no
+redirect. Whatever a server does ends as one of four errors, never as another exception and never as a wait without end:
+
+| error | when |
+|---|---|
+| NotFoundError | 404 or 416: this peer does not have it (now) |
+| PeerError | refused, timed out, cut off, over-long, or an answer to another question |
+| IntegrityError | a blob whose bytes are not its digest's |
+| FormatError | an answer that does not parse |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import aiohttp
+
+from dhtdata.digest import Digest
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
+from dhtdata.formats import records
+from dhtdata.formats.names import Name, encode_key
+from dhtdata.formats.records import MAX_RECORD_BYTES, Address, NameRecord, Signed
+from dhtdata.transfer import answers
+from dhtdata.transfer.answers import HaveMap, PeerExchange, ProviderRecord, ProviderRecords
+
+MAX_CONNECTIONS = 64
+MAX_CONNECTIONS_PER_ADDRESS = 6
+CONNECT_S = 5.0
+SILENCE_S = 10.0
+SLOWEST_BYTES_S = 64_000
+_SLACK_S = 10.0
+_ASK_S = 15.0
+LOOKUP_S = 30.0
+_PIECE_BYTES = 1 << 18
+
+
+def transfer_deadline_s(length: int) -> float:
+    """How long a transfer may take in all: silence alone would permit a byte every few seconds."""
+    return length / SLOWEST_BYTES_S + _SLACK_S
+
+
+class HttpClient:
+    """Connections to other peers. Use `running`."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator[Self]:
+        connector = aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS, limit_per_host=MAX_CONNECTIONS_PER_ADDRESS, use_dns_cache=False
+        )
+        async with aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+            headers={"Accept-Encoding": "identity", "User-Agent": "dhtdata"},
+            auto_decompress=False,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=2_048,
+            max_field_size=4_096,
+            max_headers=32,
+        ) as session:
+            yield cls(session)
+
+    async def read_range(self, address: Address, digest: Digest, offset: int, length: int) -> bytearray:
+        """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify."""
+        last = offset + length - 1
+        url = f"{address.url}/v1/blobs/{digest}"
+        async with self._get(url, transfer_deadline_s(length), {"Range": f"bytes={offset}-{last}"}) as response:
+            echoed = response.headers.get("Content-Range", "")
+            if response.status != 206 or not echoed.startswith(f"bytes {offset}-{last}/"):
+                raise PeerError(
+                    f"{url}: asked for bytes {offset}-{last}, got status {response.status}, range {echoed[:64]!r}"
+                )
+            if response.content_length != length:
+                raise PeerError(f"{url}: announces {response.content_length} bytes for a range of {length}")
+            return await _read(response, length)
+
+    async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
+        """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
+        url = f"{address.url}/v1/blobs/{digest}"
+        async with self._get(url, transfer_deadline_s(limit_bytes)) as response:
+            body = bytes(await _read_whole(response, limit_bytes))
+        if await asyncio.to_thread(Digest.of, body) != digest:
+            raise IntegrityError(f"{address} sent wrong bytes for blob {digest}", culprit=str(address))
+        return body
+
+    async def have(self, address: Address, contents: Digest, since: int | None = None) -> HaveMap:
+        query = "" if since is None else f"?since={since}"
+        body = await self._ask(f"{address.url}/v1/have/{contents}{query}", answers.MAX_HAVE_BYTES)
+        have = HaveMap.decode(body)
+        if have.contents != contents:
+            raise FormatError(f"{address}: have-map of other contents than asked")
+        return have
+
+    async def peers(self, address: Address, contents: Digest) -> tuple[Address, ...]:
+        """Addresses that this peer knows to provide these contents: hints, to be tried and believed later."""
+        return PeerExchange.decode(
+            await self._ask(f"{address.url}/v1/peers/{contents}", answers.MAX_EXCHANGE_BYTES)
+        )
+
+    async def providers(self, address: Address, digest: Digest) -> list[ProviderRecord]:
+        """What the DHT says about a digest, asked through this peer. Records are not verified yet."""
+        url = f"{address.url}/v1/providers/{digest}"
+        return ProviderRecords.decode(await self._ask(url, answers.MAX_PROVIDERS_BYTES, LOOKUP_S))
+
+    async def name(self, address: Address, name: Name) -> Signed:
+        """The newest NameRecord that this peer knows, verified."""
+        url = f"{address.url}/v1/names/{encode_key(name.publisher)}/{name.name}"
+        signed = records.decode(await self._ask(url, MAX_RECORD_BYTES))
+        found = signed.record
+        if (
+            not isinstance(found, NameRecord)
+            or found.name != name.name
+            or found.delegation.root != name.publisher
+        ):
+            raise FormatError(f"{address}: record of another name than asked")
+        return signed
+
+    async def _ask(self, url: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+        async with self._get(url, deadline_s) as response:
+            return bytes(await _read_whole(response, limit_bytes))
+
+    @asynccontextmanager
+    async def _get(
+        self, url: str, deadline_s: float, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with status 200 or 206 and a plain body. The deadline covers the reading too."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                    _check(response, url)
+                    yield response
+        except TimeoutError as failure:
+            raise PeerError(f"{url}: too slow or silent") from failure
+        except (aiohttp.ClientError, OSError, ValueError) as failure:
+            raise PeerError(f"{url}: {failure or type(failure).__name__}") from failure
+
+
+def _check(response: aiohttp.ClientResponse, url: str) -> None:
+    if response.status in (404, 416):
+        raise NotFoundError(f"{url}: not there")
+    if response.status not in (200, 206):
+        raise PeerError(f"{url}: status {response.status}")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise PeerError(f"{url}: a compressed body, which was not asked for")
+    if response.content_length is None:
+        raise PeerError(f"{url}: a body of unstated length")
+
+
+async def _read_whole(response: aiohttp.ClientResponse, limit_bytes: int) -> bytearray:
+    length = response.content_length
+    if response.status != 200 or length is None or length > limit_bytes:
+        raise PeerError(f"{response.url}: status {response.status}, {length} bytes of at most {limit_bytes}")
+    return await _read(response, length)
+
+
+async def _read(response: aiohttp.ClientResponse, length: int) -> bytearray:
+    body = bytearray()
+    async for piece in response.content.iter_chunked(_PIECE_BYTES):
+        body += piece
+        if len(body) > length:
+            raise PeerError(f"{response.url}: sends more than the {length} bytes it announced")
+    if len(body) != length:
+        raise PeerError(f"{response.url}: ended after {len(body)} of {length} bytes")
+    return body
