@@ -27,25 +27,38 @@ def row_bytes(batch: pa.RecordBatch) -> Sizes:
 def value_bytes(array: pa.Array, blank: Mask | None = None) -> Sizes:
     """Stored bytes of every value; ``blank`` marks slots under a null ancestor."""
     kind = array.type
-    count = len(array)
+    fixed = fixed_bytes(kind)
+    if fixed is not None:
+        return np.full(len(array), fixed, np.int64)
     blank = union_of(blank, null_mask(array))
-    if pa.types.is_null(kind):
-        return np.zeros(count, np.int64)
-    if pa.types.is_boolean(kind):
-        return np.ones(count, np.int64)
     if isinstance(kind, pa.FixedSizeListType):
         return _fixed_size_list(array, blank)
     if isinstance(kind, pa.StructType):
-        total = np.zeros(count, np.int64)
+        total = np.zeros(len(array), np.int64)
         for position in range(kind.num_fields):
             total += value_bytes(array.field(position), blank)
         return total
     if isinstance(kind, pa.UnionType):
         return _union(array, blank)
     width = offset_width(kind)
-    if width:
-        return width + _variable(array, width, blank)
-    return np.full(count, kind.bit_width // 8, np.int64)
+    return width + _variable(array, width, blank)
+
+
+def fixed_bytes(kind: pa.DataType) -> int | None:
+    """Stored bytes of every value of a type whose values all store the same, null or not; None for other types."""
+    if pa.types.is_null(kind):
+        return 0
+    if pa.types.is_boolean(kind):
+        return 1
+    if isinstance(kind, pa.FixedSizeListType):
+        element = fixed_bytes(kind.value_type)
+        return None if element is None else element * kind.list_size
+    if isinstance(kind, pa.StructType):
+        members = [fixed_bytes(kind.field(position).type) for position in range(kind.num_fields)]
+        return None if None in members else sum(member for member in members if member is not None)
+    if isinstance(kind, pa.UnionType) or offset_width(kind):
+        return None
+    return int(kind.bit_width) // 8
 
 
 def offset_width(kind: pa.DataType) -> int:
@@ -92,13 +105,15 @@ def union_codes(array: pa.Array, blank: Mask | None) -> NDArray[np.int8]:
 
 def _variable(array: pa.Array, width: int, blank: Mask | None) -> Sizes:
     offsets = offsets_of(array, width)
-    if isinstance(array.type, (pa.ListType, pa.LargeListType, pa.MapType)):
+    nested = isinstance(array.type, (pa.ListType, pa.LargeListType, pa.MapType))
+    element = fixed_bytes(array.values.type) if nested else 1
+    if element is not None:
+        sizes = np.diff(offsets).astype(np.int64) * element
+    else:
         first, last = int(offsets[0]), int(offsets[-1])
         sums = np.zeros(last - first + 1, np.int64)
         np.cumsum(value_bytes(array.values.slice(first, last - first)), out=sums[1:])
         sizes = np.diff(sums[offsets - first])
-    else:
-        sizes = np.diff(offsets).astype(np.int64)
     return sizes if blank is None else np.where(blank, 0, sizes)
 
 
