@@ -1,8 +1,8 @@
 """Content-defined cutting, version 1: where the blocks and shards of one column group of one split end.
 
 Input: for each row i of the split, in order, its fingerprint f_i over the group's columns
-(`dhtdata.tables.fingerprint`) and its stored size b_i ≥ 1 in bytes (`dhtdata.tables.sizes.row_sizes`). Arithmetic is on
-unsigned 64-bit integers, modulo 2**64.
+(`dhtdata.tables.fingerprint`) and its stored size b_i in bytes (`dhtdata.tables.sizes.row_bytes`; 0 counts as 1).
+Arithmetic is on unsigned 64-bit integers, modulo 2**64.
 
 *Window.* w_i = sum of P**k * f_(i-k) for k = 0 … 15, where P = 0x9E3779B97F4A7C15 and f is 0 before the split's first
 row: 16 rows choose a boundary, so that columns of few values are cut too. h_i = mix(w_i), where mix is the finaliser of
@@ -80,10 +80,11 @@ class Cutter:
         self._shard_may_end = True
 
     def push(self, fingerprints: U64, sizes: I64) -> list[Cut]:
-        """Blocks that these rows complete, in order. Sizes must be at least 1."""
+        """Blocks that these rows complete, in order. Sizes are the rows' stored bytes."""
         if len(fingerprints) == 0:
             return []
         mixed = self._mixed(fingerprints)
+        sizes = np.maximum(sizes, 1)
         ends = np.cumsum(sizes)  # bytes of this batch up to and including each row
         candidates = np.nonzero(mixed <= _limits(sizes))[0]
         candidate_ends = ends[candidates]
@@ -127,9 +128,7 @@ class Cutter:
         return Cut(rows, row_bytes, starts_shard)
 
 
-def _block_end(
-    first: int, start: int, open_rows: int, ends: I64, candidates: I64, candidate_ends: I64
-) -> int | None:
+def _block_end(first: int, start: int, open_rows: int, ends: I64, candidates: I64, candidate_ends: I64) -> int | None:
     """Row of this batch before which the open block ends; None if its end is not known yet."""
     too_many = int(np.searchsorted(ends, start + MAX_BLOCK_BYTES, side="right"))
     if too_many == first and open_rows == 0:

@@ -9,16 +9,21 @@ B = 0xC2B2AE3D27D4EB4F, NULL = 0x165667B19E3779F9, SEED = 0x27D4EB2F165667C5. Tw
 
 The fingerprint of a value depends on its *stored* type (`dhtdata.tables.schema.stored_schema`):
 
-| type | fingerprint |
-|---|---|
-| null, or a null slot of any type | NULL |
-| bool | start(0) or start(1) |
-| fixed width of w bytes, w ≤ 8 | start(the w bytes, little endian, zero-extended) |
-| fixed width of w bytes, w > 8 | fold(start(first 8 bytes), last 8 bytes) |
-| string, binary of n bytes (32 or 64-bit offsets) | f = fold(start(n), S(0)); if n > 8: f = fold(f, S(n - 8)); if n > 16: fold with S((n - 8) * j // 4) for j = 1, 2, 3, in this order |
-| list, large list, fixed-size list, map of n elements | f = start(n); if n > 0: fold with the fingerprint of element (n - 1) * j // 4 for j = 0 … 4, in this order |
-| struct (and the entries of a map: key, value) | f = SEED, folded with the fingerprint of every child in order |
-| dense or sparse union | fold(start(type code), fingerprint of the selected child's value) |
+null, or a null slot of any type
+    NULL
+bool
+    start(0) or start(1)
+fixed width of w bytes
+    w ≤ 8: start(the bytes, little endian, zero-extended); w > 8: fold(start(first 8 bytes), last 8 bytes)
+string, binary of n bytes (32 or 64-bit offsets)
+    f = fold(start(n), S(0)); if n > 8: f = fold(f, S(n - 8)); if n > 16: f is folded with S((n - 8) * j // 4) for
+    j = 1, 2, 3 in this order
+list, large list, fixed-size list, map of n elements
+    f = start(n); if n > 0: f is folded with the fingerprint of element (n - 1) * j // 4 for j = 0 … 4 in this order
+struct, and the entries of a map (key, value)
+    f = SEED, folded with the fingerprint of every child in order
+dense or sparse union
+    fold(start(type code), fingerprint of the selected child's value)
 
 S(p) is the 8 bytes at position p of the value, little endian, with zeros where the value ends earlier. A row's
 fingerprint over columns c0, c1, … is SEED folded with the fingerprint of every column's value in order.
