@@ -1,0 +1,45 @@
+"""Order: which rows a training step takes. Pure, lazy, the same on every machine; no I/O, no clock.
+
+From row ranges to a step, for one epoch with ``shuffle``:
+
+1. **Pieces.** Row ranges are the unit (about 32 MiB each). One of more than `MAX_PIECE_ROWS` rows is cut into equal
+   pieces, so that shuffling a window stays cheap when rows are tiny.
+2. **Line.** The pieces, permuted, laid end to end: N rows.
+3. **Lanes.** The line is cut into L runs of equal rows; the first ``N mod L`` lanes have one row more. A cut may fall
+   inside a piece, which then belongs to two neighbours. Lanes follow nodes, so that a node touches its own bytes only.
+4. **Windows.** A lane's pieces are taken ``window`` at a time, and rows are shuffled inside a window. The first window
+   is taken in parts that ramp up: its pieces are cut into 32 slots each (about a block), the slots are permuted, and
+   1, 4, 16, 64, ... of them make a window, so that the first batch needs one block rather than a whole window.
+5. **Epoch sequence.** Lanes interleave: position p is row ``p div L`` of lane ``p mod L``.
+6. **Global batch.** Positions ``[p, p + G)``, stably sorted by lane. Rank r of W takes the r-th of W equal slices; with
+   L nodes, a slice lies in its node's lane. Every boundary p leaves the same set of rows behind whatever G, W and the
+   workers are: that is what makes an epoch resumable anywhere by anyone.
+7. **Steps.** Step s is the s-th global batch since the position at which iteration began; worker s mod (workers) takes
+   it whole, as torch's DataLoader deals them.
+
+Without ``shuffle`` the epoch sequence is the source order and there is one lane.
+
+Randomness: a permutation of n is the stable argsort of the upper 32 bits of n raw words of Philox 4x64 (numpy promises
+the streams of its BitGenerators, not of Generator's methods), keyed by (seed, epoch), its counter by what is permuted.
+
+Why slots: a ramp that took the first 1/32 of the first range would show a small dataset's first rows first in every
+epoch. Why the remainder rule is not part of the order key: it changes the last step only, and its default depends on
+the number of ranks, so a run that goes from one rank to two would refuse its own state.
+"""
+
+from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
+from dhtdata.order.state import OrderKey, State
+from dhtdata.order.steps import REMAINDERS, Dealt, Share, Steps
+
+__all__ = [
+    "MAX_PIECE_ROWS",
+    "REMAINDERS",
+    "Dealt",
+    "EpochOrder",
+    "OrderKey",
+    "Pieces",
+    "Share",
+    "State",
+    "Steps",
+    "Window",
+]
