@@ -300,15 +300,8 @@ class PeerClient:
                 link.close()
                 self._here().close()
                 continue
-            except PeerError:
+            except BaseException:
                 link.close()
-                raise
-            except BaseException as failure:
-                # After an answer of failure the connection is in order; after anything else nobody knows.
-                if isinstance(failure, Exception):
-                    self._here().put(link)
-                else:
-                    link.close()
                 raise
             self._here().put(link)
             if not isinstance(answer, expected):

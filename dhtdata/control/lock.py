@@ -42,7 +42,9 @@ class FileLock:
             return False
         except OSError as failure:
             os.close(descriptor)
-            raise StoreError(f"{self.path} cannot be locked: {failure}: use a store on a local file system") from failure
+            raise StoreError(
+                f"{self.path} cannot be locked: {failure}: use a store on a local file system"
+            ) from failure
         self._descriptor = descriptor
         return True
 

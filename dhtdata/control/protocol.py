@@ -258,17 +258,7 @@ Request = (
     | HandOver
     | Stop
 )
-Answer = (
-    Resolved
-    | Done
-    | Ensured
-    | Progress
-    | Seeded
-    | TicketText
-    | PeerStatus
-    | ProviderList
-    | Failure
-)
+Answer = Resolved | Done | Ensured | Progress | Seeded | TicketText | PeerStatus | ProviderList | Failure
 Message = Hello | Welcome | Request | Answer
 
 

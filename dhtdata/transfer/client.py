@@ -102,9 +102,7 @@ class HttpClient:
 
     async def peers(self, address: Address, contents: Digest) -> tuple[Address, ...]:
         """Addresses that this peer knows to provide these contents: hints, to be tried and believed later."""
-        return PeerExchange.decode(
-            await self._ask(f"{address.url}/v1/peers/{contents}", answers.MAX_EXCHANGE_BYTES)
-        )
+        return PeerExchange.decode(await self._ask(f"{address.url}/v1/peers/{contents}", answers.MAX_EXCHANGE_BYTES))
 
     async def providers(self, address: Address, digest: Digest) -> list[ProviderRecord]:
         """What the DHT says about a digest, asked through this peer. Records are not verified yet."""
@@ -116,11 +114,7 @@ class HttpClient:
         url = f"{address.url}/v1/names/{encode_key(name.publisher)}/{name.name}"
         signed = records.decode(await self._ask(url, MAX_RECORD_BYTES))
         found = signed.record
-        if (
-            not isinstance(found, NameRecord)
-            or found.name != name.name
-            or found.delegation.root != name.publisher
-        ):
+        if not isinstance(found, NameRecord) or found.name != name.name or found.delegation.root != name.publisher:
             raise FormatError(f"{address}: record of another name than asked")
         return signed
 

@@ -1,0 +1,258 @@
+"""The HTTP interface of a peer: read only, static-file compatible (door of ``aiohttp``, with `client`).
+
+::
+
+    GET/HEAD /v1/blobs/<digest>            one Range at most; ETag is the digest, immutable
+    GET      /v1/have/<contents>?since=    `answers.HaveMap`
+    GET      /v1/peers/<contents>          `answers.PeerExchange`
+    GET      /v1/providers/<digest>        `answers.ProviderRecords`: a look-up in the DHT on behalf of the asker
+    GET      /v1/names/<publisher>/<name>  bytes of the newest NameRecord known
+    GET      /healthz  /metrics  /         for monitors and people
+
+A shard that is not whole serves ranges of verified blocks and answers 404 to the rest. No path is ever built from what
+a request says: a digest is looked up in the store, which knows the path.
+
+Bounds: connections per address and in all, 15 s for a header or an idle connection, a deadline for every piece that is
+written, no request body. A client that reads nothing is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from dhtdata.digest import Digest
+from dhtdata.errors import ConfigError, DhtDataError, FormatError, NotFoundError
+from dhtdata.formats.names import Name, check_name, decode_key
+from dhtdata.formats.records import Address
+from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
+from dhtdata.transfer.holdings import Holdings, Servable
+
+MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_ADDRESS = 32
+IDLE_S = 15.0
+WRITE_S = 15.0
+MAX_LOOKUPS = 4
+_PIECE_BYTES = 256 << 10
+_SHUTDOWN_S = 1.0
+_BINARY = "application/octet-stream"
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Server": "dhtdata"}
+
+
+class Directory(Protocol):
+    """What the server asks the peer, besides blobs."""
+
+    def peers(self, contents: Digest) -> Sequence[Address]: ...
+
+    async def lookup(self, digest: Digest) -> list[ProviderRecord]: ...
+
+    async def name(self, name: Name) -> bytes: ...
+
+    async def metrics(self) -> dict[str, float]: ...
+
+    async def page(self) -> str: ...
+
+
+@dataclass
+class Served:
+    """Counters since the start."""
+
+    bytes: int = 0
+    requests: int = 0
+    refused_connections: int = 0
+
+
+class _Gate(web.Server):
+    """Counts connections by address, and drops one too many before a byte of it is read."""
+
+    def __init__(self, served: Served, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+        super().__init__(
+            handler,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=IDLE_S,
+            lingering_time=2.0,
+            max_line_size=2_048,
+            max_field_size=4_096,
+            max_headers=32,
+            auto_decompress=False,
+        )
+        self._served = served
+
+    def connection_made(self, handler: web.RequestHandler[Any], transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        address = _peer_ip(transport)
+        same = sum(_peer_ip(other) == address for other in self._connections.values())
+        if same > MAX_CONNECTIONS_PER_ADDRESS or len(self._connections) > MAX_CONNECTIONS:
+            self._served.refused_connections += 1
+            transport.abort()
+
+
+class BlobServer:
+    """The interface over what `Holdings` has. Use `running`."""
+
+    def __init__(self, holdings: Holdings, directory: Directory) -> None:
+        self.served = Served()
+        self._holdings = holdings
+        self._directory = directory
+        self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
+
+    @asynccontextmanager
+    async def running(self, listen: str, port: int) -> AsyncIterator[int]:
+        """Listens until the block ends; yields the port. ConfigError if it is in use."""
+        runner = web.ServerRunner(_Gate(self.served, self._answer), shutdown_timeout=_SHUTDOWN_S)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, listen, port, reuse_address=True).start()
+        except OSError as failure:
+            await runner.cleanup()
+            raise ConfigError(
+                f"TCP port {port} on {listen} cannot be used ({failure.strerror or failure}): another program has it; "
+                f"see who with: ss -lptn 'sport = :{port}'; then stop it, or choose another with --port"
+            ) from failure
+        try:
+            yield int(runner.addresses[0][1])
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.served.requests += 1
+        if request.method not in ("GET", "HEAD"):
+            return _plain(405, "only GET and HEAD\n", {"Allow": "GET, HEAD"})
+        try:
+            return await self._route(request)
+        except NotFoundError as failure:
+            return _plain(404, f"{failure}\n")
+        except FormatError as failure:
+            return _plain(400, f"{failure}\n")
+        except DhtDataError as failure:
+            return _plain(503, f"{failure}\n")
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        parts = request.path.split("/")[1:]
+        if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
+            return await self._blob(request, Digest.parse(parts[2]))
+        handlers: dict[str, Callable[[web.BaseRequest, Digest], Awaitable[bytes]]] = {
+            "have": self._have,
+            "peers": self._peers,
+            "providers": self._providers,
+        }
+        if len(parts) == 3 and parts[0] == "v1" and parts[1] in handlers:
+            return _binary(await handlers[parts[1]](request, Digest.parse(parts[2])))
+        if parts[:2] == ["v1", "names"] and len(parts) == 4:
+            check_name(parts[3])
+            return _binary(await self._directory.name(Name(decode_key(parts[2]), parts[3])))
+        if parts == ["healthz"]:
+            return _plain(200, "ok\n")
+        if parts == ["metrics"]:
+            lines = (f"dhtdata_{name} {value}\n" for name, value in sorted((await self._directory.metrics()).items()))
+            return _plain(200, "".join(lines))
+        if parts == [""]:
+            return _plain(200, await self._directory.page())
+        raise NotFoundError("no such thing here")
+
+    async def _have(self, request: web.BaseRequest, contents: Digest) -> bytes:
+        since = request.query.get("since", "")
+        if since and (not since.isascii() or not since.isdigit() or len(since) > 20):
+            raise FormatError("since must be a revision: a whole number")
+        have = await self._holdings.have(contents, int(since) if since else None)
+        return await asyncio.to_thread(have.encode)
+
+    async def _peers(self, request: web.BaseRequest, contents: Digest) -> bytes:
+        return PeerExchange.of(self._directory.peers(contents)).encode()
+
+    async def _providers(self, request: web.BaseRequest, digest: Digest) -> bytes:
+        async with self._lookups:
+            return ProviderRecords.of(await self._directory.lookup(digest)).encode()
+
+    async def _blob(self, request: web.BaseRequest, digest: Digest) -> web.StreamResponse:
+        servable = await self._holdings.find(digest)
+        headers = {
+            "ETag": f'"{digest}"',
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "public, max-age=31536000, immutable",
+        }
+        span = _range(request.headers.getall("Range", []), servable.size)
+        if span is None:
+            return _plain(416, "no such range\n", headers | {"Content-Range": f"bytes */{servable.size}"})
+        start, end, ranged = span
+        if not servable.covers(start, end):
+            raise NotFoundError(f"bytes {start}-{end - 1} of {digest} are not here yet")
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return web.Response(status=304, headers=_HEADERS | headers)
+        if ranged:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{servable.size}"
+        response = web.StreamResponse(status=206 if ranged else 200, headers=_HEADERS | headers)
+        response.content_type = _BINARY
+        response.content_length = end - start
+        if request.method == "HEAD":
+            # A HEAD's answer states the length of the body that it leaves out.
+            await response.prepare(request)
+            return response
+        await self._send(request, response, servable, start, end)
+        return response
+
+    async def _send(
+        self, request: web.BaseRequest, response: web.StreamResponse, servable: Servable, start: int, end: int
+    ) -> None:
+        try:
+            descriptor = await asyncio.to_thread(os.open, servable.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as failure:
+            raise NotFoundError("just gone: ask again") from failure
+        try:
+            await response.prepare(request)
+            while start < end:
+                piece = await asyncio.to_thread(os.pread, descriptor, min(_PIECE_BYTES, end - start), start)
+                if not piece:
+                    raise ConnectionResetError("the file is shorter than it was")
+                async with asyncio.timeout(WRITE_S):
+                    await response.write(piece)
+                start += len(piece)
+                self.served.bytes += len(piece)
+            await response.write_eof()
+        except (ConnectionError, TimeoutError):
+            # Gone, or reads nothing: nothing can be said to it any more.
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            os.close(descriptor)
+
+
+def _range(headers: Sequence[str], size: int) -> tuple[int, int, bool] | None:
+    """Half-open span and whether it was asked for; None if it cannot be satisfied. Anything but one plain range is 416."""
+    if not headers:
+        return (0, size, False)
+    unit, _, text = headers[0].partition("=")
+    first, dash, last = text.strip().partition("-")
+    if len(headers) > 1 or unit.strip() != "bytes" or not dash or not _digits(first) or not _digits(last):
+        return None
+    if not first:
+        # The last n bytes.
+        length = int(last) if last else 0
+        return (max(size - length, 0), size, True) if length and size else None
+    start = int(first)
+    end = min(int(last) + 1, size) if last else size
+    return (start, end, True) if start < end else None
+
+
+def _digits(text: str) -> bool:
+    return len(text) <= 18 and (not text or (text.isascii() and text.isdigit()))
+
+
+def _plain(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=text, headers=_HEADERS | (headers or {}))
+
+
+def _binary(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type=_BINARY, headers=_HEADERS | {"Cache-Control": "no-store"})
+
+
+def _peer_ip(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
