@@ -100,6 +100,13 @@ def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
     return folder
 
 
+def local_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Folders that are usually on a local disk, best first: the batch job's, the user's, the system's temporary one."""
+    environment = os.environ if environment is None else environment
+    named = [environment.get("SLURM_TMPDIR"), environment.get("TMPDIR"), "/tmp", "/var/tmp"]
+    return tuple(dict.fromkeys(Path(folder) for folder in named if folder))
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

@@ -1,0 +1,20 @@
+"""The store: verified blobs on disk, partial shards, the datasets and names that this machine knows."""
+
+from __future__ import annotations
+
+from dhtdata.store.blobs import BlobWriter, ScrubResult
+from dhtdata.store.catalogue import ManifestEntry
+from dhtdata.store.partial import Partial
+from dhtdata.store.room import Completeness, Usage
+from dhtdata.store.store import Located, Store
+
+__all__ = [
+    "BlobWriter",
+    "Completeness",
+    "Located",
+    "ManifestEntry",
+    "Partial",
+    "ScrubResult",
+    "Store",
+    "Usage",
+]

@@ -1,0 +1,254 @@
+"""A shard of which some blocks are here: ``partial/<shard>.<block table>``, a sparse file of the shard's full size.
+
+A block is verified before it is written, so every block that `Partial.has` is readable and may be served; the file
+keeps its inode when it becomes a blob, so maps of it stay valid. What it holds after a crash is found by digesting its
+blocks again, once per process, not by trusting what was noted: resuming never depends on when `save` ran last.
+
+Two manifests may name one shard with different block tables (one of them lies), so a partial belongs to a shard *and* a
+table. If all blocks match and the shard's digest does not, the manifest is at fault: nobody is blamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from dhtdata.digest import Buffer, Digest, Hasher
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from dhtdata.formats.blocks import BlockTable
+from dhtdata.store.blobs import Blobs
+from dhtdata.store.filesystem import make_folder, store_errors, write_at
+from dhtdata.store.index import Database
+
+_READ_ONLY = 0o400
+_DROP_ROW = "DELETE FROM partials WHERE digest = ? AND table_digest = ?"
+
+
+class Partial:
+    """A shard that is being filled. Threads may share it; so may processes, each with an object of its own."""
+
+    def __init__(self, digest: Digest, table: BlockTable, path: Path, blobs: Blobs, database: Database) -> None:
+        self.digest = digest
+        self.table = table
+        self.table_digest = Digest.of(table.encode())
+        self.path = path
+        self._blobs = blobs
+        self._database = database
+        self._lock = threading.Lock()
+        self._held = bytearray(len(table.blocks))
+        self._held_bytes = 0
+        with store_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._resume()
+
+    def __del__(self) -> None:
+        if (descriptor := getattr(self, "_descriptor", -1)) >= 0:
+            os.close(descriptor)
+
+    @property
+    def complete(self) -> bool:
+        return all(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._held_bytes
+
+    def has(self, position: int) -> bool:
+        """Whether this block is here, verified."""
+        return bool(self._held[position])
+
+    def missing(self) -> list[int]:
+        """Positions of the blocks that are not here, ascending."""
+        return [position for position, held in enumerate(self._held) if not held]
+
+    def bitmap(self) -> bytes:
+        """One bit a block, the lowest bit of each byte first; set if the block is here."""
+        bits = bytearray(-(-len(self._held) // 8))
+        for position, held in enumerate(bytes(self._held)):
+            bits[position >> 3] |= held << (position & 7)
+        return bytes(bits)
+
+    def accept(self, position: int, content: Buffer, culprit: str = "") -> None:
+        """Verify a block, then write it. IntegrityError blames ``culprit``; StoreError if the disk is full."""
+        block = self.table.blocks[position]
+        view = memoryview(content).cast("B")
+        if len(view) != block.length or Digest.of(view) != block.digest:
+            by = f" from {culprit}" if culprit else ""
+            raise IntegrityError(f"wrong bytes{by} for block {position} of shard {self.digest}", culprit=culprit)
+        if self._held[position]:
+            return
+        with store_errors(self.path, block.length):
+            write_at(self._descriptor, view, block.offset)
+        self._mark(position)
+
+    def save(self) -> None:
+        """Note in the index which blocks are here, for other processes to see. `NotFoundError` if it was dropped."""
+        with self._database.writing() as connection:
+            changed = connection.execute(
+                "UPDATE partials SET bitmap = ?, held_bytes = ?, used_s = max(used_s, ?) "
+                "WHERE digest = ? AND table_digest = ?",
+                (self.bitmap(), self._held_bytes, self._blobs.now_s(), self.digest, self.table_digest),
+            ).rowcount
+        if not changed and not self._blobs.has(self.digest):
+            raise NotFoundError(f"partial shard {self.digest} was dropped while it was filled: fetch it again")
+
+    def finish(self) -> Path:
+        """Make a complete shard a blob. FormatError if its blocks match and its digest does not."""
+        if missing := self.missing():
+            raise NotFoundError(f"shard {self.digest} still misses {len(missing)} blocks: fetch them first")
+        if self._blobs.has(self.digest):
+            self.remove()
+            return self._blobs.path_of(self.digest)
+        if self._digest_file() != self.digest:
+            self.remove()
+            raise FormatError(
+                f"shard {self.digest}: all blocks match block table {self.table_digest}, the shard does not: "
+                "the manifest that names them is at fault"
+            )
+        try:
+            with store_errors(self.path, self.table.shard_bytes):
+                os.fchmod(self._descriptor, _READ_ONLY)
+                os.fsync(self._descriptor)
+        except StoreError:
+            # After a failed fsync nobody knows what the disk holds: start anew rather than believe the next one.
+            self.remove()
+            raise
+        return self._blobs.publish_file(self.path, self.digest, _DROP_ROW, (self.digest, self.table_digest))
+
+    def remove(self) -> None:
+        """Drop the file and what the index says of it."""
+        with store_errors(self.path), self._database.writing() as connection:
+            self.path.unlink(missing_ok=True)
+            connection.execute(_DROP_ROW, (self.digest, self.table_digest))
+
+    def _mark(self, position: int) -> None:
+        with self._lock:
+            if not self._held[position]:
+                self._held[position] = 1
+                self._held_bytes += self.table.blocks[position].length
+
+    def _resume(self) -> None:
+        """Digest every block of which the file has bytes."""
+        if os.fstat(self._descriptor).st_size != self.table.shard_bytes:
+            os.ftruncate(self._descriptor, self.table.shard_bytes)
+        written = 0
+        for position, block in enumerate(self.table.blocks):
+            if written < block.offset:
+                written = _next_written(self._descriptor, block.offset)
+            if written >= block.offset + block.length:
+                continue
+            if Digest.of(os.pread(self._descriptor, block.length, block.offset)) == block.digest:
+                self._mark(position)
+
+    def _digest_file(self) -> Digest:
+        hasher = Hasher()
+        with store_errors(self.path):
+            for block in self.table.blocks:
+                hasher.update(os.pread(self._descriptor, block.length, block.offset))
+        return hasher.digest()
+
+
+def _next_written(descriptor: int, offset: int) -> int:
+    """First offset from ``offset`` on that was written, or beyond the end if none was."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as failure:
+        if failure.errno == errno.ENXIO:
+            return 1 << 62
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class PartialEntry:
+    """What the index knows of a partial shard; ``held_bytes`` is as of the last `Partial.save`."""
+
+    digest: Digest
+    table_digest: Digest
+    held_bytes: int
+    size: int
+    used_s: float
+
+
+class Partials:
+    """The partial shards of one store folder."""
+
+    def __init__(self, folder: Path, blobs: Blobs, database: Database) -> None:
+        self._folder = folder / "partial"
+        self._blobs = blobs
+        self._database = database
+        self._lock = threading.Lock()
+        self._open: WeakValueDictionary[tuple[int, Digest, Digest], Partial] = WeakValueDictionary()
+
+    def create(self) -> None:
+        """Make the folder, remove files without a row. Callers hold the store's lock."""
+        make_folder(self._folder)
+        if os.listdir(self._folder):
+            # Files appear, move and vanish inside write transactions only, so this sees none that is being made.
+            with store_errors(self._folder), self._database.writing() as connection:
+                known = {
+                    self._path(*row).name for row in connection.execute("SELECT digest, table_digest FROM partials")
+                }
+                for name in set(os.listdir(self._folder)) - known:
+                    (self._folder / name).unlink()
+
+    def known(self, digest: Digest, table: BlockTable) -> bool:
+        """Whether this partial has its place already."""
+        with self._database.reading() as connection:
+            query = "SELECT 1 FROM partials WHERE digest = ? AND table_digest = ?"
+            return connection.execute(query, (digest, Digest.of(table.encode()))).fetchone() is not None
+
+    def open(self, digest: Digest, table: BlockTable) -> Partial:
+        """The partial of a shard, new or resumed. One object per process while anybody holds it."""
+        encoded = table.encode()
+        table_digest = Digest.of(encoded)
+        key = (os.getpid(), digest, table_digest)
+        with self._lock:
+            if (partial := self._open.get(key)) is not None and partial.path.exists():
+                return partial
+            path = self._path(digest, table_digest)
+            with store_errors(path, 4_096), self._database.writing() as connection:
+                connection.execute(
+                    "INSERT INTO partials VALUES(?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO NOTHING",
+                    (digest, table_digest, encoded, b"", table.shard_bytes, self._blobs.now_s()),
+                )
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            partial = self._open[key] = Partial(digest, table, path, self._blobs, self._database)
+            return partial
+
+    def entries(self) -> list[PartialEntry]:
+        """Every partial shard, ascending by digest."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT digest, table_digest, held_bytes, size, used_s FROM partials ORDER BY digest, table_digest"
+            ).fetchall()
+        return [PartialEntry(Digest(row[0]), Digest(row[1]), row[2], row[3], row[4]) for row in rows]
+
+    def stored(self, digest: Digest) -> Partial:
+        """The fullest partial of a shard. NotFoundError if there is none."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT block_table FROM partials WHERE digest = ?", (digest,)).fetchall()
+        if not rows:
+            raise NotFoundError(f"shard {digest} is not in this store, not even in part")
+        opened = [self.open(digest, BlockTable.decode(row[0])) for row in rows]
+        return max(opened, key=lambda partial: partial.held_bytes)
+
+    def in_use(self, entry: PartialEntry) -> bool:
+        """Whether this process is filling or serving it."""
+        return (os.getpid(), entry.digest, entry.table_digest) in self._open
+
+    def remove(self, connection: sqlite3.Connection, entry: PartialEntry) -> int:
+        """Drop a partial unless this process uses it; bytes of room given back."""
+        if self.in_use(entry):
+            return 0
+        with store_errors(path := self._path(entry.digest, entry.table_digest)):
+            path.unlink(missing_ok=True)
+        dropped = connection.execute(_DROP_ROW, (entry.digest, entry.table_digest)).rowcount
+        return entry.size * dropped
+
+    def _path(self, digest: bytes, table_digest: bytes) -> Path:
+        return self._folder / f"{digest.hex()}.{table_digest.hex()[:16]}"

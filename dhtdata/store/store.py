@@ -1,0 +1,247 @@
+"""The store: one folder that holds blobs, and everything this machine knows about datasets.
+
+The trainer and the peer meet here and nowhere else. Threads may share a `Store`; processes open one each. Goals: a file
+at a final path is verified; nothing that was acknowledged is lost to a crash, a full disk or another process. Not
+goals: network file systems (refused), several users (the folder is 0700), bad memory.
+
+::
+
+    <store>/
+      index.sqlite      rows of blobs, partials, datasets, names (WAL)
+      store.lock        held while a process opens the store
+      blobs/ab/<digest>   final, read-only
+      partial/          shards of which some blocks are here
+      incoming/         temporary files, each locked by its writer
+      quarantine/       blobs whose bytes changed on disk
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dhtdata.digest import Buffer, Digest, random_id
+from dhtdata.errors import NotFoundError
+from dhtdata.formats.blocks import BlockTable
+from dhtdata.formats.records import Signed
+from dhtdata.store.blobs import Blobs, BlobWriter, ScrubResult
+from dhtdata.store.catalogue import Catalogue, ManifestEntry
+from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
+from dhtdata.store.index import Database
+from dhtdata.store.partial import Partial, Partials
+from dhtdata.store.room import GRACE_S, Completeness, Room, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where bytes of a blob can be read: all of it, or the blocks that ``partial`` has."""
+
+    path: Path
+    size: int
+    partial: Partial | None
+
+    @property
+    def complete(self) -> bool:
+        return self.partial is None
+
+
+class Store:
+    """One store folder. Make it with `Store.open`."""
+
+    def __init__(self, path: Path, database: Database, cache_limit: int | None, clock: Callable[[], float]) -> None:
+        self.path = path
+        self._database = database
+        self._blobs = Blobs(path, database, clock)
+        self._partials = Partials(path, self._blobs, database)
+        self._catalogue = Catalogue(database, clock)
+        self._room = Room(self._blobs, self._partials, self._catalogue, database, cache_limit)
+        self.id = b""
+
+    @classmethod
+    def open(cls, path: Path, *, cache_limit: int | None = None, clock: Callable[[], float] = time.time) -> Store:
+        """Open a store, made first if it is not there. StoreError if the folder cannot hold one."""
+        path = path.absolute()
+        with store_errors(path, 4_096):
+            make_folder(path)
+            refuse_network(path)
+            os.chmod(path, 0o700)
+        store = cls(path, Database(path / "index.sqlite"), cache_limit, clock)
+        with store_errors(path, 4_096), _locked(path / "store.lock"):
+            store._database.create(random_id())
+            store._blobs.create()
+            store._partials.create()
+        with store._database.reading() as connection:
+            store.id = connection.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0]
+        return store
+
+    def close(self) -> None:
+        """Write down what was used lately and close the index."""
+        self._blobs.flush_touches()
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Blobs
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is here, as it should be."""
+        return self._blobs.has(digest)
+
+    def retain(self, digest: Digest) -> bool:
+        """`has`, for who is about to publish something that refers to it: `gc` keeps it for another grace period."""
+        return self._blobs.retain(digest)
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of a blob. NotFoundError if it is not here."""
+        return self._blobs.size(digest)
+
+    def path_of(self, digest: Digest) -> Path:
+        """A verified blob's file. NotFoundError if it is not here; IntegrityError names a file that has changed.
+
+        Eviction may unlink it at any time: open or map it at once; FileNotFoundError then means ask again.
+        """
+        return self._blobs.path_of(digest)
+
+    def read(self, digest: Digest, *, limit_bytes: int) -> bytes:
+        """A small blob, digested on every read. FormatError if it is larger than ``limit_bytes``."""
+        return self._blobs.read(digest, limit_bytes)
+
+    def put(self, content: Buffer) -> Digest:
+        """Store bytes; durable on return. Storing them again does nothing."""
+        return self._blobs.put(content)
+
+    def new_blob(self, digest: Digest | None = None) -> BlobWriter:
+        """A blob to be written in pieces; it digests what it writes, unless ``digest`` says that this was done.
+
+        ``with store.new_blob() as writer: writer.write(first, second); path = writer.commit()``
+        """
+        return self._blobs.new_blob(digest)
+
+    def locate(self, digest: Digest) -> Located:
+        """A blob or the fullest partial of it, for a server. NotFoundError if no byte is here.
+
+        The first look at a partial in a process digests what it holds: call it off the event loop.
+        """
+        try:
+            path = self._blobs.path_of(digest)
+        except NotFoundError:
+            partial = self._partials.stored(digest)
+            return Located(partial.path, partial.table.shard_bytes, partial)
+        with store_errors(path):
+            return Located(path, path.stat().st_size, None)
+
+    def scrub(self) -> Iterator[ScrubResult]:
+        """Digest every blob again, one result each; bad ones go to quarantine. `usage` says how many there will be."""
+        return self._blobs.scrub()
+
+    # Partial shards
+
+    def partial(self, digest: Digest, table: BlockTable) -> Partial:
+        """A shard to be filled block by block, new or resumed. StoreError if there is no room for a new one."""
+        if not self._partials.known(digest, table):
+            self._room.reserve(table.shard_bytes, digest)
+        return self._partials.open(digest, table)
+
+    def partials(self) -> list[Digest]:
+        """Shards of which some blocks may be here, ascending."""
+        return sorted({entry.digest for entry in self._partials.entries()})
+
+    # Datasets
+
+    def add_manifest(self, manifest: Digest) -> None:
+        """List a dataset version: `gc` keeps what it leads to. Not pinned yet."""
+        self._catalogue.add_manifest(manifest)
+
+    def manifests(self) -> list[ManifestEntry]:
+        """Dataset versions listed, in the order in which they were added."""
+        return self._catalogue.manifests()
+
+    def remove_manifest(self, manifest: Digest) -> None:
+        """Unlist and unpin; the next `gc` drops what nothing else leads to. NotFoundError if it is not listed."""
+        self._catalogue.remove_manifest(manifest)
+        self._room.forget_grace(manifest)
+
+    def pin(self, manifest: Digest) -> None:
+        """Never evict what it leads to. NotFoundError if it is not listed."""
+        self._catalogue.pin(manifest, True)
+
+    def unpin(self, manifest: Digest) -> None:
+        self._catalogue.pin(manifest, False)
+
+    def missing_blobs(self, manifest: Digest) -> list[Digest]:
+        """Blobs that the manifest is known to lead to and that are not here. A missing index hides its shards."""
+        return self._room.missing(manifest)
+
+    def completeness(self, manifest: Digest) -> Completeness:
+        """How much of a dataset is here. NotFoundError if not even its contents are."""
+        return self._room.completeness(manifest)
+
+    def shard_bits(self, manifest: Digest) -> bytes:
+        """One bit a shard by ordinal, lowest bit first. NotFoundError unless all indexes are here."""
+        return self._room.shard_bits(manifest)
+
+    def gc(self, *, grace_s: float = GRACE_S) -> int:
+        """Drop what no listed manifest leads to and is older than ``grace_s``; bytes freed."""
+        return self._room.gc(grace_s)
+
+    def evict(self, needed_bytes: int) -> int:
+        """Drop unpinned shards, least recently used first; bytes freed."""
+        return self._room.evict(needed_bytes)
+
+    def reserve(self, needed_bytes: int, digest: Digest | None = None) -> None:
+        """Make room under the cache limit and check the disk. StoreError names the limit that it takes."""
+        self._room.reserve(needed_bytes, digest)
+
+    def usage(self) -> Usage:
+        """What the store takes on disk."""
+        return self._room.usage()
+
+    # Names and memory
+
+    def put_name_record(self, signed: Signed) -> bool:
+        """Keep a verified name record if none as new is known; whether it was. Never goes back."""
+        return self._catalogue.put_name_record(signed)
+
+    def name_record(self, publisher: bytes, name: str) -> Signed:
+        """The newest record seen. NotFoundError if none was."""
+        return self._catalogue.name_record(publisher, name)
+
+    def names(self) -> list[Signed]:
+        return self._catalogue.names()
+
+    def mark_checked(self, digest: Digest, schema_digest: Digest) -> None:
+        """Remember that the table side found a shard sound under a schema."""
+        self._catalogue.mark_checked(digest, schema_digest)
+
+    def is_checked(self, digest: Digest, schema_digest: Digest) -> bool:
+        return self._catalogue.is_checked(digest, schema_digest)
+
+    def trust_publisher(self, key: bytes) -> None:
+        """Remember that this publisher's shards need no child process any more."""
+        self._catalogue.trust_publisher(key)
+
+    def trusts(self, key: bytes) -> bool:
+        return self._catalogue.trusts(key)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
