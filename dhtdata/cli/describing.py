@@ -1,0 +1,172 @@
+"""``head info``: look into a dataset without fetching all of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.markdown import Markdown
+from rich.rule import Rule
+
+from dhtdata.cli.fetching import ColumnsOption
+from dhtdata.cli.held import Held
+from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
+from dhtdata.cli.output import facts, number, percent, plain, size, table
+from dhtdata.cli.session import (
+    SEARCH_S,
+    BootstrapOption,
+    HomeOption,
+    JsonOption,
+    StoreOption,
+    TargetArgument,
+    TimeoutOption,
+    session,
+)
+from dhtdata.cli.values import cell, to_json
+from dhtdata.formats.schema import Field
+
+_SHOWN_SOURCES = 8
+
+
+def head(
+    target: TargetArgument,
+    count: Annotated[int, typer.Option("--rows", "-n", help="How many rows.", min=1, max=10_000)] = 5,
+    split: Annotated[str | None, typer.Option("--split", help="Which split; the first if left out.")] = None,
+    columns: ColumnsOption = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    timeout: TimeoutOption = SEARCH_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the first rows; fetches no more than the blocks that hold them.
+
+    Example: [bold]dhtdata head my-dataset -n 3[/bold]
+    """
+    from dhtdata.mount import mount
+
+    opened = session(store, home, as_json, bootstrap=bootstrap)
+    with opened.store() as blobs:
+        entry, _ = locate(opened, blobs, target, timeout)
+    contents = contents_of(entry)
+    chosen = choose_splits(contents, [split] if split else [])[0]
+    names = choose_columns(contents, listed(columns))
+    with mount(entry.digest.hex(), split=chosen, columns=names, format="python", settings=opened.settings) as dataset:
+        total = dataset.num_rows
+        rows = dataset.map_style()[0 : min(count, total)]
+    document = {"split": chosen, "rows_total": total, "rows": [to_json(row) for row in rows]}
+    drawn = table("", *names, rows=[[cell(row[name]) for name in names] for row in rows])
+    opened.output.result(document, drawn, plain(f"{len(rows)} of {number(total)} rows of split {chosen}."))
+
+
+def info(
+    target: TargetArgument,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    timeout: TimeoutOption = SEARCH_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a dataset: schema, splits, column groups, licence, provenance, statistics, card.
+
+    Fetches the description only, not the rows.
+
+    Example: [bold]dhtdata info my-dataset[/bold]
+    """
+    opened = session(store, home, as_json, bootstrap=bootstrap)
+    with opened.store() as blobs:
+        entry, stale = locate(opened, blobs, target, timeout)
+    opened.output.result(_document(entry, stale), *_portrait(entry, stale))
+
+
+def _document(entry: Held, stale: bool) -> dict[str, Any]:
+    contents, manifest = contents_of(entry), entry.manifest
+    return {
+        "name": entry.label,
+        "uri": str(entry.known.name) if entry.known else None,
+        "stale": stale,
+        "manifest": entry.digest.hex(),
+        "contents": manifest.contents.hex(),
+        "parent": manifest.parent.hex() if manifest.parent else None,
+        "rows": contents.row_count,
+        "bytes": contents.byte_count,
+        "bytes_held": entry.bytes_held,
+        "shards": contents.shard_count,
+        "licence": manifest.licence,
+        "card": manifest.card,
+        "source_url": manifest.provenance.url,
+        "source_files": manifest.provenance.files,
+        "sources": [{"name": source.name, "bytes": source.bytes} for source in manifest.provenance.sources],
+        "columns": [
+            {"name": field.name, "type": type_text(field), "nullable": field.nullable} for field in contents.columns
+        ],
+        "groups": [list(group.columns) for group in contents.groups],
+        "splits": [
+            {
+                "name": split.name,
+                "rows": split.rows,
+                "shards": sum(group.shards for group in split.groups),
+                "bytes": sum(group.bytes for group in split.groups),
+            }
+            for split in contents.splits
+        ],
+    }
+
+
+def _portrait(entry: Held, stale: bool) -> list[RenderableType]:
+    contents, manifest = contents_of(entry), entry.manifest
+    named = str(entry.known.name) + (" (stale)" if stale or entry.known.stale else "") if entry.known else "none here"
+    held = f"{size(entry.bytes_held)} here, {percent(entry.bytes_held, entry.bytes_total)}"
+    lines = [
+        ("name", named),
+        ("manifest", str(entry.digest)),
+        ("contents", str(manifest.contents)),
+        ("parent", str(manifest.parent) if manifest.parent else "none: the first version"),
+        ("size", f"{number(contents.row_count)} rows, {size(contents.byte_count)} ({held})"),
+        ("licence", manifest.licence or "not stated"),
+        ("source", _provenance(entry)),
+    ]
+    group_of = {name: place for place, group in enumerate(contents.groups) for name in group.columns}
+    columns = [
+        (field.name, type_text(field), "" if field.nullable else "never null", str(group_of[field.name]))
+        for field in contents.columns
+    ]
+    splits = [
+        (
+            split.name,
+            number(split.rows),
+            number(sum(group.shards for group in split.groups)),
+            size(sum(group.bytes for group in split.groups)),
+        )
+        for split in contents.splits
+    ]
+    shown: list[RenderableType] = [
+        facts(lines),
+        table("Columns", "column", "type", "nulls", "group", rows=columns, right=("group",)),
+        table("Splits", "split", "rows", "shards", "size", rows=splits, right=("rows", "shards", "size")),
+    ]
+    if manifest.card:
+        shown += [Rule("Card", align="left", style="dim"), Markdown(manifest.card)]
+    return shown
+
+
+def _provenance(entry: Held) -> str:
+    provenance = entry.manifest.provenance
+    names = ", ".join(source.name for source in provenance.sources[:_SHOWN_SOURCES])
+    more = ", …" if provenance.files > _SHOWN_SOURCES else ""
+    files = f"{number(provenance.files)} file{'s'[: provenance.files != 1]} ({names}{more})" if provenance.files else ""
+    return "; ".join(part for part in (provenance.url, files) if part) or "not stated"
+
+
+def type_text(field: Field) -> str:
+    """A column's type as people write it: ``list<int64>``, ``timestamp[us, UTC]``."""
+    parameters = dict(field.parameters)
+    children = [type_text(child) for child in field.children]
+    if field.type in ("struct", "dense_union", "sparse_union"):
+        children = [f"{child.name}: {text}" for child, text in zip(field.children, children, strict=True)]
+    if field.type == "extension":
+        return str(parameters.get("extension_name", "extension"))
+    inside = f"<{', '.join(children)}>" if children else ""
+    values = [str(value) for name, value in sorted(parameters.items(), reverse=True) if value not in ("", False)]
+    return field.type + inside + (f"[{', '.join(values)}]" if values else "")

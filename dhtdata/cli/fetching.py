@@ -1,0 +1,122 @@
+"""``get``: fetch a dataset into the store, and write it elsewhere too if asked."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dhtdata.cli.held import Held, held
+from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
+from dhtdata.cli.output import percent, plain, size
+from dhtdata.cli.session import (
+    SEARCH_S,
+    BootstrapOption,
+    CacheLimitOption,
+    HomeOption,
+    JsonOption,
+    Session,
+    StoreOption,
+    TargetArgument,
+    TimeoutOption,
+    session,
+)
+from dhtdata.errors import ConfigError
+from dhtdata.mirror import write_mirror
+from dhtdata.store import Store
+
+
+class ExportFormat(StrEnum):
+    """What ``get --as`` writes."""
+
+    ARROW = "arrow"
+    PARQUET = "parquet"
+
+
+SplitsOption = Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", help="Only these columns, separated by commas.", metavar="NAMES")
+]
+
+
+def get(
+    target: TargetArgument,
+    split: SplitsOption = None,
+    columns: ColumnsOption = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Also write the rows as files here.", metavar="DIR")] = None,
+    as_: Annotated[ExportFormat, typer.Option("--as", help="Format of the files that --to writes.")] = (
+        ExportFormat.PARQUET
+    ),
+    mirror: Annotated[
+        Path | None,
+        typer.Option("--mirror", help="Also write a static mirror here, for any web server.", metavar="DIR"),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    cache_limit: CacheLimitOption = None,
+    bootstrap: BootstrapOption = None,
+    timeout: TimeoutOption = SEARCH_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a dataset into the store; optionally write it elsewhere too.
+
+    Interrupted, it goes on where it stopped.
+
+    Example: [bold]dhtdata get my-dataset --split train --to ./rows --as parquet[/bold]
+    """
+    opened = session(store, home, as_json, bootstrap=bootstrap, cache_limit=cache_limit)
+    if mirror is not None and (split or columns):
+        raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
+    with opened.store() as blobs:
+        entry, stale = locate(opened, blobs, target, timeout)
+        contents = contents_of(entry)
+        splits = choose_splits(contents, split or [])
+        names = choose_columns(contents, listed(columns))
+        if not entry.complete:
+            _fill(opened, blobs, entry, splits, names)
+        files = _export(opened, blobs, entry, (splits, names), to, as_) if to is not None else []
+        mirrored = _mirror(opened, blobs, entry, mirror) if mirror is not None else None
+        entry = held(blobs, entry.digest.hex())
+    document: dict[str, Any] = {
+        "name": entry.label,
+        "manifest": entry.digest.hex(),
+        "contents": entry.manifest.contents.hex(),
+        "rows": sum(part.rows for part in contents.splits if part.name in splits),
+        "bytes": entry.bytes_total,
+        "bytes_held": entry.bytes_held,
+        "stale": stale,
+        "files": [str(path) for path in files],
+        "mirror": mirrored,
+    }
+    share = f"{size(entry.bytes_held)} of {size(entry.bytes_total)}, {percent(entry.bytes_held, entry.bytes_total)}"
+    lines = [plain(f"{entry.label} is in the store ({share})."), plain(f"manifest {entry.digest}")]
+    if files:
+        lines.append(plain(f"Wrote {len(files)} {as_.value} file{'s'[: len(files) > 1]} to {to}."))
+    if mirrored:
+        lines.append(plain(f"The mirror in {mirror} is complete: serve that folder with any web server."))
+    opened.output.result(document, *lines)
+
+
+def _fill(opened: Session, blobs: Store, entry: Held, splits: list[str], columns: list[str]) -> None:
+    with opened.peer(blobs) as peer, opened.output.progress(f"fetching {entry.label}") as report:
+        peer.fetch_dataset(entry.digest, splits, columns, on_progress=lambda seen: report(seen.bytes, seen.bytes_total))
+
+
+def _export(
+    opened: Session, blobs: Store, entry: Held, chosen: tuple[list[str], list[str]], to: Path, kind: ExportFormat
+) -> list[Path]:
+    from dhtdata.export import export
+
+    with opened.output.progress(f"writing {kind.value}") as report:
+        return export(blobs, entry.digest, to, kind.value, splits=chosen[0], columns=chosen[1], progress=report)
+
+
+def _mirror(opened: Session, blobs: Store, entry: Held, folder: Path) -> dict[str, Any]:
+    from dhtdata.transfer.answers import VERSION, HaveMap
+
+    everything = HaveMap(version=VERSION, contents=entry.manifest.contents, revision=1, complete=True)
+    with opened.output.progress("writing the mirror") as report:
+        written = write_mirror(blobs, entry.digest, folder, have=everything.encode(), progress=report)
+    return {"folder": str(folder), "blobs": written.blobs, "bytes": written.bytes, "new": written.new}

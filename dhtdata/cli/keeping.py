@@ -1,0 +1,215 @@
+"""``ls verify pin unpin rm gc``: what the store holds, and whether it still does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dhtdata.cli.held import Held, all_held, find, held
+from dhtdata.cli.output import number, percent, plain, short, size, table
+from dhtdata.cli.session import (
+    BootstrapOption,
+    CacheLimitOption,
+    HomeOption,
+    JsonOption,
+    Session,
+    StoreOption,
+    TargetArgument,
+    session,
+)
+from dhtdata.digest import Digest
+from dhtdata.errors import DhtDataError, IntegrityError, NotFoundError
+from dhtdata.formats.ticket import parse_target
+from dhtdata.store import Store
+
+
+def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the datasets of the store.
+
+    Example: [bold]dhtdata ls[/bold]
+    """
+    opened = session(store, home, as_json)
+    with opened.store() as blobs:
+        found = list(all_held(blobs))
+        seeded = _seeded(opened, blobs)
+    document = {"datasets": [_describe(entry, entry.digest in seeded) for entry in found]}
+    if not found:
+        opened.output.result(document, f"The store {opened.settings.store} is empty: dhtdata publish or get fills it.")
+        return
+    rows = [
+        (
+            entry.label,
+            str(entry.known.name.sequence) if entry.known else "",
+            short(entry.digest),
+            number(entry.contents.row_count) if entry.contents else "?",
+            size(entry.bytes_total) if entry.contents else "?",
+            percent(entry.bytes_held, entry.bytes_total) if entry.contents else "?",
+            "yes" if entry.pinned else "",
+            "now" if entry.digest in seeded else "",
+        )
+        for entry in found
+    ]
+    columns = ("name", "sequence", "version", "rows", "size", "held", "pinned", "seeded")
+    opened.output.result(document, table("", *columns, rows=rows, right=("sequence", "rows", "size", "held")))
+
+
+def verify(
+    target: TargetArgument = "",
+    repair: Annotated[bool, typer.Option(help="Fetch what is damaged or missing from peers.")] = True,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every stored byte again, and repair damage from peers.
+
+    Damaged blobs are set aside first. With TARGET, that dataset is also completed; otherwise every dataset that lost
+    something is. Ends with exit code 4 if damage remains.
+
+    Example: [bold]dhtdata verify[/bold]
+    """
+    opened = session(store, home, as_json, bootstrap=bootstrap)
+    with opened.store() as blobs:
+        wanted = [held(blobs, target).digest] if target else []
+        before = {entry.digest: _bytes_held(blobs, entry.digest) for entry in blobs.manifests()}
+        checked, damaged = _scrub(opened, blobs)
+        hurt = [digest for digest, count in before.items() if _bytes_held(blobs, digest) < count]
+        failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt]))) if repair else []
+        remaining = [digest for digest in damaged if not blobs.has(digest)]
+    document = {
+        "checked": checked,
+        "damaged": [digest.hex() for digest in damaged],
+        "repaired": len(damaged) - len(remaining),
+        "remaining": [digest.hex() for digest in remaining],
+        "failures": failures,
+    }
+    if remaining:
+        said = "; ".join(failures) or "repair was not asked for"
+        first = f"{len(remaining)} of {checked} blobs are damaged and set aside, the first is {remaining[0]}: {said}"
+        raise IntegrityError(first, culprit=str(opened.settings.store))
+    sentence = f"{number(checked)} blobs checked, all good."
+    if damaged:
+        sentence = f"{number(checked)} blobs checked, {len(damaged)} were damaged and have been repaired from peers."
+    opened.output.result(document, sentence)
+
+
+def pin(
+    target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Keep a dataset: it is never evicted, and a seed serves it.
+
+    Example: [bold]dhtdata pin my-dataset[/bold]
+    """
+    _set_pin(session(store, home, as_json), target, pinned=True)
+
+
+def unpin(
+    target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Let a dataset be evicted when the cache limit asks for room.
+
+    Example: [bold]dhtdata unpin my-dataset[/bold]
+    """
+    _set_pin(session(store, home, as_json), target, pinned=False)
+
+
+def rm(target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Take a dataset off the list of this store; its bytes go with the next gc.
+
+    Example: [bold]dhtdata rm my-dataset[/bold]
+    """
+    opened = session(store, home, as_json)
+    with opened.store() as blobs:
+        entry = held(blobs, target)
+        blobs.remove_manifest(entry.digest)
+    document = {"removed": entry.digest.hex(), "name": entry.label}
+    opened.output.result(document, plain(f"Removed {entry.label} ({entry.digest}). dhtdata gc frees its bytes."))
+
+
+def gc(
+    store: StoreOption = None,
+    home: HomeOption = None,
+    cache_limit: CacheLimitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete bytes that no listed dataset needs.
+
+    Example: [bold]dhtdata gc[/bold]
+    """
+    opened = session(store, home, as_json, cache_limit=cache_limit)
+    with opened.store() as blobs:
+        freed = blobs.gc()
+    opened.output.result({"freed_bytes": freed}, f"Freed {size(freed)}.")
+
+
+def _seeded(opened: Session, blobs: Store) -> set[Digest]:
+    with opened.running_peer(blobs) as peer:
+        if peer is None:
+            return set()
+        seen = peer.status()
+        return {entry.manifest for entry in seen.datasets} if seen.kind == "seed" else set()
+
+
+def _describe(entry: Held, seeded: bool) -> dict[str, object]:
+    return {
+        "name": entry.label,
+        "uri": str(entry.known.name) if entry.known else None,
+        "sequence": entry.known.name.sequence if entry.known else None,
+        "stale": entry.known.stale if entry.known else None,
+        "manifest": entry.digest.hex(),
+        "contents": entry.manifest.contents.hex(),
+        "rows": entry.contents.row_count if entry.contents else None,
+        "bytes": entry.bytes_total if entry.contents else None,
+        "bytes_held": entry.bytes_held,
+        "pinned": entry.pinned,
+        "seeded": seeded,
+    }
+
+
+def _bytes_held(blobs: Store, manifest: Digest) -> int:
+    """Bytes of a dataset in the store; -1 if even its manifest or contents are not."""
+    try:
+        return blobs.completeness(manifest).bytes_held
+    except NotFoundError:
+        return -1
+
+
+def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
+    checked, damaged, total = 0, [], blobs.usage().blobs
+    with opened.output.progress("checking", number) as report:
+        for seen in blobs.scrub():
+            checked += 1
+            if seen.state != "ok":
+                damaged.append(seen.digest)
+            report(checked, total)
+    return checked, damaged
+
+
+def _repair(opened: Session, blobs: Store, manifests: list[Digest]) -> list[str]:
+    """Fetch these datasets again; what went wrong, one sentence each."""
+    failures: list[str] = []
+    for manifest in manifests:
+        try:
+            with opened.peer(blobs) as peer, opened.output.progress("repairing") as report:
+                peer.resolve(manifest)
+                peer.fetch_dataset(manifest, on_progress=lambda seen: report(seen.bytes, seen.bytes_total))
+        except DhtDataError as failure:
+            failures.append(str(failure))
+    return failures
+
+
+def _set_pin(opened: Session, target: str, *, pinned: bool) -> None:
+    with opened.store() as blobs:
+        digest = find(blobs, parse_target(target))
+        if digest not in {entry.digest for entry in blobs.manifests()}:
+            raise NotFoundError(f"{target[:80]} is not in this store: fetch it with dhtdata get")
+        if pinned:
+            blobs.pin(digest)
+            with opened.running_peer(blobs) as peer:
+                if peer is not None:
+                    peer.announce(digest)
+        else:
+            blobs.unpin(digest)
+    word = "Pinned" if pinned else "Unpinned"
+    opened.output.result({"manifest": digest.hex(), "pinned": pinned}, plain(f"{word} {digest}."))

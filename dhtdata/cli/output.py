@@ -1,0 +1,144 @@
+"""What people and programs see (door of ``rich`` and of printing).
+
+Results go to standard output, everything else (progress, notes, errors) to standard error. With ``--json`` a command
+prints exactly one line on standard output: its result, or ``{"error": {"class", "message", "exit_code"}}``. Progress
+bars appear only where standard error is a terminal. Tables fit 100 columns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 160
+SHORT_DIGITS = 12
+_STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+Report = Callable[[int, int], None]
+"""Told (done, total) as work goes on; a total of 0 means not known."""
+
+
+class Output:
+    """The two streams of one command."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
+        self._err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
+
+    def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
+        """A command's one result: the document with ``--json``, else what people read."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, ensure_ascii=False, sort_keys=False) + "\n")
+            sys.stdout.flush()
+            return
+        for piece in shown:
+            self._out.print(piece)
+
+    def note(self, text: str) -> None:
+        """A sentence for people about what is going on."""
+        if not self.as_json:
+            self._err.print(Text(text))
+
+    @contextmanager
+    def progress(self, title: str, show: Callable[[int], str] | None = None) -> Iterator[Report]:
+        """A bar that ends with the block. ``show`` turns a count into text; sizes by default."""
+        if self.as_json or not self._err.is_terminal:
+            yield lambda done, total: None
+            return
+        show = show or size
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            console=self._err,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(title, total=None, amount="")
+            begun = time.monotonic()
+
+            def report(done: int, total: int) -> None:
+                rate = done / max(time.monotonic() - begun, 1e-3)
+                amount = f"{show(done)} of {show(total)}" if total else show(done)
+                per_second = f", {show(int(rate))}/s" if show is size else ""
+                bar.update(task, completed=done, total=total or None, amount=amount + per_second)
+
+            yield report
+
+    @contextmanager
+    def status_line(self) -> Iterator[Callable[[str], None]]:
+        """A line that is rewritten in place on a terminal and left out elsewhere."""
+        if self.as_json or not self._err.is_terminal:
+            yield lambda text: None
+            return
+        with self._err.status("") as status:
+            yield lambda text: status.update(Text(text))
+
+
+def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """A plain table; columns named in ``right`` hold numbers and stand flush right."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    return drawn
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, one a line; values are never shortened."""
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(style="bold", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in pairs:
+        drawn.add_row(name, escape(value))
+    return drawn
+
+
+def size(count: int) -> str:
+    """``1.5 MiB``."""
+    amount, step = float(count), 0
+    while amount >= 1024 and step < len(_STEPS) - 1:
+        amount, step = amount / 1024, step + 1
+    return f"{count} B" if step == 0 else f"{amount:.{1 if amount < 100 else 0}f} {_STEPS[step]}"
+
+
+def number(count: int) -> str:
+    """``1,234,567``."""
+    return f"{count:,}"
+
+
+def percent(part: int, whole: int) -> str:
+    """``99.9%``, and 100% only when nothing is missing."""
+    if part >= whole:
+        return "100%"
+    return f"{min(99.9, 100 * part / whole):.1f}%"
+
+
+def short(digest: bytes) -> str:
+    """First digits of a digest, for tables; `--json` has all of them."""
+    return digest.hex()[:SHORT_DIGITS]
+
+
+def plain(text: str) -> Text:
+    """Text that is printed as it is, whatever brackets it holds, and never broken."""
+    return Text(text, no_wrap=True, overflow="ignore")
+
+
+def _width(stream: Any) -> int | None:
+    return None if stream.isatty() else PIPE_WIDTH

@@ -1,0 +1,248 @@
+"""``publish seed ticket stop``: bring a dataset into the network and keep it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dhtdata.cli.held import held
+from dhtdata.cli.output import facts, number, plain, size
+from dhtdata.cli.seeding import run_seed
+from dhtdata.cli.session import (
+    BootstrapOption,
+    CacheLimitOption,
+    HomeOption,
+    JsonOption,
+    ListenOption,
+    PortOption,
+    Session,
+    StoreOption,
+    TargetArgument,
+    session,
+)
+from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.formats.records import Address
+from dhtdata.formats.ticket import Ticket, parse_target
+
+_DEFAULT_SPLIT = "train"
+
+
+def publish(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Parquet, CSV, JSON lines (also .gz, .zst), Arrow IPC files, or a folder of files; globs.",
+            metavar="[SOURCE]...",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the dataset: a-z 0-9 . _ -", show_default=False)] = "",
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Files of one split, such as train='data/*.parquet'; may be repeated."),
+    ] = None,
+    licence: Annotated[str, typer.Option("--licence", help="Licence, by its SPDX identifier.", metavar="SPDX")] = "",
+    source_url: Annotated[str, typer.Option("--source-url", help="Where the rows came from.", metavar="URL")] = "",
+    card: Annotated[
+        Path | None, typer.Option("--card", help="Description in Markdown.", metavar="FILE", show_default=False)
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Fill columns that some files lack with nulls.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, store nothing.")] = False,
+    seed: Annotated[bool, typer.Option("--seed", help="Stay up and seed it; prints a ticket.")] = False,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    cache_limit: CacheLimitOption = None,
+    listen: ListenOption = None,
+    port: PortOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut files into a dataset, store it and sign its name.
+
+    The same rows give the same digests, and rows that an earlier version had are not stored again. Interrupted, it can
+    be run again; finished shards are not redone.
+
+    Example: [bold]dhtdata publish 'data/*.parquet' --name my-dataset --licence CC-BY-4.0 --seed[/bold]
+    """
+    from dhtdata.publish import publish as publish_rows
+
+    if dry_run and seed:
+        raise ConfigError("--dry-run stores nothing that could be seeded: leave --seed out")
+    if not name:
+        raise ConfigError("a dataset needs a name: add --name NAME")
+    opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
+    splits = _splits(sources or [], split or [])
+    with opened.output.progress(f"publishing {name}") as report:
+        done = publish_rows(
+            splits=splits,
+            name=name,
+            licence=licence,
+            source_url=source_url,
+            card=_card(card),
+            allow_missing=allow_missing,
+            dry_run=dry_run,
+            settings=opened.settings,
+            progress=lambda seen: report(seen.bytes_read, seen.bytes_total),
+        )
+    document: dict[str, Any] = {
+        "name": str(done.name),
+        "manifest": done.manifest.hex(),
+        "contents": done.contents.hex(),
+        "sequence": done.sequence,
+        "rows": done.rows,
+        "bytes": done.bytes,
+        "shards": done.shards,
+        "new_shards": done.new_shards,
+        "skipped_hidden": done.skipped_hidden,
+        "dry_run": dry_run,
+    }
+    shown = facts(
+        [
+            ("name", str(done.name)),
+            ("manifest", str(done.manifest)),
+            ("contents", str(done.contents)),
+            ("rows", number(done.rows)),
+            ("size", size(done.bytes)),
+            ("shards", f"{number(done.shards)}, {number(done.new_shards)} new"),
+        ]
+    )
+    if done.skipped_hidden:
+        opened.output.note(f"{number(done.skipped_hidden)} hidden files were skipped.")
+    if seed:
+        run_seed(opened, [str(done.manifest)], document, [shown])
+        return
+    opened.output.result(document, shown, plain(_last_line(opened, name, done, dry_run)))
+
+
+def seed(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names, manifest digests, tickets, or files with one of them a line.",
+            metavar="TARGET...",
+            show_default=False,
+        ),
+    ],
+    store: StoreOption = None,
+    home: HomeOption = None,
+    cache_limit: CacheLimitOption = None,
+    listen: ListenOption = None,
+    port: PortOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch, keep and serve datasets until stopped; prints a ticket for each.
+
+    Runs in the foreground on a fixed port. If a seed of this store already runs, the datasets are added to it.
+
+    Example: [bold]dhtdata seed my-dataset[/bold]
+    """
+    opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
+    run_seed(opened, expand_targets(targets), {}, [])
+
+
+def ticket(
+    target: TargetArgument,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at", help="Address of a static mirror to name in the ticket; may be repeated.", metavar="IP:PORT"
+        ),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a ticket: one string that leads others to a dataset that is being seeded.
+
+    Example: [bold]dhtdata ticket my-dataset[/bold]
+    """
+    opened = session(store, home, as_json)
+    mirrors = tuple(Address.parse(text) for text in at or [])
+    with opened.store() as blobs, opened.running_peer(blobs) as peer:
+        if peer is not None and peer.status().kind == "seed":
+            made = Ticket.parse(peer.ticket(parse_target(target)))
+            made = Ticket(made.target, tuple(dict.fromkeys([*mirrors, *made.addresses])), made.secret)
+        elif mirrors:
+            made = Ticket(held(blobs, target).digest, mirrors)
+        else:
+            raise NotFoundError(f"nobody on this machine seeds {target[:80]}: run dhtdata seed {target[:80]}")
+    opened.output.result(
+        {"ticket": str(made), "target": str(made.target), "addresses": [str(address) for address in made.addresses]},
+        plain(str(made)),
+    )
+
+
+def stop(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Stop the running peer of the store.
+
+    Example: [bold]dhtdata stop[/bold]
+    """
+    opened = session(store, home, as_json)
+    with opened.store() as blobs, opened.running_peer(blobs) as peer:
+        if peer is None:
+            raise NotFoundError(f"no peer runs on the store {blobs.path}")
+        seen = peer.status()
+        peer.stop()
+    opened.output.result({"stopped": seen.pid, "kind": seen.kind}, f"Stopped the {seen.kind} peer, process {seen.pid}.")
+
+
+def expand_targets(targets: list[str]) -> list[str]:
+    """Targets, with each that is a file replaced by the lines in it; empty lines and ``#`` comments are left out."""
+    found: list[str] = []
+    for target in targets:
+        path = Path(target)
+        if not path.is_file():
+            found.append(target)
+            continue
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as failure:
+            raise ConfigError(f"list of datasets {path} cannot be read: {failure}") from failure
+        found += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise ConfigError(f"{', '.join(targets)[:200]} lists no dataset: one name, digest or ticket a line")
+    for target in found:
+        parse_target(target)
+    return found
+
+
+def _splits(sources: list[str], named: list[str]) -> dict[str, list[str]]:
+    """Sources by split. SOURCE arguments are the split ``train`` unless ``--split`` names splits."""
+    if sources and named:
+        raise ConfigError("give files either as SOURCE or with --split NAME=GLOB, not both")
+    if sources:
+        return {_DEFAULT_SPLIT: sources}
+    splits: dict[str, list[str]] = {}
+    for text in named:
+        split, equals, pattern = text.partition("=")
+        if not split or not equals or not pattern:
+            raise ConfigError(f"--split {text!r}: write it like train='data/*.parquet'")
+        splits.setdefault(split, []).append(pattern)
+    if not splits:
+        raise ConfigError("nothing to publish: give files, folders or globs, or --split NAME=GLOB")
+    return splits
+
+
+def _card(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"card {path} cannot be read as text: {failure}") from failure
+
+
+def _last_line(opened: Session, name: str, done: Published, dry_run: bool) -> str:
+    """What to know next: whether anybody can fetch this."""
+    if dry_run:
+        return "Dry run: nothing was stored."
+    with opened.store() as blobs, opened.running_peer(blobs) as peer:
+        if peer is not None and peer.status().kind == "seed":
+            peer.announce(done.manifest)
+            return f"The running seed announces it; dhtdata ticket {name} prints a ticket."
+    return f"Nobody can fetch this until dhtdata seed {name} runs."

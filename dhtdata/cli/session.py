@@ -1,0 +1,121 @@
+"""What a command opens: settings from its flags, the store, the store's peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dhtdata.cli.output import Output
+from dhtdata.config import Settings, load_settings
+from dhtdata.control import PeerClient
+from dhtdata.errors import NotFoundError
+from dhtdata.store import Store
+
+_COMMON, _NETWORK = "Common options", "Network"
+SEARCH_S = 60.0
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the blobs.", rich_help_panel=_COMMON, metavar="DIR")
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of keys and configuration.", rich_help_panel=_COMMON, metavar="DIR"),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON on standard output.", rich_help_panel=_COMMON)
+]
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap",
+        help="Addresses of known peers, IP:PORT, separated by commas.",
+        rich_help_panel=_NETWORK,
+        metavar="ADDRESSES",
+    ),
+]
+ListenOption = Annotated[
+    str | None,
+    typer.Option("--listen", help="IP address to listen on.", rich_help_panel=_NETWORK, metavar="IP"),
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--port", help="UDP and TCP port of the seed; 0 takes a free one.", rich_help_panel=_NETWORK, metavar="PORT"
+    ),
+]
+CacheLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-limit",
+        help="Most bytes that unpinned blobs may take, such as 200GB.",
+        rich_help_panel=_COMMON,
+        metavar="SIZE",
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", help="Seconds to search for the dataset.", rich_help_panel=_NETWORK, min=0.1)
+]
+TargetArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A name in the store, dhtdata://PUBLISHER/NAME, a manifest digest or a ticket.", metavar="TARGET"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's surroundings."""
+
+    settings: Settings
+    output: Output
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """The store, open. StoreError if its folder cannot hold one."""
+        with Store.open(self.settings.store, cache_limit=self.settings.cache_limit) as store:
+            yield store
+
+    @contextmanager
+    def peer(self, store: Store) -> Iterator[PeerClient]:
+        """The store's peer, started as a private one if none runs."""
+        with PeerClient.connect(store, self.settings, start=True) as peer:
+            yield peer
+
+    @contextmanager
+    def running_peer(self, store: Store) -> Iterator[PeerClient | None]:
+        """The store's peer if one runs."""
+        try:
+            peer = PeerClient.connect(store, self.settings, start=False)
+        except NotFoundError:
+            yield None
+            return
+        with peer:
+            yield peer
+
+
+def session(
+    store: Path | None,
+    home: Path | None,
+    as_json: bool,
+    *,
+    bootstrap: str | None = None,
+    listen: str | None = None,
+    port: int | None = None,
+    cache_limit: str | None = None,
+) -> Session:
+    """Settings of a command from its flags; None means not given."""
+    flags = {
+        "store": store,
+        "home": home,
+        "bootstrap": bootstrap,
+        "listen": listen,
+        "port": port,
+        "cache_limit": cache_limit,
+    }
+    return Session(load_settings(flags), Output(as_json))

@@ -1,0 +1,210 @@
+"""``status peers doctor version``: look at the running peer and at this machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version as installed_version
+
+import msgspec
+from rich.table import Table
+
+from dhtdata.cli.output import facts, number, percent, short, size, table
+from dhtdata.cli.session import (
+    SEARCH_S,
+    BootstrapOption,
+    HomeOption,
+    JsonOption,
+    ListenOption,
+    PortOption,
+    Session,
+    StoreOption,
+    TargetArgument,
+    session,
+)
+from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic
+from dhtdata.errors import NotFoundError
+
+_SHOWN_PACKAGES = ("pyarrow", "numpy", "aiohttp", "kademlia", "blake3", "msgspec", "cryptography", "zstandard")
+
+
+def status(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show the running peer: datasets, addresses, traffic.
+
+    Example: [bold]dhtdata status[/bold]
+    """
+    opened = session(store, home, as_json)
+    with opened.store() as blobs, opened.running_peer(blobs) as peer:
+        if peer is None:
+            raise NotFoundError(f"no peer runs on the store {blobs.path}: start one with dhtdata seed")
+        show_status(opened, peer.status())
+
+
+def show_status(opened: Session, seen: PeerStatus) -> None:
+    """A peer's status as facts and two tables."""
+    document = msgspec.to_builtins(seen, enc_hook=str)
+    where = ", ".join(seen.addresses) or "nowhere: it is private and serves nobody"
+    shown = [
+        ("peer", f"{seen.kind}, process {seen.pid}, version {seen.version}, up {_duration(seen.uptime_s)}"),
+        ("store", seen.store),
+        ("reachable at", where),
+        ("DHT", f"{number(seen.dht_contacts)} contacts, node {seen.node[:16]}"),
+        ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
+        ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests"),
+    ]
+    pieces = [facts(shown)]
+    if seen.datasets:
+        pieces.append(_datasets_table(seen.datasets))
+    if seen.traffic:
+        pieces.append(_traffic_table(seen.traffic))
+    opened.output.result(document, *pieces)
+
+
+def peers(
+    target: TargetArgument = "",
+    store: StoreOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who provides a dataset; without TARGET, who delivered bytes to the running peer.
+
+    Example: [bold]dhtdata peers my-dataset[/bold]
+    """
+    opened = session(store, home, as_json, bootstrap=bootstrap)
+    with opened.store() as blobs:
+        if not target:
+            with opened.running_peer(blobs) as peer:
+                if peer is None:
+                    raise NotFoundError(f"no peer runs on the store {blobs.path}: start one with dhtdata seed")
+                traffic = peer.status().traffic
+            document = {"traffic": msgspec.to_builtins(traffic)}
+            opened.output.result(
+                document, _traffic_table(traffic) if traffic else "No peer has delivered anything yet."
+            )
+            return
+        with opened.peer(blobs) as peer:
+            found = peer.resolve(target, SEARCH_S)
+            providers = peer.providers(found.contents)
+        document = {
+            "manifest": found.manifest.hex(),
+            "contents": found.contents.hex(),
+            "providers": msgspec.to_builtins(providers),
+        }
+        shown = _providers_table(providers) if providers else "Nobody who was asked provides this dataset now."
+        opened.output.result(document, shown)
+
+
+def doctor(
+    store: StoreOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    listen: ListenOption = None,
+    port: PortOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Say what is wrong with this machine's set-up, and what to do about it.
+
+    Ends with exit code 2 if something must be changed.
+
+    Example: [bold]dhtdata doctor[/bold]
+    """
+    from dhtdata.doctor import examine
+
+    opened = session(store, home, as_json, bootstrap=bootstrap, listen=listen, port=port)
+    findings = examine(opened.settings)
+    wrong = [finding for finding in findings if finding.verdict == "wrong"]
+    marks = {"good": "[green]ok[/green]", "doubtful": "[yellow]look[/yellow]", "wrong": "[red]wrong[/red]"}
+    drawn = table("", "", "what", "found", rows=())
+    for finding in findings:
+        drawn.add_row(marks[finding.verdict], finding.subject, finding.text)
+    summary = "Nothing is in the way." if not wrong else f"{len(wrong)} to mend: the lines marked wrong say how."
+    document = {
+        "ok": not wrong,
+        "findings": [
+            {"subject": finding.subject, "verdict": finding.verdict, "text": finding.text} for finding in findings
+        ],
+    }
+    opened.output.result(document, drawn, summary)
+    return 2 if wrong else 0
+
+
+def version(as_json: JsonOption = False) -> None:
+    """Show the version of dhtdata and of what it stands on.
+
+    Example: [bold]dhtdata version[/bold]
+    """
+    from dhtdata.cli.output import Output
+    from dhtdata.formats import contents, manifest, records
+
+    packages = {name: installed_version(name) for name in _SHOWN_PACKAGES}
+    formats = {"contents": contents.VERSION, "manifest": manifest.VERSION, "records": records.VERSION}
+    document = {
+        "dhtdata": installed_version("dhtdata"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "formats": formats,
+        "packages": packages,
+    }
+    shown = facts(
+        [
+            ("dhtdata", str(document["dhtdata"])),
+            ("Python", f"{document['python']} on {document['system']}"),
+            ("formats", ", ".join(f"{name} {number}" for name, number in formats.items())),
+            ("packages", ", ".join(f"{name} {number}" for name, number in packages.items())),
+        ]
+    )
+    Output(as_json).result(document, shown)
+
+
+def _datasets_table(datasets: tuple[HeldDataset, ...]) -> Table:
+    rows = [
+        (
+            entry.name_uri.rpartition("/")[2] or short(entry.manifest),
+            short(entry.manifest),
+            size(entry.bytes),
+            percent(entry.bytes_held, entry.bytes),
+            _announced(entry),
+            entry.state,
+        )
+        for entry in datasets
+    ]
+    columns = ("dataset", "version", "size", "held", "announced", "state")
+    return table("Datasets", *columns, rows=rows, right=("size", "held"))
+
+
+def _traffic_table(traffic: tuple[Traffic, ...]) -> Table:
+    rows = [
+        (entry.address, size(entry.bytes), number(entry.blocks), size(entry.wasted), entry.avoided) for entry in traffic
+    ]
+    columns = ("from", "bytes", "blocks", "thrown away", "avoided because")
+    return table("Received", *columns, rows=rows, right=("bytes", "blocks", "thrown away"))
+
+
+def _providers_table(providers: tuple[ProviderStatus, ...]) -> Table:
+    rows = [
+        (
+            entry.address,
+            "everything" if entry.seed else f"{entry.shards} shards" if entry.shards >= 0 else "unknown",
+            size(entry.bytes),
+            entry.source,
+            entry.avoided,
+        )
+        for entry in providers
+    ]
+    columns = ("address", "has", "received", "found by", "avoided because")
+    return table("Providers", *columns, rows=rows, right=("received",))
+
+
+def _announced(entry: HeldDataset) -> str:
+    if not entry.announced:
+        return "not yet"
+    return f"{_duration(max(0.0, time.time() - entry.announced))} ago, {entry.holders} holders"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"

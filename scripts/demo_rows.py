@@ -1,0 +1,37 @@
+"""The demo's rows: source files of a folder, as path, text, size and package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+MAX_FILE_BYTES = 4 << 20
+_SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".c", ".h", ".js", ".ts", ".rs", ".go", ".java", ".sh", ".toml"}
+_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Readable UTF-8 source files under a folder, by path. Symlinks, hidden and huge files are left out."""
+    rows = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.suffix not in _SUFFIXES or path.is_symlink() or not path.is_file():
+            continue
+        if any(part in _LEFT_OUT or part.startswith(".") for part in inside.parts):
+            continue
+        try:
+            text = path.read_text("utf-8") if path.stat().st_size <= MAX_FILE_BYTES else ""
+        except (UnicodeDecodeError, OSError):
+            continue
+        if text:
+            package = inside.parts[0] if len(inside.parts) > 1 else ""
+            rows.append({"path": str(inside), "text": text, "size": path.stat().st_size, "package": package})
+    return rows
+
+
+def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("path", pa.string()), ("text", pa.string()), ("size", pa.int64()), ("package", pa.string())])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

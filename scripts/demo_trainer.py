@@ -1,0 +1,94 @@
+"""The demo's trainer: mounts a dataset by name, trains for one epoch, prints lines of JSON.
+
+``loss`` now and then; ``third`` a third into the epoch, after which it waits for a line on standard input; ``end``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from typing import Any
+
+from demo_model import NextByte
+
+import dhtdata
+from dhtdata.config import load_settings
+from dhtdata.control.client import PeerClient
+from dhtdata.store import Store
+
+BATCH_ROWS = 16
+PREDOWNLOAD_BYTES = 1 << 20
+SEED = 7
+LOSS_LINES = 12
+
+
+def main(name: str) -> None:
+    begun_s = time.monotonic()
+    dataset = dhtdata.mount(
+        name,
+        split="train",
+        columns=["path", "text"],
+        batch_size=BATCH_ROWS,
+        shuffle=True,
+        seed=SEED,
+        format="python",
+        predownload=PREDOWNLOAD_BYTES,
+        remainder="uneven",
+    )
+    model = NextByte(SEED)
+    seen: list[tuple[str, str]] = []
+    losses: list[float] = []
+    first_batch_s = paused_s = 0.0
+    waited = False
+    total = dataset.num_rows
+    for batch in dataset:
+        first_batch_s = first_batch_s or time.monotonic() - begun_s
+        losses.append(model.step(batch["text"]))
+        pairs = zip(batch["path"], batch["text"], strict=True)
+        seen += [(path, hashlib.sha256(text.encode()).hexdigest()) for path, text in pairs]
+        if len(losses) % max(1, total // BATCH_ROWS // LOSS_LINES) == 1:
+            _tell("loss", rows=len(seen), loss=_mean(losses[-8:]))
+        if not waited and 3 * len(seen) >= total:
+            waited = True
+            pause_s = time.monotonic()
+            _tell("third", **_traffic())
+            sys.stdin.readline()
+            paused_s = time.monotonic() - pause_s
+    spent_s = time.monotonic() - begun_s - paused_s
+    _tell(
+        "end",
+        rows=len(seen),
+        seen=seen,
+        first_batch_s=round(first_batch_s, 3),
+        rows_s=round(len(seen) / spent_s, 1),
+        loss_first=round(losses[0], 4),
+        loss_last=round(_mean(losses[-8:]), 4),
+        **_traffic(),
+    )
+
+
+def _traffic() -> dict[str, Any]:
+    """What this machine's peer has received, from whom, and what is not here yet."""
+    settings = load_settings()
+    with Store.open(settings.store) as store, PeerClient.connect(store, settings, start=False) as peer:
+        status = peer.status()
+    return {
+        "providers": {entry.address: entry.bytes for entry in status.traffic if entry.bytes},
+        "bytes": sum(entry.bytes for entry in status.traffic),
+        "blocks_verified": status.blocks_verified,
+        "outstanding": sum(entry.bytes - entry.bytes_held for entry in status.datasets),
+    }
+
+
+def _tell(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
