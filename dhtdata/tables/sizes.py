@@ -2,8 +2,9 @@
 
 Counted per value of a *stored* type, over canonical values: fixed-width values their width (booleans one byte), offsets
 of strings, binaries, lists and maps their width, variable parts what they hold, unions their type code (and offset, if
-dense) and what their members store. Validity bitmaps and padding are not counted. A null keeps the fixed parts and loses
-the variable ones, whatever bytes lie under it, so that equal rows have equal sizes.
+dense) and what their members store. Values without bytes of their own (null, empty structs, lists of fixed size 0)
+count one byte, so that a limit on bytes limits the number of values too. Validity bitmaps and padding are not counted. A
+null keeps the fixed parts and loses the variable ones, whatever lies under it, so that equal rows have equal sizes.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _variable(array: pa.Array, width: int, blank: Mask | None) -> Sizes:
 def _fixed_size_list(array: pa.Array, blank: Mask | None) -> Sizes:
     size = array.type.list_size
     if not size:
-        return np.zeros(len(array), np.int64)
+        return np.ones(len(array), np.int64)
     values = array.values.slice(array.offset * size, len(array) * size)
     hidden = None if blank is None else np.repeat(blank, size)
     total: Sizes = value_bytes(values, hidden).reshape(len(array), size).sum(axis=1)
