@@ -7,3 +7,9 @@
 | ``spawn`` | start the store's private peer, once, whoever asks |
 | ``client`` | `PeerClient`: what mount, publish and the command line call |
 """
+
+from __future__ import annotations
+
+from dhtdata.control.client import PeerClient
+
+__all__ = ["PeerClient"]
