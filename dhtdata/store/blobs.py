@@ -20,7 +20,6 @@ import fcntl
 import os
 import sqlite3
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from dhtdata.store.filesystem import make_folder, store_errors, sync_folder, wri
 from dhtdata.store.index import Database
 
 TOUCH_INTERVAL_S = 30.0
-RETAIN_INTERVAL_S = 3600.0
 _READ_BYTES = 1 << 20
 _READ_ONLY = 0o400
 
@@ -57,7 +55,6 @@ class Blobs:
         self._incoming = folder / "incoming"
         self._quarantine = folder / "quarantine"
         self._touched: dict[Digest, float] = {}
-        self._touched_lock = threading.Lock()
         self._flushed_s = clock()
 
     def create(self) -> None:
@@ -126,15 +123,10 @@ class Blobs:
         """Whether the blob is here; if so, `gc` keeps it as if it were new (a publish is about to refer to it)."""
         if not self.has(digest):
             return False
-        now_s = self._clock()
-        with self._database.reading() as connection:
-            row = connection.execute("SELECT added_s FROM blobs WHERE digest = ?", (digest,)).fetchone()
-        if row is not None and now_s - row[0] < RETAIN_INTERVAL_S:
-            return True
         with self._database.writing() as connection:
-            connection.execute("UPDATE blobs SET added_s = ? WHERE digest = ?", (now_s, digest))
-        # Another program may have dropped it in between.
-        return self.has(digest)
+            # Whether it is still here is asked last, where nobody else can drop it.
+            update = "UPDATE blobs SET added_s = ? WHERE digest = ?"
+            return bool(connection.execute(update, (self._clock(), digest)).rowcount)
 
     def new_blob(self, digest: Digest | None = None) -> BlobWriter:
         """A blob to be written in pieces. Who gives a ``digest`` has digested these very bytes in memory."""
@@ -157,7 +149,7 @@ class Blobs:
         with self._database.writing() as connection:
             # Only what was digested may get a row: a writer may have replaced the file meanwhile.
             if (now := _status(path)) is not None and _identity(now) == _identity(found.status):
-                self._insert(connection, digest, found.status)
+                self._insert(connection, digest, found.status, added_s=self._clock())
         return found.status.st_size
 
     def scrub(self) -> Iterator[ScrubResult]:
@@ -200,51 +192,52 @@ class Blobs:
 
     def flush_touches(self) -> None:
         """Write down which blobs were used lately (for eviction)."""
-        with self._touched_lock:
-            touched, self._touched = self._touched, {}
-            self._flushed_s = self._clock()
+        touched, self._touched = self._touched, {}
+        self._flushed_s = self._clock()
         if touched:
             with self._database.writing() as connection:
                 connection.executemany(
                     "UPDATE blobs SET used_s = max(used_s, ?) WHERE digest = ?",
-                    [(used_s, digest) for digest, used_s in touched.items()],
+                    [(used_s, digest) for digest, used_s in list(touched.items())],
                 )
 
-    def publish_file(self, temporary: Path, digest: Digest, also: str = "", values: tuple[object, ...] = ()) -> Path:
-        """Rename a verified, synced file to its final path and give it a row (and run one more statement with it).
+    def publish_file(
+        self, temporary: Path, digest: Digest, also: Callable[[sqlite3.Connection], None] | None = None
+    ) -> Path:
+        """Rename a verified, synced file to its final path and give it a row, in one transaction with ``also``.
 
-        A blob that is already there and as it should be is kept; the temporary file is dropped.
+        A blob that is already there and as it should be is kept; the temporary file is dropped. Without ``also`` the
+        blob is somebody's who is about to refer to it, and has its grace from now on.
         """
         path = self.final_path(digest)
         with store_errors(path, 4_096), self._database.writing() as connection:
             row = connection.execute("SELECT size, mtime_ns, inode FROM blobs WHERE digest = ?", (digest,)).fetchone()
             present = _status(path)
             if present is not None and row == _identity(present):
-                connection.execute("UPDATE blobs SET added_s = ? WHERE digest = ?", (self._clock(), digest))
                 temporary.unlink(missing_ok=True)
             else:
                 make_folder(path.parent)
                 temporary.rename(path)
                 sync_folder(path.parent)
-                self._insert(connection, digest, path.stat())
-            if also:
-                connection.execute(also, values)
+                self._insert(connection, digest, path.stat(), added_s=0)
+            if also is None:
+                connection.execute("UPDATE blobs SET added_s = ? WHERE digest = ?", (self._clock(), digest))
+            else:
+                also(connection)
         return path
 
-    def _insert(self, connection: sqlite3.Connection, digest: Digest, status: os.stat_result) -> None:
-        now_s = self._clock()
+    def _insert(self, connection: sqlite3.Connection, digest: Digest, status: os.stat_result, added_s: float) -> None:
         connection.execute(
             "INSERT INTO blobs VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(digest) DO UPDATE SET "
             "size = excluded.size, mtime_ns = excluded.mtime_ns, inode = excluded.inode",
-            (digest, *_identity(status), now_s, now_s),
+            (digest, *_identity(status), added_s, self._clock()),
         )
 
     def _touch(self, digest: Digest) -> None:
+        # No lock: a touch that a flush in another thread overlooks costs nothing, and a forked child finds none held.
         now_s = self._clock()
-        with self._touched_lock:
-            self._touched[digest] = now_s
-            due = now_s - self._flushed_s > TOUCH_INTERVAL_S
-        if due:
+        self._touched[digest] = now_s
+        if now_s - self._flushed_s > TOUCH_INTERVAL_S:
             self.flush_touches()
 
     def _drop_if_gone(self, digest: Digest) -> None:

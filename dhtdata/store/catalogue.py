@@ -35,10 +35,13 @@ class Catalogue:
                 "INSERT INTO manifests VALUES(?, 0, ?) ON CONFLICT DO NOTHING", (manifest, self._clock())
             )
 
-    def remove_manifest(self, manifest: Digest) -> None:
+    def remove_manifest(self, manifest: Digest) -> float:
+        """Unlist it; when it was listed."""
         with self._database.writing() as connection:
-            changed = connection.execute("DELETE FROM manifests WHERE digest = ?", (manifest,)).rowcount
-        _require(changed, manifest)
+            query = "DELETE FROM manifests WHERE digest = ? RETURNING added_s"
+            removed = connection.execute(query, (manifest,)).fetchall()
+        _require(len(removed), manifest)
+        return float(removed[0][0])
 
     def pin(self, manifest: Digest, pinned: bool) -> None:
         with self._database.writing() as connection:

@@ -156,6 +156,24 @@ class Database:
         self._lent = 0
 
 
+class ProcessLock:
+    """A lock between the threads of one process: a forked child finds it open, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+
+
+_locks: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _fork_lock = threading.Lock()
 _forking: list[Database] = []
@@ -180,6 +198,8 @@ def _after_fork_in_child() -> None:
         database.after_fork_in_child()
     _forking.clear()
     _fork_lock.release()
+    for lock in _locks:
+        lock.after_fork_in_child()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -23,7 +22,7 @@ from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreErro
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.filesystem import make_folder, store_errors, write_at
-from dhtdata.store.index import Database
+from dhtdata.store.index import Database, ProcessLock
 
 _READ_ONLY = 0o400
 _DROP_ROW = "DELETE FROM partials WHERE digest = ? AND table_digest = ?"
@@ -39,9 +38,7 @@ class Partial:
         self.path = path
         self._blobs = blobs
         self._database = database
-        self._lock = threading.Lock()
         self._held = bytearray(len(table.blocks))
-        self._held_bytes = 0
         with store_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._resume()
@@ -56,7 +53,7 @@ class Partial:
 
     @property
     def held_bytes(self) -> int:
-        return self._held_bytes
+        return sum(block.length for block, held in zip(self.table.blocks, self._held, strict=True) if held)
 
     def has(self, position: int) -> bool:
         """Whether this block is here, verified."""
@@ -84,7 +81,7 @@ class Partial:
             return
         with store_errors(self.path, block.length):
             write_at(self._descriptor, view, block.offset)
-        self._mark(position)
+        self._held[position] = 1
 
     def save(self) -> None:
         """Note in the index which blocks are here, for other processes to see. `NotFoundError` if it was dropped."""
@@ -92,7 +89,7 @@ class Partial:
             changed = connection.execute(
                 "UPDATE partials SET bitmap = ?, held_bytes = ?, used_s = max(used_s, ?) "
                 "WHERE digest = ? AND table_digest = ?",
-                (self.bitmap(), self._held_bytes, self._blobs.now_s(), self.digest, self.table_digest),
+                (self.bitmap(), self.held_bytes, self._blobs.now_s(), self.digest, self.table_digest),
             ).rowcount
         if not changed and not self._blobs.has(self.digest):
             raise NotFoundError(f"partial shard {self.digest} was dropped while it was filled: fetch it again")
@@ -118,19 +115,16 @@ class Partial:
             # After a failed fsync nobody knows what the disk holds: start anew rather than believe the next one.
             self.remove()
             raise
-        return self._blobs.publish_file(self.path, self.digest, _DROP_ROW, (self.digest, self.table_digest))
+        return self._blobs.publish_file(self.path, self.digest, self._drop_row)
 
     def remove(self) -> None:
         """Drop the file and what the index says of it."""
         with store_errors(self.path), self._database.writing() as connection:
             self.path.unlink(missing_ok=True)
-            connection.execute(_DROP_ROW, (self.digest, self.table_digest))
+            self._drop_row(connection)
 
-    def _mark(self, position: int) -> None:
-        with self._lock:
-            if not self._held[position]:
-                self._held[position] = 1
-                self._held_bytes += self.table.blocks[position].length
+    def _drop_row(self, connection: sqlite3.Connection) -> None:
+        connection.execute(_DROP_ROW, (self.digest, self.table_digest))
 
     def _resume(self) -> None:
         """Digest every block of which the file has bytes."""
@@ -143,7 +137,7 @@ class Partial:
             if written >= block.offset + block.length:
                 continue
             if Digest.of(os.pread(self._descriptor, block.length, block.offset)) == block.digest:
-                self._mark(position)
+                self._held[position] = 1
 
     def _digest_file(self) -> Digest:
         hasher = Hasher()
@@ -181,7 +175,7 @@ class Partials:
         self._folder = folder / "partial"
         self._blobs = blobs
         self._database = database
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._open: WeakValueDictionary[tuple[int, Digest, Digest], Partial] = WeakValueDictionary()
 
     def create(self) -> None:

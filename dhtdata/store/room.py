@@ -4,7 +4,7 @@
 |---|---|
 | led to by a pinned manifest | never, until it is unpinned or removed |
 | led to by a listed manifest | eviction: shards, least recently used first |
-| led to by none, younger than the grace period | nothing: a publish may be about to refer to them |
+| led to by none, written or retained within the grace period | nothing: a publish may be about to refer to them |
 | led to by none, older | `gc`, and eviction before any other |
 
 The cache limit counts everything but the first and third kind, and partial shards at their full size, so that bytes
@@ -14,7 +14,6 @@ which are on their way have their room already. Leaving is ``unlink`` only: whoe
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreErro
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import store_errors
-from dhtdata.store.index import Database
+from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.partial import PartialEntry, Partials
 from dhtdata.store.reach import Reach, walk
 
@@ -94,7 +93,7 @@ class Room:
         self._catalogue = catalogue
         self._database = database
         self._cache_limit = cache_limit
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._walked: dict[Digest, Reach] = {}
 
     def reach(self, manifest: Digest) -> Reach:
@@ -200,8 +199,8 @@ class Room:
             garbage = [item for item in census.evictable if item.garbage]
             return self._drop(census, garbage)
 
-    def forget_grace(self, manifest: Digest) -> None:
-        """Let `gc` drop a removed manifest's blobs at once."""
+    def forget_grace(self, manifest: Digest, listed_s: float) -> None:
+        """Let `gc` drop a removed manifest's blobs at once, but for those that were retained after it was listed."""
         try:
             reach = self.reach(manifest)
         except FormatError:
@@ -209,7 +208,8 @@ class Room:
         self._walked.pop(manifest, None)
         with self._database.writing() as connection:
             connection.executemany(
-                "UPDATE blobs SET added_s = 0 WHERE digest = ?", [(d,) for d in (*reach.small, *reach.sizes)]
+                "UPDATE blobs SET added_s = 0 WHERE digest = ? AND added_s <= ?",
+                [(digest, listed_s) for digest in (*reach.small, *reach.sizes)],
             )
 
     def _reserve_on_disk(self, needed_bytes: int) -> None:

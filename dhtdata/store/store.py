@@ -171,8 +171,8 @@ class Store:
 
     def remove_manifest(self, manifest: Digest) -> None:
         """Unlist and unpin; the next `gc` drops what nothing else leads to. NotFoundError if it is not listed."""
-        self._catalogue.remove_manifest(manifest)
-        self._room.forget_grace(manifest)
+        listed_s = self._catalogue.remove_manifest(manifest)
+        self._room.forget_grace(manifest, listed_s)
 
     def pin(self, manifest: Digest) -> None:
         """Never evict what it leads to. NotFoundError if it is not listed."""
