@@ -39,7 +39,7 @@ async def open_udp(
 
 
 def from_socket(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
-    """Address of a sender; an IPv4 sender on an IPv6 socket becomes IPv4 again. FormatError if it cannot be answered."""
+    """Address of a sender; IPv4 on an IPv6 socket becomes IPv4 again. FormatError if it cannot be answered."""
     ip, port = name[0], name[1]
     if "%" in ip:
         raise FormatError(f"{ip} is a link-local address, which means nothing to others")

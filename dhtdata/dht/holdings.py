@@ -11,7 +11,7 @@ the stock store resets the age at each republication, and its records never die.
 | PeerRecord | signer | higher sequence | its expiry |
 | ProviderClaim, ShardClaims | signer | higher sequence | its expiry |
 
-Bounded: per key, per source address and in all; at a bound newcomers are refused and renewals still accepted. Clocks may
+Bounded: per key, per source address and in all; a full key refuses newcomers and still accepts renewals. Clocks may
 differ by 10 minutes.
 """
 

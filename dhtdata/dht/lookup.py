@@ -1,10 +1,10 @@
 """Walking towards a target: ask the nearest known nodes for nearer ones until the nearest have all been asked.
 
-Pure but for ``ask``, the network as a function. Unlike the stock crawler there are no rounds that wait for their slowest
-node: whenever a call settles, the next one starts. A call that timed out once is repeated, but no longer counts
+Pure but for ``ask``, the network as a function. Unlike the stock crawler there are no rounds that wait for their
+slowest node: whenever a call settles, the next one starts. A call that timed out once is repeated, but no longer counts
 against the parallel calls, and its node no longer counts among the nearest until it answers: so dead nodes cost
-one short time-out in one of five lanes, not five seconds for everybody. The walk goes on to the union: it never stops at
-the first value.
+one short time-out in one of five lanes, not five seconds for everybody. The walk goes on to the union: it never stops
+at the first value.
 
 Bounded against nodes that invent ever nearer ones: calls, hops from what we knew ourselves, candidates.
 """

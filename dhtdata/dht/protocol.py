@@ -7,7 +7,7 @@
   size (at most a handful of signatures);
 - calls that were cancelled stay in ``_outstanding`` for ever: here they leave with their caller, and are capped;
 - any sender may answer a call: here only the address that was asked, with a reply of the kind that was asked for;
-- a reply decides what is passed to ``sendto``, and odd ports close the socket: here only checked IP addresses get there;
+- a reply decides what goes to ``sendto``, and odd ports close the socket: here only checked IP addresses get there;
 - who sends anything is put into the table and given records: here it is reported as a newcomer, to be called back;
 - a misspelt attribute becomes a remote call: here it is an AttributeError.
 """
@@ -39,7 +39,6 @@ OpenTransport = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awa
 """Opens a transport on an IP address and port for the protocol that it makes."""
 
 MAX_OUTSTANDING = 512
-MAX_UNSENT_BYTES = 256 << 10
 FIRST_TIMEOUT_S = 1.0
 MIN_TIMEOUT_S = 0.3
 MAX_TIMEOUT_S = 2.0
@@ -103,6 +102,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._newcomer = newcomer
         self._client = client
         self._family = socket.AF_INET
+        self._congested = False
+        self.closed = asyncio.Event()
         self._answers: dict[type[Request], Callable[[Address, Any], Reply]] = {
             Ping: self.rpc_ping,
             FindNode: self.rpc_find_node,
@@ -122,6 +123,14 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def connection_lost(self, exc: Exception | None) -> None:
         for waiting in tuple(self._outstanding.values()):
             self._fail(waiting, "our socket closed")
+        self.closed.set()
+
+    def pause_writing(self) -> None:
+        """The socket does not take more: what would be sent now is dropped, as the network would."""
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        self._congested = False
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         try:
@@ -220,7 +229,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
     def _send(self, datagram: bytes, address: Address) -> bool:
         transport = self.transport
-        if transport is None or transport.is_closing() or transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        if transport is None or transport.is_closing() or self._congested:
             return False
         try:
             where = to_socket(address, self._family)
@@ -250,3 +259,8 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
     async def listen(self, port: int, interface: str, open_transport: OpenTransport = open_udp) -> None:
         """ConfigError if the port is in use."""
         self.transport = await open_transport(self._create_protocol, interface, port)
+
+    async def close(self) -> None:
+        """Close the socket; the port is free on return."""
+        self.transport.close()
+        await self.protocol.closed.wait()

@@ -1,7 +1,7 @@
 """Contacts on disk, for the next start: canonical JSON, written atomically, never pickle.
 
-``{"version": 1, "contacts": [{"id": hexadecimal, "address": "IP:PORT"}, …]}``, at most 64 KiB, the nearest first. Losing
-it costs a bootstrap address, so a damaged file counts as an empty one. Blocking: call it in a thread.
+``{"version": 1, "contacts": [{"id": hexadecimal, "address": "IP:PORT"}, …]}``, at most 64 KiB, the nearest first.
+Losing it costs a bootstrap address, so a damaged file counts as an empty one. Blocking: call it in a thread.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Routing table: who we know, sorted by distance. Pure: no network, and time and randomness are arguments.
 
 Identifiers are 160-bit numbers, the distance of two is their exclusive or. Buckets tile the identifier space with
-half-open, aligned ranges. A full bucket splits while fewer than ``bucket_size`` contacts are nearer to us than its whole
-range (section 2.4 of the paper; splitting only the bucket that holds our own identifier is not enough). So the table
-knows its ``bucket_size`` nearest in full and as many contacts of every farther range: O(log n) in all.
+half-open, aligned ranges. A full bucket splits while fewer than ``bucket_size`` contacts are nearer to us than its
+whole range (section 2.4 of the paper; splitting only the bucket that holds our own identifier is not enough). So the
+table knows its ``bucket_size`` nearest in full and as many contacts of every farther range: O(log n) in all.
 
-Built on `kademlia.routing.KBucket` and `kademlia.node.Node`. What is changed and why: the stock ranges mix inclusive and
-exclusive bounds; the stock bucket drops a contact after one lost datagram and promotes the *newest* replacement,
+Built on `kademlia.routing.KBucket` and `kademlia.node.Node`. What is changed and why: the stock ranges mix inclusive
+and exclusive bounds; the stock bucket drops a contact after one lost datagram and promotes the *newest* replacement,
 which whoever floods us controls; the stock search returns neighbours that are not the nearest.
 
 Rules: a contact enters when *it* answered *us* (`RoutingTable.answered`), never because somebody named it or sent us
@@ -168,7 +168,7 @@ class RoutingTable:
         return known is not None or self._has_room(bucket)
 
     def closest(self, target: bytes, count: int, without: Container[bytes] = ()) -> list[Contact]:
-        """The ``count`` known contacts nearest to the target, nearest first; identifiers in ``without`` are left out."""
+        """The ``count`` known contacts nearest to the target, nearest first, but for those in ``without``."""
         goal = number(target)
         found: list[Contact] = []
         for bucket in sorted(self.buckets, key=lambda bucket: bucket.nearest_distance(goal)):
@@ -179,7 +179,7 @@ class RoutingTable:
         return found
 
     def stale(self, now_s: float, age_s: float, randomness: random.Random) -> list[bytes]:
-        """One random target in every range from which nobody answered for ``age_s``: looking it up freshens the range."""
+        """A random target in every range from which nobody answered for ``age_s``: looking it up freshens the range."""
         return [
             identifier(bucket.first + randomness.randrange(bucket.width))
             for bucket in self.buckets

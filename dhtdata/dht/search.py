@@ -31,7 +31,7 @@ class Findings:
         self._peers: dict[bytes, tuple[tuple[int, ...], tuple[Address, ...]]] = {}
 
     def take(self, records: Iterable[bytes]) -> list[Found]:
-        """What is new in a holder's reply: a record, a newer one of the same signer, or the addresses to one told before."""
+        """What a holder's reply adds: a record, a newer one of the same signer, or the addresses to one told before."""
         new: list[Found] = []
         for data in records:
             if data in self._read or len(self._read) >= MAX_RECORDS_READ:

@@ -64,14 +64,12 @@ class SimulatedTransport(asyncio.DatagramTransport):
     def close(self) -> None:
         self.alive = False
         self.network.transports.pop((self.address.ip, self.address.port), None)
+        asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     abort = close
 
     def is_closing(self) -> bool:
         return False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 class SimulatedNetwork:
@@ -119,9 +117,7 @@ class SimulatedNetwork:
             open_transport=partial(self.open_transport, ip),
         )
         key = key or SigningKey(self.randomness.randbytes(32))
-        running = DhtNode.running(
-            key, listen=ip, port=PORT, client=client, state_path=None, surroundings=surroundings
-        )
+        running = DhtNode.running(key, listen=ip, port=PORT, client=client, state_path=None, surroundings=surroundings)
         node = await self._stack.enter_async_context(running)
         node.set_addresses([Address(ip, PORT)])
         self.nodes.append(node)
