@@ -38,8 +38,8 @@ class Catalogue:
     def remove_manifest(self, manifest: Digest) -> float:
         """Unlist it; when it was listed."""
         with self._database.writing() as connection:
-            query = "DELETE FROM manifests WHERE digest = ? RETURNING added_s"
-            removed = connection.execute(query, (manifest,)).fetchall()
+            removed = connection.execute("SELECT added_s FROM manifests WHERE digest = ?", (manifest,)).fetchall()
+            connection.execute("DELETE FROM manifests WHERE digest = ?", (manifest,))
         _require(len(removed), manifest)
         return float(removed[0][0])
 

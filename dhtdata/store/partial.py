@@ -84,12 +84,11 @@ class Partial:
         self._held[position] = 1
 
     def save(self) -> None:
-        """Note in the index which blocks are here, for other processes to see. `NotFoundError` if it was dropped."""
+        """Note in the index how much is here, for `Store.completeness`. NotFoundError if it was dropped meanwhile."""
         with self._database.writing() as connection:
             changed = connection.execute(
-                "UPDATE partials SET bitmap = ?, held_bytes = ?, used_s = max(used_s, ?) "
-                "WHERE digest = ? AND table_digest = ?",
-                (self.bitmap(), self.held_bytes, self._blobs.now_s(), self.digest, self.table_digest),
+                "UPDATE partials SET held_bytes = ?, used_s = max(used_s, ?) WHERE digest = ? AND table_digest = ?",
+                (self.held_bytes, self._blobs.now_s(), self.digest, self.table_digest),
             ).rowcount
         if not changed and not self._blobs.has(self.digest):
             raise NotFoundError(f"partial shard {self.digest} was dropped while it was filled: fetch it again")
@@ -102,6 +101,10 @@ class Partial:
             self.remove()
             return self._blobs.path_of(self.digest)
         if self._digest_file() != self.digest:
+            with store_errors(self.path):
+                self._resume()
+            if missing := self.missing():
+                raise NotFoundError(f"{self.path}: {len(missing)} blocks changed on disk: fetch them again")
             self.remove()
             raise FormatError(
                 f"shard {self.digest}: all blocks match block table {self.table_digest}, the shard does not: "
@@ -135,9 +138,10 @@ class Partial:
             if written < block.offset:
                 written = _next_written(self._descriptor, block.offset)
             if written >= block.offset + block.length:
+                self._held[position] = 0
                 continue
-            if Digest.of(os.pread(self._descriptor, block.length, block.offset)) == block.digest:
-                self._held[position] = 1
+            found = Digest.of(os.pread(self._descriptor, block.length, block.offset))
+            self._held[position] = found == block.digest
 
     def _digest_file(self) -> Digest:
         hasher = Hasher()
@@ -207,8 +211,8 @@ class Partials:
             path = self._path(digest, table_digest)
             with store_errors(path, 4_096), self._database.writing() as connection:
                 connection.execute(
-                    "INSERT INTO partials VALUES(?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO NOTHING",
-                    (digest, table_digest, encoded, b"", table.shard_bytes, self._blobs.now_s()),
+                    "INSERT INTO partials VALUES(?, ?, ?, 0, ?, ?) ON CONFLICT DO NOTHING",
+                    (digest, table_digest, encoded, table.shard_bytes, self._blobs.now_s()),
                 )
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             partial = self._open[key] = Partial(digest, table, path, self._blobs, self._database)

@@ -7,13 +7,15 @@ is not yet known. Digests stay packed bytes and sets of them, so that 30,000 sha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dhtdata.digest import DIGEST_BYTES, Digest
-from dhtdata.errors import IntegrityError, NotFoundError
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.index import MAX_INDEX_BYTES, Index
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
+from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 
 Read = Callable[[Digest, int], bytes]
 
@@ -68,7 +70,12 @@ def _walk_contents(reach: Reach, read: Read, contents: Contents) -> None:
 
 
 def _walk_statistics(reach: Reach, read: Read, root: Digest) -> None:
-    reach.small.add(root)
+    if (encoded := _read(reach, read, root, MAX_STATISTICS_BYTES)) is None:
+        return
+    # Nobody needs statistics to read rows: what they lead to is kept, and who looks at them is told if they are wrong.
+    with suppress(FormatError):
+        for split in Statistics.decode(encoded).splits:
+            reach.small.update(digest for group in split.shards for digest in group)
 
 
 def _read(reach: Reach, read: Read, digest: Digest, limit_bytes: int) -> bytes | None:
