@@ -30,6 +30,7 @@ GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"
 ROOM_DOUBTFUL_BYTES = 5 << 30
 ROOM_WRONG_BYTES = 256 << 20
 OPEN_FILES = 1_024
+ROOT_KEY = "root.key"
 ANSWER_S = 3.0
 _EARLIEST_S = 1_735_689_600  # 2025: a clock before this was never set
 
@@ -59,6 +60,7 @@ def examine(settings: Settings) -> list[Finding]:
     status = _running(settings)
     return [
         *_folders(settings),
+        _keys(settings.keys),
         _room(settings.store),
         *_store(settings),
         _open_files(),
@@ -86,10 +88,17 @@ def _folder(subject: str, path: Path) -> Finding:
         return Finding(subject, WRONG, f"{path} cannot be made: {parent} is not writable, choose another (--{subject})")
     if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         return Finding(subject, WRONG, f"{path} is not a folder that this user can write: choose another (--{subject})")
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        return Finding(subject, DOUBTFUL, f"{path} is open to other users: run chmod 700 {path}")
-    return Finding(subject, GOOD, f"{path}, private to this user")
+    return Finding(subject, GOOD, f"{path} can be written")
+
+
+def _keys(folder: Path) -> Finding:
+    """Keys that others may read are anybody's."""
+    for path in sorted(folder.glob("*.key")):
+        if path.stat().st_mode & 0o077:
+            return Finding("keys", WRONG, f"{path} can be read by others: run chmod 600 {path}")
+    if not (folder / ROOT_KEY).exists():
+        return Finding("keys", GOOD, f"{folder} will hold them when something is published")
+    return Finding("keys", GOOD, f"{folder}: keep a copy, who has these keys owns your names")
 
 
 def _room(store: Path) -> Finding:

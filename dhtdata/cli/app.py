@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from dhtdata.cli import describing, fetching, keeping, publishing, watching
+from dhtdata.cli.exits import USAGE
 from dhtdata.errors import ConfigError
 
 _PUBLISH, _READ, _KEEP, _WATCH = "Publish and seed", "Read", "Keep", "Look"
@@ -17,11 +19,9 @@ _EXIT_CODES = (
 
 app = typer.Typer(
     name="dhtdata",
-    help="Share machine-learning datasets without a central repository.",
     epilog=_EXIT_CODES,
-    no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -35,20 +35,30 @@ for panel, commands in (
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 
+
+@app.callback()
+def _options(
+    shown: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Share machine-learning datasets without a central repository."""
+    if shown:
+        raise ConfigError("--version stands alone: dhtdata --version; dhtdata version tells more")
+
+
 # typer keeps its parser's exceptions in a private module, but shows their tree through this public member of it.
 _ParserError = typer.BadParameter.__mro__[2]
 
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code. Typer's complaints leave as `ConfigError`."""
+    if not arguments:
+        app(["--help"], standalone_mode=False, prog_name="dhtdata")
+        return USAGE
     try:
         code = app(list(arguments), standalone_mode=False, prog_name="dhtdata")
     except typer.Abort as failure:
         raise KeyboardInterrupt from failure
     except _ParserError as failure:
-        message = getattr(failure, "message", "")
-        if not message:  # no arguments at all: the help has been printed
-            return 2 if not arguments else 0
         context = getattr(failure, "ctx", None)
         path = context.command_path if context is not None else "dhtdata"
         raise ConfigError(f"{_sentence(failure)}; see {path} --help") from failure

@@ -42,7 +42,7 @@ def head(
 ) -> None:
     """Show the first rows; fetches no more than the blocks that hold them.
 
-    Example: [bold]dhtdata head my-dataset -n 3[/bold]
+    Example: `dhtdata head my-dataset -n 3`
     """
     from dhtdata.mount import mount
 
@@ -72,7 +72,7 @@ def info(
 
     Fetches the description only, not the rows.
 
-    Example: [bold]dhtdata info my-dataset[/bold]
+    Example: `dhtdata info my-dataset`
     """
     opened = session(store, home, as_json, bootstrap=bootstrap)
     with opened.store() as blobs:

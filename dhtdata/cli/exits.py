@@ -1,6 +1,6 @@
 """Exit codes: one table, shown by ``dhtdata --help`` and the README.
 
-| code | class | meaning |
+| exit code | class | meaning |
 |---|---|---|
 | 0 | | done |
 | 1 | | a defect of dhtdata itself; the only case that prints a traceback |

@@ -64,13 +64,13 @@ def get(
 
     Interrupted, it goes on where it stopped.
 
-    Example: [bold]dhtdata get my-dataset --split train --to ./rows --as parquet[/bold]
+    Example: `dhtdata get my-dataset --split train --to ./rows --as parquet`
     """
     opened = session(store, home, as_json, bootstrap=bootstrap, cache_limit=cache_limit)
     if mirror is not None and (split or columns):
         raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
     with opened.store() as blobs:
-        entry, stale = locate(opened, blobs, target, timeout)
+        entry, stale = locate(opened, blobs, target, timeout, newest=True)
         contents = contents_of(entry)
         splits = choose_splits(contents, split or [])
         names = choose_columns(contents, listed(columns))

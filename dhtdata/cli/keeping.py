@@ -27,7 +27,7 @@ from dhtdata.store import Store
 def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the datasets of the store.
 
-    Example: [bold]dhtdata ls[/bold]
+    Example: `dhtdata ls`
     """
     opened = session(store, home, as_json)
     with opened.store() as blobs:
@@ -67,7 +67,7 @@ def verify(
     Damaged blobs are set aside first. With TARGET, that dataset is also completed; otherwise every dataset that lost
     something is. Ends with exit code 4 if damage remains.
 
-    Example: [bold]dhtdata verify[/bold]
+    Example: `dhtdata verify`
     """
     opened = session(store, home, as_json, bootstrap=bootstrap)
     with opened.store() as blobs:
@@ -99,7 +99,7 @@ def pin(
 ) -> None:
     """Keep a dataset: it is never evicted, and a seed serves it.
 
-    Example: [bold]dhtdata pin my-dataset[/bold]
+    Example: `dhtdata pin my-dataset`
     """
     _set_pin(session(store, home, as_json), target, pinned=True)
 
@@ -109,7 +109,7 @@ def unpin(
 ) -> None:
     """Let a dataset be evicted when the cache limit asks for room.
 
-    Example: [bold]dhtdata unpin my-dataset[/bold]
+    Example: `dhtdata unpin my-dataset`
     """
     _set_pin(session(store, home, as_json), target, pinned=False)
 
@@ -117,7 +117,7 @@ def unpin(
 def rm(target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Take a dataset off the list of this store; its bytes go with the next gc.
 
-    Example: [bold]dhtdata rm my-dataset[/bold]
+    Example: `dhtdata rm my-dataset`
     """
     opened = session(store, home, as_json)
     with opened.store() as blobs:
@@ -135,7 +135,7 @@ def gc(
 ) -> None:
     """Delete bytes that no listed dataset needs.
 
-    Example: [bold]dhtdata gc[/bold]
+    Example: `dhtdata gc`
     """
     opened = session(store, home, as_json, cache_limit=cache_limit)
     with opened.store() as blobs:

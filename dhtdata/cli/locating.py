@@ -5,32 +5,35 @@ from __future__ import annotations
 from dhtdata.cli.held import Held, find, held
 from dhtdata.cli.session import Session
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, FormatError, NotFoundError
+from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.contents import Contents
-from dhtdata.formats.ticket import parse_target
+from dhtdata.formats.ticket import LocalName, Target, parse_target
+from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 
+RELEASE_KEY = "release.key"
 
-def locate(opened: Session, blobs: Store, target: str, timeout_s: float) -> tuple[Held, bool]:
+
+def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newest: bool = False) -> tuple[Held, bool]:
     """The dataset, its manifest and contents in the store; and whether its name is stale.
 
-    Asks the network first, since a name may have moved on; falls back to what is here, and says so.
+    What the store has is taken without asking anybody, unless ``newest``: then a name may have moved on, and the network
+    is asked first. A name that this machine publishes cannot have.
     """
     parsed = parse_target(target)
-    try:
-        local: Digest | None = find(blobs, parsed)
-    except NotFoundError:
-        local = None
-    if local is not None and isinstance(parsed, Digest) and _described(blobs, local):
-        return held(blobs, target), False
+    local = _local(blobs, parsed)
+    if local is not None and (not newest or isinstance(parsed, Digest) or _ours(opened, blobs, local)):
+        return local, bool(local.known and local.known.stale)
+    if local is None and isinstance(parsed, LocalName):
+        raise NotFoundError(f"no dataset called {parsed.name} is in this store: see dhtdata ls, or give a ticket")
     try:
         with opened.peer(blobs) as peer:
             found = peer.resolve(parsed, timeout_s)
     except (NotFoundError, ConfigError) as failure:
-        if local is None or not _described(blobs, local):
+        if local is None:
             raise
         opened.output.note(f"Using what is in the store; a newer version could not be asked for: {failure}")
-        return held(blobs, local.hex()), False
+        return local, bool(local.known and local.known.stale)
     if found.stale:
         opened.output.note(f"{target[:80]} is stale: its publisher has not vouched for it lately.")
     return held(blobs, found.manifest.hex()), found.stale
@@ -66,8 +69,19 @@ def listed(columns: str | None) -> list[str]:
     return [name.strip() for name in columns.split(",") if name.strip()] if columns else []
 
 
-def _described(blobs: Store, manifest: Digest) -> bool:
+def _local(blobs: Store, target: Target) -> Held | None:
+    """What the store knows of a target, if it has manifest and contents."""
     try:
-        return held(blobs, manifest.hex()).contents is not None
-    except (NotFoundError, FormatError):
+        found = held(blobs, find(blobs, target).hex())
+    except NotFoundError:
+        return None
+    return found if found.contents is not None else None
+
+
+def _ours(opened: Session, blobs: Store, entry: Held) -> bool:
+    """Whether this machine signs the dataset's name."""
+    path = opened.settings.keys / RELEASE_KEY
+    if entry.known is None or not path.exists():
         return False
+    signed = blobs.name_record(entry.known.name.publisher, entry.known.name.name)
+    return signed.signer == load_or_create_key(path).public

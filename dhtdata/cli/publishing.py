@@ -66,16 +66,16 @@ def publish(
     The same rows give the same digests, and rows that an earlier version had are not stored again. Interrupted, it can
     be run again; finished shards are not redone.
 
-    Example: [bold]dhtdata publish 'data/*.parquet' --name my-dataset --licence CC-BY-4.0 --seed[/bold]
+    Example: `dhtdata publish 'data/*.parquet' --name my-dataset --licence CC-BY-4.0 --seed`
     """
-    from dhtdata.publish import publish as publish_rows
-
     if dry_run and seed:
         raise ConfigError("--dry-run stores nothing that could be seeded: leave --seed out")
     if not name:
         raise ConfigError("a dataset needs a name: add --name NAME")
     opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
     splits = _splits(sources or [], split or [])
+    from dhtdata.publish import publish as publish_rows
+
     with opened.output.progress(f"publishing {name}") as report:
         done = publish_rows(
             splits=splits,
@@ -139,7 +139,7 @@ def seed(
 
     Runs in the foreground on a fixed port. If a seed of this store already runs, the datasets are added to it.
 
-    Example: [bold]dhtdata seed my-dataset[/bold]
+    Example: `dhtdata seed my-dataset`
     """
     opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
     run_seed(opened, expand_targets(targets), {}, [])
@@ -159,7 +159,7 @@ def ticket(
 ) -> None:
     """Print a ticket: one string that leads others to a dataset that is being seeded.
 
-    Example: [bold]dhtdata ticket my-dataset[/bold]
+    Example: `dhtdata ticket my-dataset`
     """
     opened = session(store, home, as_json)
     mirrors = tuple(Address.parse(text) for text in at or [])
@@ -180,7 +180,7 @@ def ticket(
 def stop(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Stop the running peer of the store.
 
-    Example: [bold]dhtdata stop[/bold]
+    Example: `dhtdata stop`
     """
     opened = session(store, home, as_json)
     with opened.store() as blobs, opened.running_peer(blobs) as peer:
@@ -237,7 +237,7 @@ def _card(path: Path | None) -> str:
         raise ConfigError(f"card {path} cannot be read as text: {failure}") from failure
 
 
-def _last_line(opened: Session, name: str, done: Published, dry_run: bool) -> str:
+def _last_line(opened: Session, name: str, done: "Published", dry_run: bool) -> str:
     """What to know next: whether anybody can fetch this."""
     if dry_run:
         return "Dry run: nothing was stored."

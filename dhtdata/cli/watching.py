@@ -31,7 +31,7 @@ _SHOWN_PACKAGES = ("pyarrow", "numpy", "aiohttp", "kademlia", "blake3", "msgspec
 def status(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show the running peer: datasets, addresses, traffic.
 
-    Example: [bold]dhtdata status[/bold]
+    Example: `dhtdata status`
     """
     opened = session(store, home, as_json)
     with opened.store() as blobs, opened.running_peer(blobs) as peer:
@@ -69,7 +69,7 @@ def peers(
 ) -> None:
     """Show who provides a dataset; without TARGET, who delivered bytes to the running peer.
 
-    Example: [bold]dhtdata peers my-dataset[/bold]
+    Example: `dhtdata peers my-dataset`
     """
     opened = session(store, home, as_json, bootstrap=bootstrap)
     with opened.store() as blobs:
@@ -107,7 +107,7 @@ def doctor(
 
     Ends with exit code 2 if something must be changed.
 
-    Example: [bold]dhtdata doctor[/bold]
+    Example: `dhtdata doctor`
     """
     from dhtdata.doctor import examine
 
@@ -132,7 +132,7 @@ def doctor(
 def version(as_json: JsonOption = False) -> None:
     """Show the version of dhtdata and of what it stands on.
 
-    Example: [bold]dhtdata version[/bold]
+    Example: `dhtdata version`
     """
     from dhtdata.cli.output import Output
     from dhtdata.formats import contents, manifest, records

@@ -1,0 +1,7 @@
+"""Placeholder until the peer's interface is there."""
+
+from __future__ import annotations
+
+
+def run_seed(*a):
+    raise NotImplementedError

@@ -1,0 +1,161 @@
+"""Doctor: each thing that can be wrong, made wrong for real."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dhtdata import doctor
+from dhtdata.config import Settings
+from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
+from dhtdata.formats.records import Address
+from dhtdata.store import Store
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    values = {"home": folder / "home", "store": folder / "store", "listen": "127.0.0.1", "port": free_port()}
+    return Settings(**(values | changes))
+
+
+def findings(given: Settings) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in examine(given)}
+
+
+@contextmanager
+def health(clock_s: float) -> Iterator[Address]:
+    """A peer's health answer with a clock of its own."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.send_header("Date", formatdate(clock_s, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield Address("127.0.0.1", server.server_port)
+        server.shutdown()
+        thread.join()
+
+
+def test_a_fresh_machine_has_nothing_to_mend_and_is_left_as_it_was(tmp_path: Path) -> None:
+    found = findings(settings(tmp_path))
+    assert [finding.subject for finding in found.values() if finding.verdict == WRONG] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_wrong_for_tcp_and_for_udp(tmp_path: Path) -> None:
+    for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
+        with socket.socket(socket.AF_INET, kind) as taken:
+            taken.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                taken.listen()
+            port = taken.getsockname()[1]
+            found = findings(settings(tmp_path, port=port))["port"]
+        assert found.verdict == WRONG
+        assert f"{protocol} port {port} is in use" in found.text and "--port" in found.text
+
+
+def test_port_0_is_doubtful(tmp_path: Path) -> None:
+    assert findings(settings(tmp_path, port=0))["port"].verdict == DOUBTFUL
+
+
+def test_an_address_that_this_machine_does_not_have_is_wrong(tmp_path: Path) -> None:
+    found = findings(settings(tmp_path, listen="192.0.2.77"))["port"]
+    assert found.verdict == WRONG and "--listen" in found.text
+
+
+def test_a_key_that_others_may_read_is_wrong(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    given.keys.mkdir(parents=True)
+    key = given.keys / "root.key"
+    key.write_text("x")
+    key.chmod(0o644)
+    found = findings(given)["keys"]
+    assert found.verdict == WRONG and f"chmod 600 {key}" in found.text
+    key.chmod(0o600)
+    assert findings(given)["keys"].verdict == GOOD
+
+
+def test_a_file_where_the_store_should_be_is_wrong(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    given.store.write_text("not a folder")
+    found = findings(given)
+    assert found["store"].verdict == WRONG and found["file system"].verdict == WRONG
+
+
+def test_a_store_on_a_network_file_system_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(tmp_path)
+    with Store.open(given.store):
+        pass
+    monkeypatch.setattr("dhtdata.store.filesystem.magic_of", lambda path: 0x6969 if path == given.store else 0)
+    found = findings(given)["file system"]
+    assert found.verdict == WRONG and "NFS" in found.text and "--store" in found.text
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"),
+    [
+        (doctor.ROOM_WRONG_BYTES - 1, WRONG),
+        (doctor.ROOM_WRONG_BYTES, DOUBTFUL),
+        (doctor.ROOM_DOUBTFUL_BYTES, GOOD),
+    ],
+)
+def test_disk_room_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert findings(settings(tmp_path))["disk room"].verdict == verdict
+
+
+def test_peers_that_answer_are_counted_and_set_the_clock_straight(tmp_path: Path) -> None:
+    with health(time.time()) as address:
+        found = findings(settings(tmp_path, bootstrap=(address, Address("127.0.0.1", free_port()))))
+    assert found["bootstrap"] == Finding("bootstrap", GOOD, "1 of 2 known peers answer")
+    assert found["clock"].verdict == GOOD
+
+
+def test_a_clock_far_from_the_others_is_wrong(tmp_path: Path) -> None:
+    with health(time.time() + 3600) as address:
+        found = findings(settings(tmp_path, bootstrap=(address,)))["clock"]
+    assert found.verdict == WRONG and "set it" in found.text
+
+
+def test_known_peers_that_do_not_answer_are_wrong_and_named(tmp_path: Path) -> None:
+    dead = Address("127.0.0.1", free_port())
+    found = findings(settings(tmp_path, bootstrap=(dead,)))["bootstrap"]
+    assert found.verdict == WRONG and str(dead) in found.text and "ticket" in found.text
+
+
+def test_a_low_limit_of_open_files_is_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 4096))
+    found = findings(settings(tmp_path))["open files"]
+    assert found.verdict == DOUBTFUL and "ulimit -n" in found.text
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_made_is_wrong(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    assert findings(settings(closed))["store"].verdict == WRONG

@@ -1,0 +1,73 @@
+"""What values look like on a screen and in JSON."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhtdata.cli.output import Output, percent, size
+from dhtdata.cli.values import CELL_CHARACTERS, cell, to_json
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.decimals(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(value=values)
+def test_a_cell_is_one_short_line_of_printable_text(value: Any) -> None:
+    text = cell(value)
+    assert text.isprintable() and len(text) <= CELL_CHARACTERS
+
+
+@given(value=values)
+def test_every_value_has_a_strict_json_form(value: Any) -> None:
+    json.loads(json.dumps(to_json(value), allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [(b"\0\1", {"base64": "AAE="}), (float("nan"), "nan"), (Decimal("1.50"), "1.50"), (("a", 1), ["a", 1])],
+)
+def test_values_that_json_lacks_become_text(value: Any, form: Any) -> None:
+    assert to_json(value) == form
+
+
+@given(part=st.integers(0, 10**15), more=st.integers(1, 10**15))
+def test_a_part_is_never_shown_as_100_percent(part: int, more: int) -> None:
+    assert percent(part, part + more) != "100%"
+    assert percent(part, part) == "100%"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (3 << 19, "1.5 MiB"),
+        (250 << 30, "250 GiB"),
+        (1 << 62, "4096 PiB"),
+    ],
+)
+def test_sizes_read_well(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_json_result_is_exactly_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=True)
+    output.note("not shown")
+    with output.progress("working") as report:
+        report(1, 2)
+    with output.status_line() as show:
+        show("not shown")
+    output.result({"text": "two\nlines, ünïcode"}, "not shown")
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.count("\n") == 1 and json.loads(shown.out) == {"text": "two\nlines, ünïcode"}
