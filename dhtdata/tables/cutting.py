@@ -73,7 +73,7 @@ class Cutter:
 
     def __init__(self) -> None:
         self._window = np.zeros(WINDOW_ROWS - 1, dtype=np.uint64)
-        self._last_mixed = 0
+        self._last_draw = 0
         self._open_rows = 0
         self._open_bytes = 0
         self._shard_bytes = 0
@@ -83,48 +83,42 @@ class Cutter:
         """Blocks that these rows complete, in order. Sizes are the rows' stored bytes."""
         if len(fingerprints) == 0:
             return []
-        mixed = self._mixed(fingerprints)
+        draws = self._draws(fingerprints)
         sizes = np.maximum(sizes, 1)
         ends = np.cumsum(sizes)  # bytes of this batch up to and including each row
-        candidates = np.nonzero(mixed <= _limits(sizes))[0]
+        candidates = np.nonzero(draws <= _limits(sizes))[0]
         candidate_ends = ends[candidates]
         cuts = []
         first, start = 0, -self._open_bytes  # where the open block begins: row in this batch, place in ``ends``
         while (end := _block_end(first, start, self._open_rows, ends, candidates, candidate_ends)) is not None:
             done = int(ends[end - 1]) if end else 0
-            last = int(mixed[end - 1]) if end else self._last_mixed
+            last = int(draws[end - 1]) if end else self._last_draw
             cuts.append(self._cut(self._open_rows + end - first, done - start, last))
             first, start, self._open_rows = end, done, 0
         self._open_rows += len(ends) - first
         self._open_bytes = int(ends[-1]) - start
-        self._last_mixed = int(mixed[-1])
+        self._last_draw = int(draws[-1])
         return cuts
 
     def finish(self) -> list[Cut]:
         """The last block of the split, if rows are left."""
         if not self._open_rows:
             return []
-        cut = self._cut(self._open_rows, self._open_bytes, self._last_mixed)
+        cut = self._cut(self._open_rows, self._open_bytes, self._last_draw)
         self._open_rows = self._open_bytes = 0
         return [cut]
 
-    def _mixed(self, fingerprints: U64) -> U64:
+    def _draws(self, fingerprints: U64) -> U64:
         window = np.concatenate([self._window, fingerprints])
         self._window = window[len(window) - (WINDOW_ROWS - 1) :].copy()
         for shift, power in _POWERS:
             window[shift:] += window[:-shift] * power
-        mixed = window[WINDOW_ROWS - 1 :]
-        mixed ^= mixed >> _33
-        mixed *= _M1
-        mixed ^= mixed >> _33
-        mixed *= _M2
-        mixed ^= mixed >> _33
-        return mixed
+        return mixed(window[WINDOW_ROWS - 1 :])
 
-    def _cut(self, rows: int, row_bytes: int, last_mixed: int) -> Cut:
+    def _cut(self, rows: int, row_bytes: int, last_draw: int) -> Cut:
         starts_shard = self._shard_may_end or self._shard_bytes + row_bytes > MAX_SHARD_ROW_BYTES
         self._shard_bytes = row_bytes if starts_shard else self._shard_bytes + row_bytes
-        self._shard_may_end = self._shard_bytes >= MIN_SHARD_BYTES and _mix(last_mixed ^ _SHARD_SEED) < _SHARD_LIMIT
+        self._shard_may_end = self._shard_bytes >= MIN_SHARD_BYTES and _mix(last_draw ^ _SHARD_SEED) < _SHARD_LIMIT
         return Cut(rows, row_bytes, starts_shard)
 
 
@@ -146,6 +140,16 @@ def _limits(sizes: I64) -> U64:
         np.minimum(sizes, _BYTES_PER_CUT).astype(np.uint64) * np.uint64(_CUT_FACTOR),
         np.uint64(_MASK),
     )
+
+
+def mixed(values: U64) -> U64:
+    """The finaliser of MurmurHash3 on every value, in place."""
+    values ^= values >> _33
+    values *= _M1
+    values ^= values >> _33
+    values *= _M2
+    values ^= values >> _33
+    return values
 
 
 def _mix(value: int) -> int:
@@ -177,7 +181,7 @@ def row_ranges(groups: Sequence[GroupBlocks]) -> list[int]:
     totals = np.zeros(len(ends), dtype=np.int64)
     for group in groups:
         totals += _bytes_before(group, ends)
-    ranges = []
+    ranges: list[int] = []
     first = done = 0
     while True:
         position = int(np.searchsorted(totals, done + RANGE_BYTES))

@@ -55,7 +55,7 @@ _32 = np.uint64(32)
 _ALL = slice(None)
 _SAMPLES = 5
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
-_WORDS = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_WORDS: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 def row_fingerprints(columns: Sequence[pa.Array]) -> U64:
@@ -243,7 +243,8 @@ def _bits(array: pa.Array, buffer: pa.Buffer, rows: Rows) -> NDArray[np.uint8]:
         skipped = array.offset % 8
         return np.unpackbits(span, bitorder="little")[skipped : skipped + len(array)]
     positions = rows + array.offset
-    return (packed[positions >> 3] >> (positions & 7).astype(np.uint8)) & np.uint8(1)
+    bits: NDArray[np.uint8] = (packed[positions >> 3] >> (positions & 7).astype(np.uint8)) & np.uint8(1)
+    return bits
 
 
 def _values(buffer: pa.Buffer, kind: np.dtype[Any], first: int, count: int) -> NDArray[Any]:
