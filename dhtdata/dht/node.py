@@ -187,6 +187,7 @@ class DhtNode:
                 yield found
         finally:
             task.cancel()
+            await asyncio.wait([task])
 
     async def find_name(self, name: Name) -> Signed:
         """NameRecord of the highest rank found, whatever sequence was asked. NotFoundError says how many were asked."""

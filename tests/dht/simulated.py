@@ -1,4 +1,4 @@
-"""A network of nodes in one process, on a clock that jumps to the next event: hours pass in seconds, the same each time.
+"""A network of nodes in one process, on a clock that jumps to the next event: hours pass in seconds, always the same.
 
 Everything above the socket is the real thing: datagrams are encoded, delayed, lost, decoded.
 """
@@ -73,12 +73,16 @@ class SimulatedTransport(asyncio.DatagramTransport):
 
 
 class SimulatedNetwork:
-    """Delays of 5 to 40 ms, and ``loss`` as a share of all datagrams. Counts what it carries."""
+    """Delays of 5 to 40 ms, and ``loss`` as a share of all datagrams. Counts what it carries.
+
+    ``clock_jump_s`` moves everybody's Unix time, without the days of upkeep that sleeping as long would bring.
+    """
 
     def __init__(self, seed: int = 1, loss: float = 0.0) -> None:
         self.randomness = random.Random(seed)
         self.loss = loss
         self.transports: dict[tuple[str, int], SimulatedTransport] = {}
+        self.clock_jump_s = 0.0
         self.datagrams = 0
         self.largest = 0
         self.nodes: list[DhtNode] = []
@@ -112,7 +116,7 @@ class SimulatedNetwork:
         ip = f"10.{position >> 8}.{position & 255}.1"
         loop = asyncio.get_running_loop()
         surroundings = Surroundings(
-            now_s=lambda: EPOCH_S + loop.time(),
+            now_s=lambda: EPOCH_S + self.clock_jump_s + loop.time(),
             randomness=random.Random(self.randomness.getrandbits(32)),
             open_transport=partial(self.open_transport, ip),
         )
