@@ -107,6 +107,22 @@ def local_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, .
     return tuple(dict.fromkeys(Path(folder) for folder in named if folder))
 
 
+def launched_ranks(environment: Mapping[str, str] | None = None) -> tuple[int, int, int] | None:
+    """(rank, world size, ranks on this node) as torchrun's ``RANK``, ``WORLD_SIZE``, ``LOCAL_WORLD_SIZE`` say.
+
+    None if there is no ``WORLD_SIZE``. Without ``LOCAL_WORLD_SIZE`` all ranks count as one node's. ConfigError if they
+    are no numbers or one of the first two is missing.
+    """
+    environment = os.environ if environment is None else environment
+    if not environment.get("WORLD_SIZE") and not environment.get("RANK"):
+        return None
+    world_size = environment.get("WORLD_SIZE", "")
+    values = (environment.get("RANK", ""), world_size, environment.get("LOCAL_WORLD_SIZE") or world_size)
+    if not all(value.isascii() and value.isdigit() for value in values) or not int(values[1]) or not int(values[2]):
+        raise ConfigError(f"RANK={values[0]!r}, WORLD_SIZE={values[1]!r}, LOCAL_WORLD_SIZE={values[2]!r} make no sense")
+    return int(values[0]), int(values[1]), int(values[2])
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

@@ -1,0 +1,101 @@
+"""Mount: a dataset's rows in a training loop, while its shards still arrive.
+
+| module | part |
+|---|---|
+| ``columns`` | what every Arrow type becomes in numpy, torch and Python |
+| ``ranks`` | which rank this process is |
+| ``shards`` | where rows are |
+| ``resolve`` | from name, digest or ticket to contents and indexes |
+| ``vault`` | shards opened, checked, fetched by the peer |
+| ``readahead`` | blocks asked for before they are needed |
+| ``gather`` | rows gathered by column |
+| ``batches`` | rows and batches in four formats |
+| ``view`` | one split and its columns, across processes |
+| ``map_style`` | random access |
+| ``dataset`` | `StreamingDataset` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dhtdata.config import Settings, load_settings, parse_size
+from dhtdata.errors import ConfigError
+from dhtdata.formats.records import Address
+from dhtdata.formats.ticket import parse_target
+from dhtdata.mount.dataset import Loop, StreamingDataset
+from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.ranks import find_ranks
+from dhtdata.mount.view import open_view
+
+__all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
+
+DEFAULT_WINDOW = 8
+DEFAULT_TIMEOUT_S = 300.0
+
+
+def mount(
+    target: str,
+    *,
+    split: str = "train",
+    columns: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    format: str = "numpy",
+    shuffle_window: int = DEFAULT_WINDOW,
+    remainder: str | None = None,
+    predownload: int | str | None = None,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    rank: int | None = None,
+    world_size: int | None = None,
+    lanes: int | None = None,
+    store: str | Path | None = None,
+    home: str | Path | None = None,
+    cache_limit: int | str | None = None,
+    bootstrap: str | Sequence[str | Address] | None = None,
+    settings: Settings | None = None,
+) -> StreamingDataset:
+    """A dataset to iterate over. ``target``: a ticket, a ``dhtdata://`` name, a manifest digest or a name in the store.
+
+    If all that is needed is in the store, nothing is asked of anybody; else the store's peer fetches, started if none
+    runs. What arrives is verified before a row of it is seen.
+
+    ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
+    ``batch_size``: rows a batch *on this rank*; None iterates over rows. ``shuffle_window``: row ranges of about 32 MiB
+    that are shuffled together. ``remainder``: what the last rows of an epoch become, "pad" (equal steps on every rank;
+    ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
+    ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
+    at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
+    ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override the
+    settings of `dhtdata.config`.
+
+    ConfigError names an argument that makes no sense, NotFoundError what nobody has.
+    """
+    crew = find_ranks(rank, world_size, lanes)
+    loop = Loop(
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        window=shuffle_window,
+        remainder=remainder if remainder is not None else ("uneven" if crew.ranks == 1 else "pad"),
+        format=format,
+        predownload_bytes=None if predownload is None else parse_size(predownload),
+        crew=crew,
+    )
+    if not timeout > 0:
+        raise ConfigError(f"timeout: {timeout} seconds are none")
+    flags = {"store": store, "home": home, "cache_limit": cache_limit, "bootstrap": bootstrap}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if settings is None:
+        settings = load_settings(given)
+    elif given:
+        settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
+    view = open_view(parse_target(target), settings, split, columns, timeout)
+    try:
+        return StreamingDataset(view, loop)
+    except BaseException:
+        view.close()
+        raise

@@ -1,0 +1,59 @@
+"""Random access to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dhtdata.errors import ConfigError
+from dhtdata.mount.batches import reader_of
+from dhtdata.mount.view import View
+
+Rows = NDArray[np.int64]
+
+
+class MapStyleDataset:
+    """A split by row number: ``[123]`` and ``[-1]`` are rows, ``[10:20]`` and ``[[3, 1, 2]]`` batches.
+
+    Fetches the blocks that hold what is asked for. Works as a map-style dataset of torch, with its samplers.
+    """
+
+    def __init__(self, view: View, format: str) -> None:
+        reader_of(format)
+        self._view = view
+        self._format = format
+
+    def __len__(self) -> int:
+        return self._view.split.rows
+
+    def __getitem__(self, key: int | slice | Sequence[int] | Rows) -> Any:
+        """A row for an int, else a batch. IndexError beyond the ends, as lists have it."""
+        if isinstance(key, int | np.integer):
+            return self._gather(self._checked([int(key)])).row(0, None)
+        rows = np.arange(*key.indices(len(self)), dtype=np.int64) if isinstance(key, slice) else self._checked(key)
+        return self._gather(rows).batch(0, rows.size, None)
+
+    def __getitems__(self, keys: Sequence[int]) -> list[Any]:
+        """Rows in the order asked for, gathered at once."""
+        rows = self._checked(keys)
+        gathered = self._gather(rows)
+        return [gathered.row(number, None) for number in range(rows.size)]
+
+    def _gather(self, rows: Rows) -> Any:
+        if not rows.size:
+            raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
+        with self._view.fetching():
+            return self._view.gather(rows, self._format)
+
+    def _checked(self, keys: Sequence[int] | Rows) -> Rows:
+        rows = np.asarray(keys)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise ConfigError(f"{keys!r} is neither a row number, a slice nor a list of row numbers")
+        rows = rows.astype(np.int64)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"row {rows[(rows < 0) | (rows >= len(self))][0]} of {len(self)}")
+        return rows

@@ -1,0 +1,54 @@
+"""Which rank of how many this process is, and how many nodes there are. Never sets up a process group.
+
+Arguments, else ``torch.distributed`` if somebody initialised it, else ``RANK``, ``WORLD_SIZE`` and
+``LOCAL_WORLD_SIZE`` as torchrun sets them, else one rank. Batch systems' own variables are not read: a shell on a cluster has them too.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from dhtdata.config import launched_ranks
+from dhtdata.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    ranks: int
+    nodes: int
+
+
+def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> Ranks:
+    """ConfigError if the arguments or surroundings contradict themselves. ``lanes`` overrides the number of nodes."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError("rank and world_size: give both or none")
+    launched = launched_ranks()
+    joined = _joined()
+    if rank is not None and world_size is not None:
+        found = (rank, world_size)
+    elif joined is not None:
+        if launched is not None and launched[:2] != joined:
+            raise ConfigError(
+                f"torch.distributed says rank {joined[0]} of {joined[1]}, RANK and WORLD_SIZE say {launched[0]} of "
+                f"{launched[1]}: give rank and world_size"
+            )
+        found = joined
+    else:
+        found = launched[:2] if launched is not None else (0, 1)
+    if not 0 <= found[0] < found[1]:
+        raise ConfigError(f"rank {found[0]} of world size {found[1]}: ranks count from 0")
+    if lanes is not None and lanes < 1:
+        raise ConfigError(f"lanes: {lanes} is less than 1")
+    local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
+    nodes = found[1] // local if found[1] % local == 0 else 1
+    return Ranks(*found, lanes if lanes is not None else nodes)
+
+
+def _joined() -> tuple[int, int] | None:
+    if "torch" not in sys.modules:
+        return None
+    from dhtdata.torch.ranks import joined_ranks
+
+    return joined_ranks()

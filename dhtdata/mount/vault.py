@@ -1,0 +1,355 @@
+"""Shards as a mount sees them: opened when first read, checked before that, fetched by the peer if they are not here.
+
+The vault asks the peer for blocks and maps the file in which they arrive; a block is read only after the peer said that
+it is verified, or from a whole shard in the store. A whole shard is checked once (`check_shard`), and that is
+remembered; the first shard of a publisher who is not trusted yet is fetched whole and checked in a process of its own.
+
+When nobody has what is missing the vault waits, says so, and gives up after ``timeout_s``.
+
+Threads exist inside `fetching` only, and nothing of this is shared with a forked process: no thread, no socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dhtdata.digest import Digest
+from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
+from dhtdata.formats.index import ShardEntry
+from dhtdata.mount.shards import GroupShards
+from dhtdata.store import Store
+from dhtdata.tables.reader import ShardReader
+
+if TYPE_CHECKING:
+    from dhtdata.control.client import PeerClient
+
+FETCHERS = 4
+OPEN_SHARDS = 256
+ASK_S = 10.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+_log = logging.getLogger("dhtdata")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose dataset it is: for messages, for trust, and for the peer. ``publisher`` is 32 bytes."""
+
+    contents: Digest
+    title: str
+    publisher: bytes
+    remind: Callable[[PeerClient], None]
+    """Tell a new peer again where to look."""
+
+
+@dataclass
+class OpenShard:
+    """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``)."""
+
+    entry: ShardEntry
+    group: GroupShards
+    table: BlockTable
+    firsts: NDArray[np.int64]
+    reader: ShardReader | None = None
+    complete: bool = False
+    here: set[int] = field(default_factory=set)
+    asked: dict[int, Future[None]] = field(default_factory=dict)
+    batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
+
+    def missing(self, blocks: Iterable[int]) -> list[int]:
+        return [] if self.complete else [block for block in blocks if block not in self.here]
+
+    def batch(self, block: int) -> pa.RecordBatch:
+        """Columns that were asked for of a block that is here."""
+        batch = self.batches.get(block)
+        if batch is None:
+            if self.reader is None:
+                raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
+            batch = self.batches[block] = self.reader.batch(block - 1).select(list(self.group.columns))
+        return batch
+
+    def blocks_of(self, first_row: int, stop_row: int) -> range:
+        """Blocks that hold the shard's rows ``[first_row, stop_row)``."""
+        first = int(np.searchsorted(self.firsts, first_row, "right")) - 1
+        return range(first + 1, int(np.searchsorted(self.firsts, stop_row, "left")) + 1)
+
+
+_Job = Callable[[], None]
+_A = TypeVar("_A")
+
+
+class Vault:
+    """The shards of one dataset that this process has open."""
+
+    def __init__(self, store: Store, origin: Origin, connect: Callable[[], PeerClient], timeout_s: float) -> None:
+        self._store = store
+        self._origin = origin
+        self._connect = connect
+        self._timeout_s = timeout_s
+        self._client: PeerClient | None = None
+        self._shards: OrderedDict[Digest, OpenShard] = OrderedDict()
+        self._lock = threading.RLock()
+        self._connecting = threading.Lock()
+        self._crew: _Crew | None = None
+        self._leaving = threading.Event()
+
+    # Opening
+
+    def shard(self, group: GroupShards, number: int) -> OpenShard:
+        """The shard's block table, and its file if it is here. Asks the peer for the table if need be."""
+        entry = group.entry(number)
+        with self._lock:
+            opened = self._shards.get(entry.digest)
+            if opened is not None:
+                self._shards.move_to_end(entry.digest)
+                return opened
+        table = self._table(entry)
+        firsts = np.array([block.first_row for block in table.blocks[1:]], np.int64)
+        made = OpenShard(entry, group, table, firsts)
+        self._open_stored(made)
+        with self._lock:
+            opened = self._shards.setdefault(entry.digest, made)
+            while len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+            return opened
+
+    def is_complete(self, group: GroupShards, number: int) -> bool:
+        """Whether the whole shard is in the store, without opening it."""
+        digest = group.entry(number).digest
+        opened = self._shards.get(digest)
+        return opened.complete if opened is not None else self._stored(digest) is not None
+
+    def _table(self, entry: ShardEntry) -> BlockTable:
+        try:
+            encoded = self._store.read(entry.table, limit_bytes=MAX_TABLE_BYTES)
+        except (NotFoundError, IntegrityError):
+            wanted = [(entry.table, MAX_TABLE_BYTES)]
+            self._persist(
+                f"block table of shard {entry.digest}",
+                lambda client, wait_s: client.fetch_blobs(self._origin.contents, wanted, wait_s),
+            )
+            encoded = self._store.read(entry.table, limit_bytes=MAX_TABLE_BYTES)
+        with self._blaming(entry):
+            table = BlockTable.decode(encoded)
+            if (table.row_count, table.shard_bytes) != (entry.rows, entry.size):
+                raise FormatError(
+                    f"its block table lists {table.row_count} rows and {table.shard_bytes} bytes, "
+                    f"its index {entry.rows} and {entry.size}"
+                )
+        return table
+
+    def _stored(self, digest: Digest) -> Path | None:
+        try:
+            return self._store.path_of(digest)
+        except NotFoundError:
+            return None
+        except IntegrityError as failure:
+            _log.warning("%s; it is fetched again", failure)
+            return None
+
+    def _open_stored(self, shard: OpenShard) -> bool:
+        """Open and check the whole shard if the store has it."""
+        path = self._stored(shard.entry.digest)
+        if path is None:
+            return False
+        try:
+            self._check(shard, path)
+            shard.reader = ShardReader(path, shard.table, shard.group.stored, checked=True)
+        except StoreError:
+            if path.exists():
+                raise
+            return False  # evicted between the two lines: it is fetched again
+        shard.complete = True
+        return True
+
+    def _check(self, shard: OpenShard, path: Path) -> None:
+        digest, schema = shard.entry.digest, shard.group.schema_digest
+        if self._store.is_checked(digest, schema):
+            return
+        from dhtdata.tables.check import check_shard, check_shard_in_child
+
+        trusted = self._store.trusts(self._origin.publisher)
+        with self._blaming(shard.entry):
+            (check_shard if trusted else check_shard_in_child)(path, shard.table, shard.group.stored)
+        self._store.mark_checked(digest, schema)
+        if not trusted:
+            self._store.trust_publisher(self._origin.publisher)
+
+    @contextmanager
+    def _blaming(self, entry: ShardEntry) -> Iterator[None]:
+        try:
+            yield
+        except FormatError as failure:
+            raise FormatError(
+                f"shard {entry.digest} of {self._origin.title} is refused: {failure}. Its publisher signed these "
+                "bytes: do not use this dataset, and tell the publisher"
+            ) from failure
+
+    # Reading
+
+    def batch(self, shard: OpenShard, block: int) -> pa.RecordBatch:
+        """Rows of a block that `ensure` made sure of. FormatError names dataset and shard."""
+        with self._blaming(shard.entry):
+            return shard.batch(block)
+
+    # Fetching
+
+    def ask(self, shard: OpenShard, blocks: Iterable[int]) -> list[Future[None]]:
+        """Have blocks fetched in the background (at once without `fetching`); what to wait for."""
+        with self._lock:
+            missing = shard.missing(blocks)
+            if not missing:
+                return []
+            waiting = {shard.asked[block] for block in missing if block in shard.asked}
+            fresh = [block for block in missing if block not in shard.asked]
+            if fresh:
+                done: Future[None] = Future()
+                shard.asked |= dict.fromkeys(fresh, done)
+                waiting.add(done)
+        if fresh:
+            self._submit(lambda: self._fetch(shard, fresh, done))
+        return list(waiting)
+
+    def ensure(self, wanted: Iterable[tuple[OpenShard, Iterable[int]]]) -> None:
+        """Return when all these blocks can be read."""
+        asked = [future for shard, blocks in wanted for future in self.ask(shard, blocks)]
+        for future in asked:
+            future.result()
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """While inside, blocks are fetched by threads, several shards at once."""
+        if self._crew is not None:
+            yield
+            return
+        self._crew = crew = _Crew()
+        self._leaving.clear()
+        try:
+            yield
+        finally:
+            self._crew = None
+            self._leaving.set()
+            crew.close()
+
+    def close(self) -> None:
+        """Give up waiting, unmap all shards."""
+        self._leaving.set()
+        with self._lock:
+            self._shards.clear()
+
+    def _submit(self, job: _Job) -> None:
+        if self._crew is None:
+            job()
+        else:
+            self._crew.put(job)
+
+    def _fetch(self, shard: OpenShard, blocks: list[int], done: Future[None]) -> None:
+        try:
+            wanted = [] if not self._store.trusts(self._origin.publisher) else blocks
+            self._fetch_blocks(shard, wanted)
+            with self._lock:
+                shard.here.update(blocks)
+        except BaseException as failure:  # it is raised where the blocks are waited for
+            done.set_exception(failure)
+        else:
+            done.set_result(None)
+        finally:
+            with self._lock:
+                for block in blocks:
+                    shard.asked.pop(block, None)
+
+    def _fetch_blocks(self, shard: OpenShard, blocks: list[int]) -> None:
+        entry = shard.entry
+        for _ in range(3):
+            ensured = self._persist(
+                f"{len(blocks) or len(shard.table.blocks)} blocks of shard {entry.digest}",
+                lambda client, wait_s: client.ensure_blocks(
+                    self._origin.contents, entry.digest, entry.table, blocks, wait_s
+                ),
+            )
+            if ensured.complete and self._open_stored(shard):
+                return
+            if not ensured.complete and self._open_partial(shard, Path(ensured.path)):
+                return
+        raise StoreError(f"shard {entry.digest} is dropped as fast as it is fetched: raise the store's cache limit")
+
+    def _open_partial(self, shard: OpenShard, path: Path) -> bool:
+        if shard.reader is not None:
+            return True
+        try:
+            with self._blaming(shard.entry):
+                shard.reader = ShardReader(path, shard.table, shard.group.stored)
+        except StoreError:
+            if path.exists():
+                raise
+            return False  # it was completed or dropped in between: ask again
+        return True
+
+    def _persist(self, what: str, ask: Callable[[PeerClient, float], _A]) -> _A:
+        """Ask the peer until it succeeds or the time is over."""
+        deadline_s = time.monotonic() + self._timeout_s
+        pause_s, told = FIRST_PAUSE_S, False
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                return ask(self._peer(), max(min(left_s, ASK_S), 0.1))
+            except (NotFoundError, PeerError) as failure:
+                if time.monotonic() + pause_s >= deadline_s or self._leaving.wait(pause_s):
+                    raise NotFoundError(
+                        f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}"
+                    ) from failure
+                if not told:
+                    _log.warning("waiting up to %.0f s for %s of %s: %s", left_s, what, self._origin.title, failure)
+                    told = True
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                self._remind()
+
+    def _remind(self) -> None:
+        try:
+            self._origin.remind(self._peer())
+        except DhtDataError as failure:
+            _log.info("the peer does not find %s again: %s", self._origin.title, failure)
+
+    def _peer(self) -> PeerClient:
+        with self._connecting:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+
+class _Crew:
+    """Up to `FETCHERS` threads, started on demand. They die with the process: what they wait for may never come."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def put(self, job: _Job) -> None:
+        self._jobs.put(job)
+        if len(self._threads) < FETCHERS:
+            thread = threading.Thread(target=self._work, name="dhtdata-fetch", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()

@@ -1,0 +1,200 @@
+"""One split and some of its columns, readable from any process: survives pickling and forking.
+
+What is shared are values; store, maps, sockets and threads belong to one process id and are made when first needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dhtdata.config import Settings
+from dhtdata.digest import Digest
+from dhtdata.errors import NotFoundError
+from dhtdata.formats.contents import Split
+from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
+from dhtdata.formats.ticket import Target
+from dhtdata.mount.batches import Gathered, reader_of
+from dhtdata.mount.gather import Gatherer
+from dhtdata.mount.readahead import Readahead
+from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
+from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
+from dhtdata.mount.vault import Origin, Vault
+from dhtdata.order import Steps
+from dhtdata.store import Store
+from dhtdata.tables.schema import to_arrow
+
+if TYPE_CHECKING:
+    from dhtdata.control.client import PeerClient
+
+REMIND_S = 20.0
+
+
+@dataclass
+class _Here:
+    """What belongs to one process."""
+
+    pid: int
+    vault: Vault
+
+
+class View:
+    """Columns of a split. Make it with `open_view`."""
+
+    def __init__(
+        self,
+        target: Target,
+        settings: Settings,
+        timeout_s: float,
+        store: Store,
+        client: PeerClient | None,
+        dataset: Dataset,
+        split: Split,
+        columns: tuple[str, ...],
+    ) -> None:
+        self.dataset = dataset
+        self.split = split
+        whole = to_arrow(dataset.contents.columns, dataset.contents.metadata)
+        self.schema = pa.schema([whole.field(name) for name in columns], whole.metadata)
+        self.ranges: tuple[int, ...] = ()
+        self.groups: list[GroupShards] = []
+        self._target = target
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._client = client
+        self._complete = False
+        self._store: Store | None = store
+        self._here: _Here | None = None
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of all shards that hold these columns."""
+        return sum(group.byte_count for group in self.groups)
+
+    def gather(self, rows: NDArray[np.int64], format: str) -> Gathered:
+        """These rows, in this order, once they are here."""
+        return reader_of(format)(Gatherer(self._process().vault, self.groups, self.schema), rows)
+
+    @contextmanager
+    def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:
+        """Fetch ahead of ``steps``; None if all shards were in the store when the dataset was mounted."""
+        if self._complete:
+            yield None
+            return
+        vault = self._process().vault
+        ahead = Readahead(vault, self.groups, steps, limit_bytes)
+        with vault.fetching(), ahead.running():
+            yield ahead
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Fetch from several shards at once while inside."""
+        with self._process().vault.fetching():
+            yield
+
+    def batches(self, group: GroupShards) -> Iterator[pa.RecordBatch]:
+        """All rows of one group, block by block, mapped from disk."""
+        vault = self._process().vault
+        with vault.fetching():
+            opened = [vault.shard(group, number) for number in range(len(group))]
+            vault.ensure([(shard, range(1, len(shard.table.blocks) - 1)) for shard in opened])
+        for shard in opened:
+            for block in range(1, len(shard.table.blocks) - 1):
+                yield vault.batch(shard, block)
+
+    def statistics(self) -> Statistics:
+        digest = self.dataset.manifest.statistics
+        store = self._open_store()
+        if not store.has(digest):
+            self._fetch([(digest, MAX_STATISTICS_BYTES)])
+        return Statistics.decode(store.read(digest, limit_bytes=MAX_STATISTICS_BYTES))
+
+    def close(self) -> None:
+        """Unmap, close store and connection. What was handed out stays readable."""
+        here, self._here = self._here, None
+        if here is not None and here.pid == os.getpid():
+            here.vault.close()
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_here": None, "_store": None}
+
+    # Opening
+
+    def load(self, columns: Sequence[str]) -> None:
+        """Read ranges and indexes, and see whether all shards are here; otherwise a peer is started."""
+        store = self._open_store()
+        numbers = needed_groups(self.dataset.contents, columns)
+        self.ranges, indexes = read_indexes(self.dataset, self.split, numbers, store, self._fetch)
+        logical = to_arrow(self.dataset.contents.columns, {})
+        self.groups = [
+            lay_out(self.dataset.contents, self.split, number, columns, logical, of_group)
+            for number, of_group in zip(numbers, indexes, strict=True)
+        ]
+        missing = set(store.missing_blobs(self.dataset.digest))
+        self._complete = not missing or missing.isdisjoint(
+            digest for group in self.groups for digest in group.digests()
+        )
+        if not self._complete:
+            self.connect()
+
+    def connect(self) -> PeerClient:
+        """The peer of the store, started if none runs."""
+        if self._client is None:
+            from dhtdata.control.client import PeerClient
+
+            self._client = PeerClient.connect(self._open_store(), self._settings, start=True)
+            self._remind(self._client)
+        return self._client
+
+    def _remind(self, client: PeerClient) -> None:
+        client.resolve(self._target, min(self._timeout_s, REMIND_S))
+
+    def _fetch(self, blobs: list[tuple[Digest, int]]) -> None:
+        self.connect().fetch_blobs(self.dataset.contents_digest, blobs, self._timeout_s)
+
+    def _open_store(self) -> Store:
+        if self._store is None:
+            self._store = Store.open(self._settings.store, cache_limit=self._settings.cache_limit)
+        return self._store
+
+    def _process(self) -> _Here:
+        here = self._here
+        if here is None or here.pid != os.getpid():
+            dataset = self.dataset
+            publisher = dataset.publisher or dataset.contents_digest
+            origin = Origin(dataset.contents_digest, dataset.title, publisher, self._remind)
+            vault = Vault(self._open_store(), origin, self.connect, self._timeout_s)
+            here = self._here = _Here(os.getpid(), vault)
+        return here
+
+
+def open_view(target: Target, settings: Settings, split: str, columns: Sequence[str] | None, timeout_s: float) -> View:
+    """Find a dataset, in the store or by the peer, and read what is needed to find its rows."""
+    with ExitStack() as opened:
+        store = opened.enter_context(Store.open(settings.store, cache_limit=settings.cache_limit))
+        client = None
+        try:
+            dataset = find_stored(target, store)
+        except NotFoundError:
+            from dhtdata.control.client import PeerClient
+
+            client = opened.enter_context(PeerClient.connect(store, settings, start=True))
+            dataset = find_with_peer(target, store, client, timeout_s)
+        chosen = choose_columns(dataset.contents, columns)
+        view = View(target, settings, timeout_s, store, client, dataset, find_split(dataset.contents, split), chosen)
+        view.load(chosen)
+        opened.pop_all()
+        return view

@@ -1,0 +1,87 @@
+"""`DataLoader`: torch's, with steps dealt to workers, tensors out, and a state that counts what the loop received."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import data as torch_data
+
+from dhtdata.errors import ConfigError
+from dhtdata.mount.dataset import Run, StreamingDataset
+
+_OURS = {
+    "batch_size": "dhtdata.mount(..., batch_size=...)",
+    "shuffle": "dhtdata.mount(..., shuffle=True)",
+    "drop_last": 'dhtdata.mount(..., remainder="drop")',
+    "sampler": "dhtdata.mount(..., shuffle=True), or torch's DataLoader over dataset.map_style()",
+    "batch_sampler": "dhtdata.mount(..., batch_size=...), or torch's DataLoader over dataset.map_style()",
+}
+
+
+class _Turns(torch_data.IterableDataset[Any]):
+    """One worker's steps. ``run`` is shared memory: persistent workers read there which epoch comes next."""
+
+    def __init__(self, dataset: StreamingDataset) -> None:
+        self.dataset = dataset
+        self.run = torch.zeros(3, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch_data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        steps = self.dataset.steps(Run(*self.run.tolist()), number, workers)
+        return self.dataset.items(steps, "torch")
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+class DataLoader(torch_data.DataLoader[Any]):
+    """Loads a mounted dataset; takes torch's keywords but those that `dhtdata.mount` decides. Always yields tensors.
+
+    Step s of an epoch is made by worker ``s mod num_workers`` and arrives in order, so any number of workers yields the
+    same batches. ``state_dict()`` tells what this loop has received, not what workers made ahead; ``load_state_dict()``
+    before an epoch goes on from there, with any number of workers and ranks. Works under fork and spawn, and with
+    ``persistent_workers``; every iteration is the next epoch.
+    """
+
+    def __init__(self, dataset: StreamingDataset, **options: Any) -> None:
+        if not isinstance(dataset, StreamingDataset):
+            raise ConfigError(f"expected what dhtdata.mount returns, not a {type(dataset).__name__}")
+        for option, instead in _OURS.items():
+            if option in options:
+                raise ConfigError(f"{option} is not the loader's to decide: use {instead}")
+        if not options.get("in_order", True):
+            raise ConfigError("in_order=False would lose count of what the loop has received: leave it out")
+        options.setdefault("collate_fn", _as_is)
+        self._streaming = dataset
+        super().__init__(_Turns(dataset), batch_size=None, **options)
+
+    def __iter__(self) -> Any:
+        run = self._streaming.begin(led=True)
+        turns = self.dataset
+        if not isinstance(turns, _Turns):
+            raise ConfigError("the loader's dataset was replaced: make a new loader")
+        turns.run.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
+        return self._counted(run, super().__iter__())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loop has received: small, JSON, the same on every rank."""
+        return self._streaming.state_at(self._streaming.position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there. ConfigError names what does not fit."""
+        self._streaming.load_state_dict(state)
+
+    def _counted(self, run: Run, items: Iterator[Any]) -> Iterator[Any]:
+        steps = self._streaming.steps(run)
+        for done, item in enumerate(items, start=1):
+            self._streaming.moved(run, steps, done)
+            yield item
+        self._streaming.moved(run, steps, steps.count)
+        self._streaming.finish()

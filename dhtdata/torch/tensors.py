@@ -1,0 +1,39 @@
+"""Columns as tensors (door of ``torch``). The mapping is in `dhtdata.mount.columns`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dhtdata.errors import ConfigError
+
+
+def to_tensor(name: str, column: Any) -> Any:
+    """A numpy column, or one row's value of it, as tensors that share its memory; a list where no tensor can be.
+
+    ConfigError names a column with nulls that no tensor can hold.
+    """
+    if isinstance(column, dict):
+        return {field: to_tensor(f"{name}.{field}", child) for field, child in column.items()}
+    if isinstance(column, np.ma.MaskedArray):
+        raise _nulls(name)
+    if isinstance(column, np.ndarray):
+        if column.dtype.kind == "O":
+            return [to_tensor(name, value) if isinstance(value, np.ndarray) else value for value in column]
+        if column.dtype.kind in "mM":
+            if np.isnat(column).any():
+                raise _nulls(name)
+            column = column.view(np.int64)
+        return torch.from_numpy(column)
+    if isinstance(column, np.generic):
+        return to_tensor(name, np.asarray(column)[None])[0]
+    return column
+
+
+def _nulls(name: str) -> ConfigError:
+    return ConfigError(
+        f"column {name!r} has nulls, which no tensor of its type can hold: leave it out of columns, "
+        'or mount with format="numpy", which masks them'
+    )
