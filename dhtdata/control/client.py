@@ -32,8 +32,7 @@ from dhtdata.control.protocol import (
 from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
-from dhtdata.formats.names import Name
-from dhtdata.formats.ticket import LocalName, Ticket
+from dhtdata.formats.ticket import LocalName, Target
 from dhtdata.store import Store
 
 MAX_SOCKET_PATH_BYTES = 100
@@ -41,7 +40,7 @@ _GRACE_S = 15.0
 _HANDSHAKE_S = 10.0
 _MAX_REELECTIONS = 4
 _FOREVER_S = 10 * 365 * 86_400.0
-_RELEASE = "0.1.0"
+RELEASE = "0.1.0"
 
 _A = TypeVar("_A", bound=protocol.Message)
 
@@ -67,7 +66,16 @@ def ask_running(store_id: bytes, request: protocol.Request, timeout_s: float) ->
             raise PeerError("the peer ended before it answered") from failure
 
 
-def text_of(target: Name | Digest | Ticket | LocalName) -> str:
+def answers(store_id: bytes) -> bool:
+    """Whether a peer of this store listens."""
+    try:
+        _Link.open(store_id, keeps_alive=False).close()
+    except NotFoundError:
+        return False
+    return True
+
+
+def text_of(target: Target | str) -> str:
     """What `parse_target` reads back as this target."""
     return target.name if isinstance(target, LocalName) else str(target)
 
@@ -89,7 +97,7 @@ class _Link:
             connection.connect(str(path))
             hello = protocol.Hello(
                 protocol=protocol.PROTOCOL,
-                version=_RELEASE,
+                version=RELEASE,
                 uid=os.getuid(),
                 store=store_id,
                 keeps_alive=keeps_alive,
@@ -187,7 +195,7 @@ class PeerClient:
         client._pool.put(client._open())
         return client
 
-    def resolve(self, target: Name | Digest | Ticket | LocalName, timeout_s: float = DEFAULT_TIMEOUT_S) -> Resolved:
+    def resolve(self, target: Target | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Resolved:
         """Find the version that a target means; its manifest and contents are in the store afterwards.
 
         NotFoundError says who was asked; ConfigError asks for a ticket if there was nobody to ask.
@@ -236,7 +244,7 @@ class PeerClient:
         request = protocol.FetchDataset(manifest=manifest, splits=tuple(splits), columns=tuple(columns))
         self._ask(lambda _: request, protocol.Done, _FOREVER_S, on_progress)
 
-    def seed(self, target: Name | Digest | Ticket | LocalName, timeout_s: float = DEFAULT_TIMEOUT_S) -> Seeded:
+    def seed(self, target: Target | str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Seeded:
         """Add a dataset to the running seed. ConfigError if the peer that runs is a private one."""
         text = text_of(target)
         return self._ask(lambda left_s: protocol.Seed(target=text, timeout_s=left_s), Seeded, timeout_s)
@@ -245,7 +253,7 @@ class PeerClient:
         """Tell a running seed that a manifest was published or pinned here."""
         self._ask(lambda _: protocol.Announce(manifest=manifest), protocol.Done, DEFAULT_TIMEOUT_S)
 
-    def ticket(self, target: Name | Digest | LocalName) -> str:
+    def ticket(self, target: Target | str) -> str:
         """A ticket with the live addresses of the running seed."""
         text = text_of(target)
         request = protocol.MakeTicket(target=text)

@@ -67,7 +67,7 @@ def start_private(settings: Settings, *, elect_itself: bool) -> None:
     ready, tell = os.pipe()
     try:
         with _open_log(settings.store / PEER_LOG) as log:
-            child = subprocess.Popen(  # noqa: S603
+            child = subprocess.Popen(
                 private_command(settings, tell, elect_itself=elect_itself),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

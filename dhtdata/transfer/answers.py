@@ -7,9 +7,9 @@
 | ``/v1/providers/<digest>`` | `ProviderRecords` | 256 KiB |
 | ``/v1/names/<publisher>/<name>`` | bytes of one signed NameRecord (`dhtdata.formats.records`) | 1,000 bytes |
 
-A have-map speaks of shard ordinals (`dhtdata.formats.contents`) and block positions: bit i of a bitmap is bit ``i % 8``,
-counted from the lowest, of byte ``i // 8``. It is a promise, not a proof: who asks for a block that is not there gets a
-404 or 416 and asks somebody else.
+A have-map speaks of shard ordinals (`dhtdata.formats.contents`) and block positions: bit i of a bitmap is bit
+``i % 8``, counted from the lowest, of byte ``i // 8``. It is a promise, not a proof: who asks for a block that is not
+there gets a 404 or 416 and asks somebody else.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class ProviderRecords(Format, frozen=True):
         return found
 
 
-def bit(bitmap: bytes, position: int) -> bool:
+def bit(bitmap: bytes | bytearray, position: int) -> bool:
     """Bit ``position``; false past the end."""
     return position >> 3 < len(bitmap) and bool(bitmap[position >> 3] >> (position & 7) & 1)
 

@@ -68,7 +68,7 @@ class Fetcher:
         self._http = http
         self._remotes = remotes
         self._holdings = holdings
-        self._chance = chance or random.Random()  # noqa: S311
+        self._chance = chance or random.Random()
         self._jobs: dict[Digest, Job] = {}
         self._blobs: dict[Digest, asyncio.Lock] = {}
         self._refused: dict[tuple[Digest, Digest], str] = {}
@@ -85,7 +85,7 @@ class Fetcher:
     ) -> Reached:
         """Wait until these blocks of a shard (all if empty) are verified on disk. The caller sets the deadline.
 
-        StoreError if the disk is full, FormatError if the manifest is at fault, NotFoundError if nobody has the table.
+        StoreError if the disk is full, FormatError if the manifest is at fault.
         """
         if (shard, table) in self._refused:
             raise FormatError(self._refused[shard, table])
@@ -181,7 +181,7 @@ class Fetcher:
             if job.reached is not None:
                 return None
             if job.partial is None:
-                await self.blob(swarm, table_digest, MAX_TABLE_BYTES)
+                await self._table(swarm, table_digest)
                 encoded = await asyncio.to_thread(self._store.read, table_digest, limit_bytes=MAX_TABLE_BYTES)
                 table = BlockTable.decode(encoded)
                 if await asyncio.to_thread(self._store.has, job.shard):
@@ -193,6 +193,14 @@ class Fetcher:
             if job.partial is not None and job.partial.table_digest != table_digest:
                 raise FormatError(f"shard {job.shard} is being fetched with another block table: one manifest is wrong")
             return job.partial
+
+    async def _table(self, swarm: Swarm, table: Digest) -> None:
+        """A block table into the store, however long it takes: providers may come back before the caller's deadline."""
+        while True:
+            try:
+                return await self.blob(swarm, table, MAX_TABLE_BYTES)
+            except NotFoundError:
+                await swarm.news()
 
     def _dispatch(self, group: asyncio.TaskGroup) -> None:
         for job in list(self._jobs.values()):

@@ -79,7 +79,7 @@ class Layout:
         for column in columns:
             if column not in names:
                 raise ConfigError(f"no column {column!r}: there are {', '.join(sorted(names)[:32])}")
-        chosen = []
+        chosen: list[IndexSpan] = []
         position = 0
         for split_of in contents.splits:
             for group, shards in zip(contents.groups, split_of.groups, strict=True):

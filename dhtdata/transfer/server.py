@@ -23,7 +23,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
@@ -85,7 +85,7 @@ class _Gate(web.Server):
         )
         self._served = served
 
-    def connection_made(self, handler: web.RequestHandler[Any], transport: asyncio.Transport) -> None:
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         address = _peer_ip(transport)
         same = sum(_peer_ip(other) == address for other in self._connections.values())
@@ -95,12 +95,12 @@ class _Gate(web.Server):
 
 
 class BlobServer:
-    """The interface over what `Holdings` has. Use `running`."""
+    """The interface over what `Holdings` has. Use `running`; answers 503 until it has a ``directory``."""
 
-    def __init__(self, holdings: Holdings, directory: Directory) -> None:
+    def __init__(self, holdings: Holdings) -> None:
         self.served = Served()
+        self.directory: Directory | None = None
         self._holdings = holdings
-        self._directory = directory
         self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
 
     @asynccontextmanager
@@ -125,8 +125,10 @@ class BlobServer:
         self.served.requests += 1
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "only GET and HEAD\n", {"Allow": "GET, HEAD"})
+        if self.directory is None:
+            return _plain(503, "starting\n", {"Retry-After": "1"})
         try:
-            return await self._route(request)
+            return await self._route(request, self.directory)
         except NotFoundError as failure:
             return _plain(404, f"{failure}\n")
         except FormatError as failure:
@@ -134,27 +136,27 @@ class BlobServer:
         except DhtDataError as failure:
             return _plain(503, f"{failure}\n")
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route(self, request: web.BaseRequest, directory: Directory) -> web.StreamResponse:
         parts = request.path.split("/")[1:]
         if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
             return await self._blob(request, Digest.parse(parts[2]))
-        handlers: dict[str, Callable[[web.BaseRequest, Digest], Awaitable[bytes]]] = {
-            "have": self._have,
-            "peers": self._peers,
-            "providers": self._providers,
-        }
-        if len(parts) == 3 and parts[0] == "v1" and parts[1] in handlers:
-            return _binary(await handlers[parts[1]](request, Digest.parse(parts[2])))
+        if parts[:2] == ["v1", "have"] and len(parts) == 3:
+            return _binary(await self._have(request, Digest.parse(parts[2])))
+        if parts[:2] == ["v1", "peers"] and len(parts) == 3:
+            return _binary(PeerExchange.of(directory.peers(Digest.parse(parts[2]))).encode())
+        if parts[:2] == ["v1", "providers"] and len(parts) == 3:
+            async with self._lookups:
+                return _binary(ProviderRecords.of(await directory.lookup(Digest.parse(parts[2]))).encode())
         if parts[:2] == ["v1", "names"] and len(parts) == 4:
             check_name(parts[3])
-            return _binary(await self._directory.name(Name(decode_key(parts[2]), parts[3])))
+            return _binary(await directory.name(Name(decode_key(parts[2]), parts[3])))
         if parts == ["healthz"]:
             return _plain(200, "ok\n")
         if parts == ["metrics"]:
-            lines = (f"dhtdata_{name} {value}\n" for name, value in sorted((await self._directory.metrics()).items()))
+            lines = (f"dhtdata_{name} {value}\n" for name, value in sorted((await directory.metrics()).items()))
             return _plain(200, "".join(lines))
         if parts == [""]:
-            return _plain(200, await self._directory.page())
+            return _plain(200, await directory.page())
         raise NotFoundError("no such thing here")
 
     async def _have(self, request: web.BaseRequest, contents: Digest) -> bytes:
@@ -163,13 +165,6 @@ class BlobServer:
             raise FormatError("since must be a revision: a whole number")
         have = await self._holdings.have(contents, int(since) if since else None)
         return await asyncio.to_thread(have.encode)
-
-    async def _peers(self, request: web.BaseRequest, contents: Digest) -> bytes:
-        return PeerExchange.of(self._directory.peers(contents)).encode()
-
-    async def _providers(self, request: web.BaseRequest, digest: Digest) -> bytes:
-        async with self._lookups:
-            return ProviderRecords.of(await self._directory.lookup(digest)).encode()
 
     async def _blob(self, request: web.BaseRequest, digest: Digest) -> web.StreamResponse:
         servable = await self._holdings.find(digest)
@@ -225,7 +220,7 @@ class BlobServer:
 
 
 def _range(headers: Sequence[str], size: int) -> tuple[int, int, bool] | None:
-    """Half-open span and whether it was asked for; None if it cannot be satisfied. Anything but one plain range is 416."""
+    """Half-open span and whether it was asked for; None if it cannot be satisfied or is not one plain range."""
     if not headers:
         return (0, size, False)
     unit, _, text = headers[0].partition("=")

@@ -81,6 +81,7 @@ class Swarm:
         self._changed = changed
         self._interest = 0
         self._glance = False
+        self._looking = False
         self._looked_s = float("-inf")
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -95,11 +96,27 @@ class Swarm:
         finally:
             self._interest -= 1
 
+    @property
+    def interested(self) -> bool:
+        return self._interest > 0
+
     def glance(self) -> None:
         """Look round once, if that was not done lately: for peers that ask us whom we know."""
         if time.monotonic() - self._looked_s > LOOKUP_S:
             self._glance = True
             self._wake.set()
+
+    async def look_once(self) -> None:
+        """Wait for a whole round that starts now, or `_LOOK_DEADLINE_S`."""
+        with self.interest():
+            target = self.rounds + (2 if self._looking else 1)
+            try:
+                async with asyncio.timeout(_LOOK_DEADLINE_S):
+                    while self.rounds < target:
+                        await self._news.wait()
+            except TimeoutError:
+                # What is known by then is the answer.
+                return
 
     def add(self, addresses: Iterable[Address], source: str, *, trusted: bool = False) -> None:
         """Take up addresses; those from strangers pass the guard first."""
@@ -144,6 +161,10 @@ class Swarm:
                 if all(member.address in seen for member in self.usable()):
                     await news.wait()
 
+    async def news(self) -> None:
+        """Wait until something about the providers has changed."""
+        await self._news.wait()
+
     async def run(self) -> None:
         """Look and poll, for ever."""
         while True:
@@ -152,9 +173,11 @@ class Swarm:
                 await self._wake.wait()
             self._glance = False
             self._wake.clear()
+            self._looking = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._look())
                 group.create_task(self._poll_all())
+            self._looking = False
             self.rounds += 1
             self._tell()
             try:

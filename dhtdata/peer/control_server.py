@@ -1,0 +1,190 @@
+"""The peer's end of the control socket: reads requests, runs them, notices when the asker is gone.
+
+One task per connection, all in the peer's group. While a request runs the connection is watched: at end of file the
+request is cancelled, so a killed program leaves no fetch behind. Connections that keep a private peer alive are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from dhtdata.control import protocol
+from dhtdata.control.protocol import Answer, Failure, Hello, Message, Request, Welcome
+from dhtdata.errors import ConfigError, DhtDataError, FormatError, PeerError
+
+MAX_CONNECTIONS = 512
+_HANDSHAKE_S = 10.0
+_WRITE_S = 30.0
+_BACKLOG = 128
+
+Send = Callable[[Answer], Awaitable[None]]
+Handle = Callable[[Request, Send], Awaitable[Answer]]
+
+
+class ControlServer:
+    """Conversations with programs of this machine. Use `running`."""
+
+    def __init__(self, store_id: bytes, kind: str, release: str) -> None:
+        self.clients = 0
+        self._store_id = store_id
+        self._kind = kind
+        self._release = release
+        self._handle: Handle
+        self._group: asyncio.TaskGroup
+        self._server: asyncio.Server
+        self._connections = 0
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, path: Path) -> AsyncIterator[None]:
+        """Has the socket until the block ends; `serve` starts answering. ConfigError if the path cannot be used.
+
+        The caller holds the peer's lock, so a socket found at the path is a dead one's.
+        """
+        listener = await asyncio.to_thread(_bind, path)
+        self._server = await asyncio.start_unix_server(self._accepted, sock=listener, start_serving=False)
+        try:
+            yield
+        finally:
+            self._server.close()
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def serve(self, group: asyncio.TaskGroup, handle: Handle) -> None:
+        """Answer from now on; conversations are tasks of the group."""
+        self._group = group
+        self._handle = handle
+        await self._server.start_serving()
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._group.create_task(self._converse(reader, writer))
+
+    async def wait_unused(self, patience_s: float) -> None:
+        """Returns once nobody has kept the peer alive for so long."""
+        while True:
+            self._changed.clear()
+            if self.clients:
+                await self._changed.wait()
+                continue
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                if not self.clients:
+                    return
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        counted = False
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                hello = await _read(reader)
+                self._check(hello)
+                await _send(
+                    writer,
+                    Welcome(protocol=protocol.PROTOCOL, version=self._release, pid=os.getpid(), kind=self._kind),
+                )
+            if isinstance(hello, Hello) and hello.keeps_alive:
+                counted = True
+                self._count(1)
+            early = b""
+            while True:
+                early = await self._serve(await _read(reader, early), reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            # The program ended, or does not read: there is nobody to tell.
+            pass
+        except DhtDataError as failure:
+            with suppress(ConnectionError, TimeoutError):
+                await _send(writer, protocol.to_failure(failure))
+        finally:
+            self._connections -= 1
+            if counted:
+                self._count(-1)
+            writer.close()
+
+    async def _serve(self, request: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Answer one request; bytes that came early, of the next one. ConnectionError if the asker left."""
+        if not isinstance(request, Request):
+            raise FormatError(f"a {type(request).__name__} is no request")
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(_next_byte(reader))
+            work = group.create_task(self._answer(request, writer))
+            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done() and not watch.cancelled() and watch.result():
+                await asyncio.wait({work})
+            watch.cancel()
+            work.cancel()
+        early = b"" if watch.cancelled() else watch.result()
+        if work.cancelled() or (watch.done() and not watch.cancelled() and not early):
+            raise ConnectionResetError("the program that asked is gone")
+        if (failure := work.result()) is not None:
+            raise failure
+        return early
+
+    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> Exception | None:
+        async def send(answer: Answer) -> None:
+            await _send(writer, answer)
+
+        try:
+            try:
+                answer = await self._handle(request, send)
+            except DhtDataError as failure:
+                answer = protocol.to_failure(failure)
+            await send(answer)
+        except (ConnectionError, TimeoutError) as failure:
+            return failure
+        return None
+
+    def _check(self, hello: Message) -> None:
+        if self._connections > MAX_CONNECTIONS:
+            raise PeerError(f"more than {MAX_CONNECTIONS} programs talk to this peer")
+        if not isinstance(hello, Hello):
+            raise FormatError("a conversation starts with hello")
+        if hello.protocol != protocol.PROTOCOL:
+            raise ConfigError(
+                f"the peer (dhtdata {self._release}) speaks protocol {protocol.PROTOCOL}, this program "
+                f"(dhtdata {hello.version}) {hello.protocol}: run dhtdata stop, then try again"
+            )
+        if hello.uid != os.getuid() or hello.store != self._store_id:
+            raise ConfigError("the peer at this socket serves another user or another store: set XDG_RUNTIME_DIR")
+
+    def _count(self, step: int) -> None:
+        self.clients += step
+        self._changed.set()
+
+
+def _bind(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as failure:
+        listener.close()
+        raise ConfigError(f"cannot listen on {path}: {failure}: set XDG_RUNTIME_DIR to a folder of yours") from failure
+    return listener
+
+
+async def _next_byte(reader: asyncio.StreamReader) -> bytes:
+    """One byte of the next request, empty at end of file."""
+    try:
+        return await reader.read(1)
+    except ConnectionError:
+        return b""
+
+
+async def _read(reader: asyncio.StreamReader, early: bytes = b"") -> Message:
+    header = early + await reader.readexactly(protocol.HEADER_BYTES - len(early))
+    return protocol.unpack(await reader.readexactly(protocol.body_length(header)))
+
+
+async def _send(writer: asyncio.StreamWriter, message: Answer | Welcome | Failure) -> None:
+    writer.write(protocol.pack(message))
+    async with asyncio.timeout(_WRITE_S):
+        await writer.drain()

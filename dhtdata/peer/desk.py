@@ -1,0 +1,334 @@
+"""What the peer does for programs of this machine, request by request, and what it tells other peers and monitors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dhtdata.config import Settings
+from dhtdata.control.protocol import (
+    Announce,
+    Answer,
+    AskProviders,
+    AskStatus,
+    Done,
+    EnsureBlocks,
+    Ensured,
+    FetchBlobs,
+    FetchDataset,
+    HandOver,
+    MakeTicket,
+    PeerStatus,
+    Progress,
+    ProviderList,
+    ProviderStatus,
+    Request,
+    Resolve,
+    Seed,
+    Seeded,
+    Stop,
+    TicketText,
+    Traffic,
+)
+from dhtdata.dht import DhtNode
+from dhtdata.digest import Digest
+from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
+from dhtdata.formats.names import Name
+from dhtdata.formats.records import Address
+from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
+from dhtdata.peer.collect import Collection, Tally
+from dhtdata.peer.resolve import Resolver
+from dhtdata.peer.seeder import Seeder
+from dhtdata.peer.swarms import Swarms
+from dhtdata.store import Store
+from dhtdata.transfer.answers import ProviderRecord
+from dhtdata.transfer.fetcher import Fetcher
+from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.server import Served
+from dhtdata.transfer.swarm import Member, Swarm
+
+LONGEST_S = 7 * 86_400.0
+PROGRESS_S = 0.5
+PROXY_S = 20.0
+_MAX_TRAFFIC = 1_024
+_T = TypeVar("_T")
+
+
+@dataclass
+class Desk:
+    """Parts of the peer that requests need. ``seeder`` is None in a private peer."""
+
+    release: str
+    settings: Settings
+    store: Store
+    node: DhtNode
+    resolver: Resolver
+    fetcher: Fetcher
+    swarms: Swarms
+    remotes: Remotes
+    seeder: Seeder | None
+    served: Served
+    addresses: Sequence[Address]
+    port: int
+    clients: Callable[[], int]
+    stop: asyncio.Event
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> str:
+        return "private" if self.seeder is None else "seed"
+
+    async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]]) -> Answer:
+        """The answer that ends the request; progress goes out through ``send`` before."""
+        match request:
+            case Resolve():
+                resolving = self.resolver.resolve(parse_target(request.target))
+                return await _within(request.timeout_s, resolving, f"a search for {request.target[:100]}")
+            case FetchBlobs():
+                return await _within(request.timeout_s, self._fetch_blobs(request), "fetching blobs")
+            case EnsureBlocks():
+                return await self._ensure(request)
+            case FetchDataset():
+                return await self._fetch_dataset(request, send)
+            case Seed():
+                return await _within(request.timeout_s, self._seed(request), f"a search for {request.target[:100]}")
+            case Announce():
+                if self.seeder is not None:
+                    await self.seeder.keep(request.manifest)
+                return Done()
+            case MakeTicket():
+                return TicketText(ticket=await self._ticket(parse_target(request.target)))
+            case AskStatus():
+                return await self.status()
+            case AskProviders():
+                return await self._providers(request.contents)
+            case HandOver():
+                if self.seeder is not None:
+                    raise ConfigError(
+                        f"a seed (pid {os.getpid()}) runs on the store {self.store.path} already: "
+                        "dhtdata seed TARGET adds to it, dhtdata stop ends it"
+                    )
+                self.stop.set()
+                return Done()
+            case Stop():
+                self.stop.set()
+                return Done()
+
+    async def seed(self, target: Target) -> Seeded:
+        """Find a dataset, keep it, and say where others get it."""
+        seeder = self._require_seed()
+        resolved = await self.resolver.resolve(target)
+        await seeder.keep(resolved.manifest)
+        name = resolved.name
+        asked = target.target if isinstance(target, Ticket) else target
+        if name is not None and not (isinstance(asked, Name) and asked.sequence is not None):
+            seeder.follow(name)
+        lasting: Name | Digest = resolved.manifest if name is None else Name(name.publisher, name.name)
+        return Seeded(
+            manifest=resolved.manifest,
+            contents=resolved.contents,
+            ticket=str(Ticket(lasting, tuple(self.addresses))),
+            name_uri=resolved.name_uri,
+        )
+
+    async def status(self) -> PeerStatus:
+        datasets = await self.seeder.describe() if self.seeder is not None else []
+        busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
+        traffic = (
+            Traffic(
+                address=str(remote.address),
+                bytes=remote.bytes,
+                blocks=remote.blocks,
+                wasted=remote.wasted,
+                avoided=self.remotes.avoided(remote.address),
+            )
+            for remote in sorted(busy, key=lambda remote: -remote.bytes)[:_MAX_TRAFFIC]
+        )
+        return PeerStatus(
+            version=self.release,
+            pid=os.getpid(),
+            kind=self.kind,
+            store=str(self.store.path),
+            listen=self.settings.listen,
+            port=self.port,
+            node=self.node.id.hex(),
+            addresses=tuple(map(str, self.addresses)),
+            dht_contacts=len(self.node.nodes()),
+            datasets=tuple(datasets),
+            traffic=tuple(traffic),
+            blocks_verified=self.fetcher.blocks_verified,
+            bytes_fetched=self.fetcher.bytes_fetched,
+            bytes_served=self.served.bytes,
+            requests_served=self.served.requests,
+            uptime_s=time.monotonic() - self.started_s,
+            clients=self.clients(),
+        )
+
+    async def _seed(self, request: Seed) -> Seeded:
+        return await self.seed(parse_target(request.target))
+
+    async def _fetch_blobs(self, request: FetchBlobs) -> Done:
+        swarm = self.swarms.of(request.contents)
+        for digest, limit_bytes in request.blobs:
+            await self.fetcher.blob(swarm, digest, limit_bytes)
+        return Done()
+
+    async def _ensure(self, request: EnsureBlocks) -> Ensured:
+        swarm = await self._swarm(request.contents, request.shard)
+        fetching = self.fetcher.ensure(swarm, request.shard, request.table, request.blocks, urgent=True)
+        try:
+            async with asyncio.timeout(min(request.timeout_s, LONGEST_S)):
+                reached = await fetching
+        except TimeoutError as failure:
+            raise NotFoundError(
+                f"blocks of shard {request.shard} did not come within {request.timeout_s:.0f} s: {_providers_of(swarm)}"
+            ) from failure
+        path = os.path.relpath(reached.path, self.store.path)
+        return Ensured(path=path, complete=reached.complete)
+
+    async def _swarm(self, contents: Digest, shard: Digest) -> Swarm:
+        """The swarm of some contents, able to read have-maps as far as the indexes here go."""
+        swarm = self.swarms.of(contents)
+        if swarm.layout is None:
+            swarm.layout = await asyncio.to_thread(Layout.load, self.store, contents)
+        elif swarm.layout.ordinal(shard) is None:
+            await asyncio.to_thread(swarm.layout.place_stored, self.store)
+        return swarm
+
+    async def _fetch_dataset(self, request: FetchDataset, send: Callable[[Answer], Awaitable[None]]) -> Answer:
+        resolved = await self.resolver.resolve(request.manifest)
+        swarm = self.swarms.of(resolved.contents)
+        news = asyncio.Event()
+        tally = Tally(told=news.set)
+        collection = Collection(
+            self.store, self.fetcher, swarm, request.manifest, request.splits, request.columns, tally
+        )
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(self._tell(tally, news, send))
+            failure = await group.create_task(collection.settle())
+            telling.cancel()
+        if failure is not None:
+            raise failure
+        await send(self._progress(tally))
+        return Done()
+
+    async def _tell(self, tally: Tally, news: asyncio.Event, send: Callable[[Answer], Awaitable[None]]) -> None:
+        while True:
+            await news.wait()
+            news.clear()
+            try:
+                await send(self._progress(tally))
+            except (ConnectionError, TimeoutError):
+                # The watch on the connection ends the request.
+                return
+            await asyncio.sleep(PROGRESS_S)
+
+    def _progress(self, tally: Tally) -> Progress:
+        return Progress(
+            shards=tally.shards,
+            shards_total=tally.shards_total,
+            bytes=tally.bytes,
+            bytes_total=tally.bytes_total,
+            providers=sum(remote.blocks > 0 for remote in self.remotes.everybody()),
+        )
+
+    async def _ticket(self, target: Target) -> str:
+        self._require_seed()
+        if isinstance(target, Ticket):
+            target = target.target
+        if isinstance(target, LocalName):
+            target = await asyncio.to_thread(self.resolver.local_name, target)
+        if isinstance(target, Name):
+            await asyncio.to_thread(self.store.name_record, target.publisher, target.name)
+        else:
+            encoded = await asyncio.to_thread(self.store.read, target, limit_bytes=MAX_MANIFEST_BYTES)
+            Manifest.decode(encoded)
+        return str(Ticket(target, tuple(self.addresses)))
+
+    async def _providers(self, contents: Digest) -> ProviderList:
+        swarm = self.swarms.of(contents)
+        swarm.glance()
+        await swarm.look_once()
+        members = sorted(swarm.members.values(), key=lambda member: (not member.complete, member.address))
+        return ProviderList(providers=tuple(self._provider(member) for member in members if member.have is not None))
+
+    def _provider(self, member: Member) -> ProviderStatus:
+        have = member.have
+        return ProviderStatus(
+            address=str(member.address),
+            seed=member.complete,
+            shards=-1 if have is None or have.complete else int.from_bytes(have.shards, "little").bit_count(),
+            bytes=self.remotes.at(member.address).bytes,
+            source=member.source,
+            avoided=self.remotes.avoided(member.address),
+        )
+
+    def _require_seed(self) -> Seeder:
+        if self.seeder is None:
+            raise ConfigError(
+                f"the peer (pid {os.getpid()}) is a private one, which serves nobody: run dhtdata seed, it takes its place"
+            )
+        return self.seeder
+
+    # What the HTTP server asks (`dhtdata.transfer.server.Directory`)
+
+    def peers(self, contents: Digest) -> Sequence[Address]:
+        swarm = self.swarms.known(contents)
+        if swarm is None:
+            return ()
+        swarm.glance()
+        return [member.address for member in swarm.usable() if member.have is not None]
+
+    async def lookup(self, digest: Digest) -> list[ProviderRecord]:
+        return await _within(PROXY_S, self.resolver.finder.proxied(digest), "a look-up in the DHT")
+
+    async def name(self, name: Name) -> bytes:
+        return (await asyncio.to_thread(self.store.name_record, name.publisher, name.name)).data
+
+    async def metrics(self) -> dict[str, float]:
+        status = await self.status()
+        return {
+            "blocks_verified_total": status.blocks_verified,
+            "fetched_bytes_total": status.bytes_fetched,
+            "served_bytes_total": status.bytes_served,
+            "served_requests_total": status.requests_served,
+            "refused_connections_total": self.served.refused_connections,
+            "dht_contacts": status.dht_contacts,
+            "datasets": len(status.datasets),
+            "datasets_complete": sum(held.state == "complete" for held in status.datasets),
+            "held_bytes": sum(held.bytes_held for held in status.datasets),
+            "uptime_seconds": round(status.uptime_s, 1),
+        }
+
+    async def page(self) -> str:
+        status = await self.status()
+        lines = [f"dhtdata {status.version} {status.kind}, up {status.uptime_s:.0f} s", ""]
+        lines += [f"DHT contacts {status.dht_contacts}, served {status.bytes_served} bytes", ""]
+        for held in status.datasets:
+            lines.append(f"{held.name_uri or held.manifest}")
+            lines.append(
+                f"  shards {held.shards_held}/{held.shards}, bytes {held.bytes_held}/{held.bytes}, {held.state}"
+            )
+        return "\n".join(lines) + "\n"
+
+
+async def _within(timeout_s: float, waiting: Awaitable[_T], what: str) -> _T:
+    """NotFoundError if it takes longer."""
+    try:
+        async with asyncio.timeout(min(max(timeout_s, 0.0), LONGEST_S)):
+            return await waiting
+    except TimeoutError as failure:
+        raise NotFoundError(
+            f"{what} did not end within {timeout_s:.0f} s: try again, or with a fresh ticket"
+        ) from failure
+
+
+def _providers_of(swarm: Swarm) -> str:
+    usable = len(swarm.usable())
+    return f"{len(swarm.members)} providers of contents {swarm.contents} are known, {usable} of them usable"

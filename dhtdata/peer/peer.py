@@ -1,0 +1,255 @@
+"""The peer of one store: DHT node, HTTP server, fetcher, announcer and control socket in one task group.
+
+A *seed* listens on one port for UDP and TCP, announces and serves what the store has pinned. A *private* peer was
+started by a mount or a command: it looks up and fetches on ports of its own, serves nobody, announces nothing, and ends
+a minute after the last program that used it.
+
+A store has one peer: whoever runs holds ``peer.lock``. A seed that finds a private peer asks it to hand over; it holds
+the election lock meanwhile, so that the programs that lose their peer wait for the new one instead of starting another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from dhtdata.config import Settings
+from dhtdata.control.client import RELEASE, answers, ask_running, socket_path
+from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
+from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
+from dhtdata.control.spawn import ELECTION_S
+from dhtdata.dht import DhtNode
+from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.ticket import Target
+from dhtdata.peer.addresses import Guard, free_port, own_addresses
+from dhtdata.peer.announcer import Announcer
+from dhtdata.peer.control_server import ControlServer
+from dhtdata.peer.desk import Desk
+from dhtdata.peer.finder import Finder
+from dhtdata.peer.known import Known
+from dhtdata.peer.resolve import Resolver
+from dhtdata.peer.seeder import Seeder
+from dhtdata.peer.swarms import Swarms
+from dhtdata.signing import load_or_create_key
+from dhtdata.store import Store
+from dhtdata.transfer.client import HttpClient
+from dhtdata.transfer.fetcher import Fetcher
+from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.server import BlobServer
+
+LINGER_S = 60.0
+HAND_OVER_S = 15.0
+REMEMBER_EVERY_S = 60.0
+JOIN_S = 60.0
+_NODE_KEY = "node.key"
+_DHT_STATE = "dht.json"
+
+
+class AlreadyRunning(ConfigError):
+    """Another peer of this store was faster."""
+
+
+class _Stopped(Exception):
+    """Ends the peer's task group."""
+
+
+@contextmanager
+def only_peer(settings: Settings, store_id: bytes, *, seed: bool, elect: bool) -> Iterator[FileLock]:
+    """Be the store's peer until the block ends. Yields the election lock, to be released once the peer answers.
+
+    ``elect``: take the election lock here; otherwise whoever started this process holds it. ConfigError if a seed runs
+    already, `AlreadyRunning` if this is a private peer and any other one answers.
+    """
+    with FileLock(settings.store / ELECTION_LOCK) as election, FileLock(settings.store / PEER_LOCK) as lock:
+        if elect and not election.acquire(ELECTION_S):
+            raise PeerError(f"somebody else has been starting a peer of {settings.store} for {ELECTION_S:.0f} s")
+        if not lock.try_acquire():
+            if seed:
+                _ask_to_hand_over(store_id)
+            elif answers(store_id):
+                raise AlreadyRunning(f"another peer of {settings.store} was faster")
+            # Whoever holds the lock is about to end.
+            if not lock.acquire(HAND_OVER_S):
+                raise ConfigError(f"the peer of {settings.store} does not end: run dhtdata stop, then try again")
+        yield election
+
+
+def _ask_to_hand_over(store_id: bytes) -> None:
+    try:
+        ask_running(store_id, HandOver(), HAND_OVER_S)
+    except NotFoundError:
+        # It is ending already: its lock will be free in a moment.
+        return
+
+
+@dataclass(frozen=True)
+class Events:
+    """What whoever runs a peer wants to hear of. Called on the event loop: be quick."""
+
+    on_listening: Callable[[PeerStatus], None] = lambda _: None
+    on_seeded: Callable[[Seeded], None] = lambda _: None
+
+
+async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Sequence[Target], events: Events) -> None:
+    """Run until a signal, a `Stop` or (private) until nobody has needed it for `LINGER_S`.
+
+    ConfigError if the port is in use; whatever error ends the seeding of a target.
+    """
+    stop = asyncio.Event()
+    holdings = Holdings(store)
+    front = BlobServer(holdings)
+    control = ControlServer(store.id, "seed" if seed else "private", RELEASE)
+    failures: list[DhtDataError] = []
+    async with (
+        HttpClient.running() as http,
+        _node(settings, store, seed=seed) as node,
+        _server(front, settings.listen, node.port, seed=seed),
+        control.running(await asyncio.to_thread(socket_path, store.id)),
+    ):
+        known, finder = await _acquaintances(settings, store, node, http, seed=seed)
+        remotes = Remotes()
+        fetcher = Fetcher(store, http, remotes, holdings)
+        try:
+            with _signals(stop):
+                async with asyncio.TaskGroup() as group:
+                    swarms = Swarms(group, finder, http, remotes, fetcher.wake)
+                    resolver = Resolver(settings, store, http, finder, fetcher, swarms)
+                    seeder = None
+                    if seed:
+                        announcer = Announcer(node, store)
+                        seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known)
+                    desk = Desk(
+                        release=RELEASE,
+                        settings=settings,
+                        store=store,
+                        node=node,
+                        resolver=resolver,
+                        fetcher=fetcher,
+                        swarms=swarms,
+                        remotes=remotes,
+                        seeder=seeder,
+                        served=front.served,
+                        addresses=own_addresses(settings.listen, node.port) if seed else (),
+                        port=node.port,
+                        clients=lambda: control.clients,
+                        stop=stop,
+                    )
+                    front.directory = desk
+                    group.create_task(fetcher.run())
+                    group.create_task(_join(finder))
+                    group.create_task(_remember(remotes, known))
+                    if seeder is not None:
+                        group.create_task(seeder.follow_all())
+                        group.create_task(_seed_all(desk, seeder, targets, events, failures))
+                    else:
+                        group.create_task(_end_when_unused(control, stop))
+                    await control.serve(group, desk.handle)
+                    events.on_listening(await desk.status())
+                    await stop.wait()
+                    raise _Stopped
+        except* _Stopped:
+            pass
+        await _save(known)
+    if failures:
+        raise failures[0]
+
+
+@asynccontextmanager
+async def _node(settings: Settings, store: Store, *, seed: bool) -> AsyncIterator[DhtNode]:
+    """The DHT node: on the seed's own port, or any for a private peer."""
+    key = await asyncio.to_thread(load_or_create_key, store.path / _NODE_KEY)
+    port = 0
+    if seed:
+        port = settings.port or await asyncio.to_thread(free_port, settings.listen)
+    async with DhtNode.running(
+        key, listen=settings.listen, port=port, client=not seed, state_path=store.path / _DHT_STATE
+    ) as node:
+        yield node
+
+
+@asynccontextmanager
+async def _server(front: BlobServer, listen: str, port: int, *, seed: bool) -> AsyncIterator[None]:
+    """The HTTP server of a seed, on the same port as its DHT node; a private peer has none."""
+    if not seed:
+        yield
+        return
+    async with front.running(listen, port):
+        yield
+
+
+async def _acquaintances(
+    settings: Settings, store: Store, node: DhtNode, http: HttpClient, *, seed: bool
+) -> tuple[Known, Finder]:
+    own = await asyncio.to_thread(own_addresses, settings.listen, node.port)
+    if seed:
+        node.set_addresses(own)
+    guard = Guard(own)
+    known = Known(store.path, guard)
+    await asyncio.to_thread(known.load)
+    known.trust(settings.bootstrap)
+    return known, Finder(node, http, known, guard)
+
+
+async def _seed_all(
+    desk: Desk, seeder: Seeder, targets: Sequence[Target], events: Events, failures: list[DhtDataError]
+) -> None:
+    """Take up what is pinned and what was asked for; a target that cannot be found ends the peer with its error."""
+    await seeder.keep_pinned()
+    for target in targets:
+        try:
+            events.on_seeded(await desk.seed(target))
+        except DhtDataError as failure:
+            failures.append(failure)
+            desk.stop.set()
+            return
+
+
+async def _end_when_unused(control: ControlServer, stop: asyncio.Event) -> None:
+    await control.wait_unused(LINGER_S)
+    stop.set()
+
+
+async def _join(finder: Finder) -> None:
+    """Enter the DHT through everybody known. The node itself goes on asking while it knows nobody."""
+    try:
+        async with asyncio.timeout(JOIN_S):
+            await finder.join(finder.known.everybody())
+    except TimeoutError:
+        # Nobody there yet: tickets and retries of the node follow.
+        return
+
+
+async def _remember(remotes: Remotes, known: Known) -> None:
+    """Note who serves well, now and then."""
+    while True:
+        await asyncio.sleep(REMEMBER_EVERY_S)
+        for remote in remotes.everybody():
+            if remote.blocks and remotes.usable(remote.address):
+                known.remember(remote.address)
+        await _save(known)
+
+
+async def _save(known: Known) -> None:
+    try:
+        await asyncio.to_thread(known.save)
+    except StoreError:
+        # A full disk: what is remembered is a convenience, the next save may do.
+        return
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end the peer in order."""
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

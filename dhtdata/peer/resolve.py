@@ -1,0 +1,185 @@
+"""From what a user pasted to a version: manifest and contents in the store, and the swarm that provides them.
+
+The newest NameRecord known wins, wherever it comes from, and is kept on disk: there is no way back. A search ends: with
+nobody to ask at once, else when everybody was asked, and the error says how many that were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dhtdata.config import Settings
+from dhtdata.control.protocol import Resolved
+from dhtdata.digest import Digest
+from dhtdata.errors import ConfigError, IntegrityError, NotFoundError
+from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
+from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
+from dhtdata.formats.names import Name
+from dhtdata.formats.records import Address, NameRecord, Signed
+from dhtdata.formats.ticket import LocalName, Target, Ticket
+from dhtdata.peer.finder import Finder
+from dhtdata.peer.swarms import Swarms
+from dhtdata.signing import load_or_create_key
+from dhtdata.store import Store
+from dhtdata.transfer.client import HttpClient
+from dhtdata.transfer.fetcher import Fetcher
+from dhtdata.transfer.search import Search, each
+
+_ROOT_KEY = "root.key"
+JOIN_GRACE_S = 5.0
+
+
+@dataclass
+class Resolver:
+    """Answers `resolve`. Concurrent searches for the same thing are rare and harmless."""
+
+    settings: Settings
+    store: Store
+    http: HttpClient
+    finder: Finder
+    fetcher: Fetcher
+    swarms: Swarms
+
+    async def resolve(self, target: Target) -> Resolved:
+        """Find the version. ConfigError if there is nobody to ask, NotFoundError if nobody has it."""
+        direct: Sequence[Address] = ()
+        if isinstance(target, Ticket):
+            direct, target = target.addresses, target.target
+            self.finder.known.trust(direct)
+        if isinstance(target, LocalName):
+            target = await asyncio.to_thread(self.local_name, target)
+        if isinstance(target, Digest):
+            return await self._version(target, None, direct)
+        signed = await self._newest(target, direct)
+        record = signed.record
+        if not isinstance(record, NameRecord):
+            raise IntegrityError(f"the record of {target} is a {type(record).__name__}")
+        if target.sequence is not None and record.sequence != target.sequence:
+            raise NotFoundError(
+                f"{target} is not the newest version: that is {record.target}; "
+                "peers keep the newest name only, ask for an older version by its manifest digest"
+            )
+        return await self._version(record.manifest, record, direct)
+
+    async def _version(self, manifest: Digest, record: NameRecord | None, direct: Sequence[Address]) -> Resolved:
+        contents = await self._manifest_contents(manifest, direct)
+        swarm = self.swarms.of(contents)
+        swarm.add(direct, "ticket", trusted=True)
+        if not await asyncio.to_thread(self.store.has, contents):
+            await self._fetch_contents(contents, direct)
+        Contents.decode(await asyncio.to_thread(self.store.read, contents, limit_bytes=MAX_CONTENTS_BYTES))
+        await asyncio.to_thread(self.store.add_manifest, manifest)
+        if record is None:
+            return Resolved(manifest=manifest, contents=contents)
+        return Resolved(manifest=manifest, contents=contents, name_uri=str(record.target), stale=is_stale(record))
+
+    async def _manifest_contents(self, manifest: Digest, direct: Sequence[Address]) -> Digest:
+        if not await asyncio.to_thread(self.store.has, manifest):
+            body = await self._search(manifest, MAX_MANIFEST_BYTES, "manifest", direct)
+            # Parsed before it is stored: a manifest of a newer format is refused by name.
+            Manifest.decode(body)
+            await asyncio.to_thread(self.store.put, body)
+        encoded = await asyncio.to_thread(self.store.read, manifest, limit_bytes=MAX_MANIFEST_BYTES)
+        return Manifest.decode(encoded).contents
+
+    async def _fetch_contents(self, contents: Digest, direct: Sequence[Address]) -> None:
+        body = await self._search(contents, MAX_CONTENTS_BYTES, "contents", direct, contents=True)
+        Contents.decode(body)
+        await asyncio.to_thread(self.store.put, body)
+
+    async def _search(
+        self, blob: Digest, limit_bytes: int, what: str, direct: Sequence[Address], *, contents: bool = False
+    ) -> bytes:
+        started_s = time.monotonic()
+        self._require_somebody(direct)
+        await self._join(direct)
+        answered: list[Address] = []
+
+        async def attempt(address: Address) -> bytes:
+            body = await self.http.read_blob(address, blob, limit_bytes)
+            answered.append(address)
+            return body
+
+        search = Search(attempt, self.fetcher.blame)
+        sources = [each([*direct, *self.finder.known.everybody()]), self.finder.holders(blob)]
+        if contents:
+            sources.append(self.finder.providers(blob))
+        try:
+            body = await search.first(sources)
+        except NotFoundError as failure:
+            raise NotFoundError(
+                f"nobody has {what} {blob}: asked {self.finder.dht_size} DHT nodes and {len(search.asked)} peers "
+                f"in {time.monotonic() - started_s:.1f} s ({failure}); try again later, or ask for a fresh ticket"
+            ) from failure
+        for address in answered:
+            self.finder.known.remember(address)
+        if contents:
+            self.swarms.of(blob).add(answered, "asked", trusted=True)
+        return body
+
+    async def _newest(self, name: Name, direct: Sequence[Address]) -> Signed:
+        """The newest record: what the store remembers, unless the network knows a newer one."""
+        stored: Signed | None = None
+        try:
+            stored = await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
+        except NotFoundError:
+            self._require_somebody(direct)
+        if not self._somebody(direct) and stored is not None:
+            return stored
+        await self._join(direct)
+        found, answered, said = await self.finder.name(name, direct)
+        for address in answered:
+            self.finder.known.remember(address)
+        if found is not None:
+            await asyncio.to_thread(self.store.put_name_record, found)
+        elif stored is None:
+            raise NotFoundError(f"nobody knows {name}: {said}; check the name, or ask its publisher for a ticket")
+        return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
+
+    async def _join(self, direct: Sequence[Address]) -> None:
+        """Enter the DHT, if we know nobody there yet. Where UDP is blocked this costs `JOIN_GRACE_S`, once per search."""
+        entry = [*direct, *self.finder.known.everybody()]
+        if entry and not self.finder.dht_size:
+            try:
+                async with asyncio.timeout(JOIN_GRACE_S):
+                    await self.finder.join(entry)
+            except TimeoutError:
+                # The DHT is never the only path: the same addresses are asked over HTTP.
+                return
+
+    def _somebody(self, direct: Sequence[Address]) -> bool:
+        return bool(direct or self.finder.dht_size or self.finder.known.everybody())
+
+    def _require_somebody(self, direct: Sequence[Address]) -> None:
+        if not self._somebody(direct):
+            raise ConfigError(
+                "this peer knows nobody to ask: use a ticket (dhtdata1...) instead, "
+                "or name a peer with --bootstrap IP:PORT or DHTDATA_BOOTSTRAP"
+            )
+
+    def local_name(self, target: LocalName) -> Name:
+        """A bare name: our own, or the only one of that name in the store."""
+        names = [signed.record.target for signed in self.store.names() if isinstance(signed.record, NameRecord)]
+        matching = [Name(name.publisher, name.name) for name in names if name.name == target.name]
+        root = self.settings.keys / _ROOT_KEY
+        if len(matching) > 1 and root.exists():
+            own = load_or_create_key(root).public
+            matching = [name for name in matching if name.publisher == own] or matching
+        if not matching:
+            raise NotFoundError(
+                f"no dataset named {target.name!r} is in this store: use its ticket or dhtdata://PUBLISHER/{target.name}"
+            )
+        if len(matching) > 1:
+            raise ConfigError(
+                f"several publishers have a dataset named {target.name!r}: choose one of {', '.join(map(str, matching))}"
+            )
+        return matching[0]
+
+
+def is_stale(record: NameRecord) -> bool:
+    """Past its promise of freshness: usable, but there may be a newer version."""
+    vouched = record.voucher.fresh_until if record.voucher is not None else 0
+    return max(record.fresh_until, vouched) < time.time()

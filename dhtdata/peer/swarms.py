@@ -1,0 +1,55 @@
+"""One `Swarm` per dataset, made when first asked for, each with its task in the peer's group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+
+from dhtdata.digest import Digest
+from dhtdata.peer.finder import Finder
+from dhtdata.transfer.client import HttpClient
+from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.swarm import Swarm
+
+MAX_SWARMS = 256
+
+
+class Swarms:
+    """The datasets whose providers this peer keeps track of; idle ones go when there are too many."""
+
+    def __init__(
+        self, group: asyncio.TaskGroup, finder: Finder, http: HttpClient, remotes: Remotes, changed: Callable[[], None]
+    ) -> None:
+        self._group = group
+        self._finder = finder
+        self._http = http
+        self._remotes = remotes
+        self._changed = changed
+        self._swarms: OrderedDict[Digest, tuple[Swarm, asyncio.Task[None]]] = OrderedDict()
+
+    def of(self, contents: Digest) -> Swarm:
+        if contents not in self._swarms:
+            swarm = Swarm(
+                contents,
+                self._http,
+                self._remotes,
+                discover=self._finder.providers,
+                guard=self._finder.guard,
+                changed=self._changed,
+            )
+            swarm.add(self._finder.known.everybody(), "known", trusted=True)
+            self._swarms[contents] = (swarm, self._group.create_task(swarm.run()))
+            self._drop_idle()
+        self._swarms.move_to_end(contents)
+        return self._swarms[contents][0]
+
+    def known(self, contents: Digest) -> Swarm | None:
+        """The swarm if there is one already."""
+        found = self._swarms.get(contents)
+        return found[0] if found is not None else None
+
+    def _drop_idle(self) -> None:
+        idle = [contents for contents, (swarm, _) in self._swarms.items() if not swarm.interested]
+        for contents in idle[: max(len(self._swarms) - MAX_SWARMS, 0)]:
+            self._swarms.pop(contents)[1].cancel()
