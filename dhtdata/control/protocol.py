@@ -108,7 +108,7 @@ class Ensured(Format, frozen=True, tag="ensured"):
 
 
 class FetchDataset(Format, frozen=True, tag="fetch_dataset"):
-    """Everything of these splits and columns (all if empty), metadata included. Lasts until done or the asker leaves."""
+    """Everything of these splits and columns (all if empty). Lasts until done or until the asker leaves."""
 
     manifest: Digest
     splits: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class FetchDataset(Format, frozen=True, tag="fetch_dataset"):
 
 
 class Progress(Format, frozen=True, tag="progress"):
-    """How far a fetch is, sent about once a second. ``providers``: peers that delivered something to this fetch's peer."""
+    """How far a fetch is, at most twice a second. ``providers``: how many peers have delivered something so far."""
 
     shards: int
     shards_total: int
@@ -184,7 +184,7 @@ class Failure(Format, frozen=True, tag="failure"):
 
 
 class Traffic(Format, frozen=True):
-    """What one address delivered: verified bytes and blocks, bytes that were thrown away, why it is avoided (if it is)."""
+    """What one address delivered: verified bytes and blocks, bytes thrown away, why it is avoided (if it is)."""
 
     address: str
     bytes: int
@@ -194,7 +194,10 @@ class Traffic(Format, frozen=True):
 
 
 class HeldDataset(Format, frozen=True):
-    """One dataset of a peer. ``announced``: Unix seconds of the last announcement, 0 before the first."""
+    """One dataset of a peer. ``announced``: Unix seconds of the last claim, 0 before the first.
+
+    ``holders``: DHT nodes that keep the claim. ``state``: fetching, complete, or what it waits for.
+    """
 
     manifest: Digest
     contents: Digest
@@ -209,7 +212,7 @@ class HeldDataset(Format, frozen=True):
 
 
 class PeerStatus(Format, frozen=True, tag="peer_status"):
-    """``addresses``: where others reach this peer (empty if private). ``holders`` of a dataset: DHT nodes that keep the claim."""
+    """``addresses``: where others reach this peer (none if private). ``clients``: programs that keep it alive."""
 
     version: str
     pid: int
@@ -231,7 +234,7 @@ class PeerStatus(Format, frozen=True, tag="peer_status"):
 
 
 class ProviderStatus(Format, frozen=True):
-    """A provider of some contents. ``seed``: has all of it; else ``shards`` says how many whole shards it has (-1 unknown)."""
+    """A provider of some contents. ``seed``: has all of it; else ``shards`` counts its whole shards (-1: unknown)."""
 
     address: str
     seed: bool

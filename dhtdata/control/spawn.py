@@ -1,8 +1,8 @@
 """Start the private peer of a store: at most one, whoever asks, however many ask at once.
 
-Connect; take the election lock; connect again; spawn; wait on a pipe until the peer says that it answers, `START_S` at
-most; release. Any rank of a training job may be the one. A forked worker never takes the lock itself (it could be killed
-with it, or pass it on): the process it spawns takes it.
+Connect; take the election lock; connect again; spawn; wait on a pipe until the peer says that it answers, `START_S`
+at most; release. Any rank of a training job may be the one. A forked worker never takes the lock itself (it could be
+killed with it, or pass it on): the process it spawns takes it.
 
 The peer is a session of its own with no standard input, ``-P`` (a ``random.py`` in the current folder must not be
 imported) and its messages in ``peer.log`` of the store. It outlives whoever started it.

@@ -1,7 +1,7 @@
-"""Tell the DHT what this seed provides: the contents first and at once, then every shard by sweep, again before it expires.
+"""Tell the DHT what this seed provides: contents first and at once, then every shard by sweep; renew before expiry.
 
-Only a seed announces. While nobody in the DHT holds a claim (no contacts yet) it is put again soon, with growing pauses;
-renewals come with jitter, so that many seeds that started together drift apart.
+Only a seed announces. While nobody in the DHT holds a claim (no contacts yet) it is put again soon, with growing
+pauses; renewals come with jitter, so that many seeds that started together drift apart.
 """
 
 from __future__ import annotations

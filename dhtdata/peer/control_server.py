@@ -1,7 +1,8 @@
 """The peer's end of the control socket: reads requests, runs them, notices when the asker is gone.
 
 One task per connection, all in the peer's group. While a request runs the connection is watched: at end of file the
-request is cancelled, so a killed program leaves no fetch behind. Connections that keep a private peer alive are counted.
+request is cancelled, so a killed program leaves no fetch behind. Connections that keep a private peer alive are
+counted.
 """
 
 from __future__ import annotations

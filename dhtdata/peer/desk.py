@@ -272,7 +272,7 @@ class Desk:
     def _require_seed(self) -> Seeder:
         if self.seeder is None:
             raise ConfigError(
-                f"the peer (pid {os.getpid()}) is a private one, which serves nobody: run dhtdata seed, it takes its place"
+                f"the peer (pid {os.getpid()}) is a private one, which serves nobody: dhtdata seed takes its place"
             )
         return self.seeder
 

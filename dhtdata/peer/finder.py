@@ -71,8 +71,7 @@ class Finder:
         """What the DHT says about a digest, for a peer that asked us."""
         found: list[ProviderRecord] = []
         for key in (contents_key(digest), shard_key(digest)):
-            async for one in self.node.find(key):
-                found.append(ProviderRecord(one.record.data, one.addresses))
+            found.extend([ProviderRecord(one.record.data, one.addresses) async for one in self.node.find(key)])
         return found
 
     async def _claims(self, digest: Digest, key: bytes) -> Source:

@@ -1,7 +1,7 @@
 """Peers that this one knows by address: named by the user, or remembered because they served well.
 
-``peers.json`` in the store: ``{"version": 1, "peers": ["IP:PORT", ...], "follow": ["dhtdata://...", ...]}``, best first,
-written whole to a temporary file and renamed. Losing it costs a ticket, nothing else. ``follow`` are the names whose new
+``peers.json`` in the store: ``{"version": 1, "peers": ["IP:PORT", ...], "follow": ["dhtdata://...", ...]}``, written
+whole to a temporary file and renamed. Losing it costs a ticket, nothing else. ``follow`` are the names whose new
 versions a seed takes up.
 """
 

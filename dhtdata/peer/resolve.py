@@ -140,7 +140,7 @@ class Resolver:
         return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
 
     async def _join(self, direct: Sequence[Address]) -> None:
-        """Enter the DHT, if we know nobody there yet. Where UDP is blocked this costs `JOIN_GRACE_S`, once per search."""
+        """Enter the DHT, if we know nobody there yet. Where UDP is blocked a search waits `JOIN_GRACE_S` for that."""
         entry = [*direct, *self.finder.known.everybody()]
         if entry and not self.finder.dht_size:
             try:
@@ -174,7 +174,7 @@ class Resolver:
             )
         if len(matching) > 1:
             raise ConfigError(
-                f"several publishers have a dataset named {target.name!r}: choose one of {', '.join(map(str, matching))}"
+                f"several publishers name a dataset {target.name!r}: choose one of {', '.join(map(str, matching))}"
             )
         return matching[0]
 

@@ -1,4 +1,4 @@
-"""Ways to start a peer: in the foreground as a seed, or as the private child of a program (``python -P -m dhtdata.peer``)."""
+"""Ways to start a peer: in the foreground as a seed, or as a program's private child (``python -P -m dhtdata.peer``)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Fetch shards block by block from many providers at once, and small blobs whole.
 
-All shards that are being fetched share one dispatcher: whenever something changes (a block is wanted, a transfer ends, a
-provider appears) it hands runs of blocks to providers with a free slot, least backlog first, until none can help. A
-block is verified before it is written; a wrong one costs its sender the trust in its address and nobody else anything. A
-transfer that is late is doubled by another provider, one that breaks off is handed on at once.
+All shards that are being fetched share one dispatcher: whenever something changes (a block is wanted, a transfer ends,
+a provider appears) it hands runs of blocks to providers with a free slot, least backlog first, until none can help. A
+block is verified before it is written; a wrong one costs its sender the trust in its address and nobody else anything.
+A transfer that is late is doubled by another provider, one that breaks off is handed on at once.
 
 Resuming, and two who ask for the same shard, need nothing special: a `Job` knows what its partial file has.
 """
@@ -118,9 +118,8 @@ class Fetcher:
                 try:
                     body = await search.first([swarm.addresses()])
                 except NotFoundError as failure:
-                    raise NotFoundError(
-                        f"none of {len(search.asked)} providers of contents {swarm.contents} has blob {digest}: {failure}"
-                    ) from failure
+                    asked = f"{len(search.asked)} providers of contents {swarm.contents}"
+                    raise NotFoundError(f"none of {asked} has blob {digest}: {failure}") from failure
                 await asyncio.to_thread(self._store.put, body)
                 self.bytes_fetched += len(body)
         finally:

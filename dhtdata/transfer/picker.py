@@ -1,8 +1,9 @@
 """Which blocks to ask whom for next. Pure: no I/O, no clock, randomness passed in.
 
-Blocks that somebody waits for come before background ones, in the order in which they were asked for. A background run
-starts at a random missing block, so that peers that fetch the same shard hold different parts of it soon and can serve
-each other. Adjacent blocks of one shard coalesce into one range. A block that is late may be asked of a second provider.
+Blocks that somebody waits for come before background ones, in the order in which they were asked for. A background
+run starts at a random missing block, so that peers that fetch the same shard hold different parts of it soon and can
+serve each other. Adjacent blocks of one shard coalesce into one range. A block that is late may be asked of a second
+provider.
 """
 
 from __future__ import annotations

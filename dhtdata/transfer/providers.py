@@ -1,7 +1,7 @@
 """Remote peers: how well each address serves, what it delivered, and whom to avoid for how long.
 
-Over plain HTTP blame falls on the address, never on a key: keys are free, and somebody in the middle must not get others
-banned. Everything expires. Time arrives as an argument or an injected clock.
+Over plain HTTP blame falls on the address, never on a key: keys are free, and somebody in the middle must not get
+others banned. Everything expires. Time arrives as an argument or an injected clock.
 """
 
 from __future__ import annotations
