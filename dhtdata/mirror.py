@@ -25,7 +25,7 @@ from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import encode_key
 from dhtdata.formats.records import NameRecord
 from dhtdata.store import Store
-from dhtdata.store.reach import walk
+from dhtdata.store.reach import Reach, walk
 
 _PIECE_BYTES = 1 << 20
 
@@ -78,8 +78,9 @@ def _ordered(store: Store, manifest: Digest, contents: Digest) -> list[Digest]:
     """Every blob of a dataset, what leads to others last. NotFoundError if one is not in the store."""
     if missing := store.missing_blobs(manifest):
         raise NotFoundError(f"{len(missing)} blobs of {manifest} are not in the store: run dhtdata get {manifest}")
-    reach = walk(manifest, lambda digest, limit_bytes: store.read(digest, limit_bytes=limit_bytes))
-    leaves = sorted({*reach.shards, *reach.small} - {manifest, contents})
+    reach = Reach()
+    walk(manifest, lambda digest, limit_bytes: store.read(digest, limit_bytes=limit_bytes), reach)
+    leaves = sorted({*reach.sizes, *reach.small} - {manifest, contents})
     return [*map(Digest, leaves), contents, manifest]
 
 

@@ -46,7 +46,7 @@ def _options(
 
 
 # typer keeps its parser's exceptions in a private module, but shows their tree through this public member of it.
-_ParserError = typer.BadParameter.__mro__[2]
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def invoke(arguments: Sequence[str]) -> int:

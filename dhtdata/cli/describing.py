@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -18,13 +19,18 @@ from dhtdata.cli.session import (
     BootstrapOption,
     HomeOption,
     JsonOption,
+    Session,
     StoreOption,
     TargetArgument,
     TimeoutOption,
     session,
 )
+from dhtdata.cli.summary import statistics_table
 from dhtdata.cli.values import cell, to_json
+from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.schema import Field
+from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
+from dhtdata.store import Store
 
 _SHOWN_SOURCES = 8
 
@@ -77,10 +83,24 @@ def info(
     opened = session(store, home, as_json, bootstrap=bootstrap)
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout)
-    opened.output.result(_document(entry, stale), *_portrait(entry, stale))
+        statistics = _statistics(opened, blobs, entry, timeout)
+    opened.output.result(_document(entry, stale, statistics), *_portrait(entry, stale, statistics))
 
 
-def _document(entry: Held, stale: bool) -> dict[str, Any]:
+def _statistics(opened: Session, blobs: Store, entry: Held, timeout_s: float) -> Statistics | None:
+    """Statistics of whole columns; None, with a note, if nobody has them."""
+    digest = entry.manifest.statistics
+    if not blobs.has(digest):
+        try:
+            with opened.peer(blobs) as peer:
+                peer.fetch_blobs(entry.manifest.contents, [(digest, MAX_STATISTICS_BYTES)], timeout_s)
+        except (NotFoundError, ConfigError, PeerError) as failure:
+            opened.output.note(f"Without statistics: {failure}")
+            return None
+    return Statistics.decode(blobs.read(digest, limit_bytes=MAX_STATISTICS_BYTES))
+
+
+def _document(entry: Held, stale: bool, statistics: Statistics | None) -> dict[str, Any]:
     contents, manifest = contents_of(entry), entry.manifest
     return {
         "name": entry.label,
@@ -111,10 +131,11 @@ def _document(entry: Held, stale: bool) -> dict[str, Any]:
             }
             for split in contents.splits
         ],
+        "statistics": json.loads(statistics.encode()) if statistics is not None else None,
     }
 
 
-def _portrait(entry: Held, stale: bool) -> list[RenderableType]:
+def _portrait(entry: Held, stale: bool, statistics: Statistics | None) -> list[RenderableType]:
     contents, manifest = contents_of(entry), entry.manifest
     named = str(entry.known.name) + (" (stale)" if stale or entry.known.stale else "") if entry.known else "none here"
     held = f"{size(entry.bytes_held)} here, {percent(entry.bytes_held, entry.bytes_total)}"
@@ -146,6 +167,8 @@ def _portrait(entry: Held, stale: bool) -> list[RenderableType]:
         table("Columns", "column", "type", "nulls", "group", rows=columns, right=("group",)),
         table("Splits", "split", "rows", "shards", "size", rows=splits, right=("rows", "shards", "size")),
     ]
+    if statistics is not None:
+        shown += [statistics_table(split) for split in statistics.splits]
     if manifest.card:
         shown += [Rule("Card", align="left", style="dim"), Markdown(manifest.card)]
     return shown

@@ -10,7 +10,7 @@ import typer
 
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import percent, plain, size
+from dhtdata.cli.output import number, percent, plain, size
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -76,7 +76,7 @@ def get(
         names = choose_columns(contents, listed(columns))
         if not entry.complete:
             _fill(opened, blobs, entry, splits, names)
-        files = _export(opened, blobs, entry, (splits, names), to, as_) if to is not None else []
+        files = _export(opened, entry, (splits, names), to, as_) if to is not None else []
         mirrored = _mirror(opened, blobs, entry, mirror) if mirror is not None else None
         entry = held(blobs, entry.digest.hex())
     document: dict[str, Any] = {
@@ -105,12 +105,14 @@ def _fill(opened: Session, blobs: Store, entry: Held, splits: list[str], columns
 
 
 def _export(
-    opened: Session, blobs: Store, entry: Held, chosen: tuple[list[str], list[str]], to: Path, kind: ExportFormat
+    opened: Session, entry: Held, chosen: tuple[list[str], list[str]], to: Path, kind: ExportFormat
 ) -> list[Path]:
     from dhtdata.export import export
 
-    with opened.output.progress(f"writing {kind.value}") as report:
-        return export(blobs, entry.digest, to, kind.value, splits=chosen[0], columns=chosen[1], progress=report)
+    with opened.output.progress(f"writing {kind.value}", number) as report:
+        return export(
+            opened.settings, entry.digest, to, kind.value, splits=chosen[0], columns=chosen[1], progress=report
+        )
 
 
 def _mirror(opened: Session, blobs: Store, entry: Held, folder: Path) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _repair(opened: Session, blobs: Store, manifests: list[Digest]) -> list[str]
     for manifest in manifests:
         try:
             with opened.peer(blobs) as peer, opened.output.progress("repairing") as report:
-                peer.resolve(manifest)
+                peer.resolve(opened.asking(manifest))
                 peer.fetch_dataset(manifest, on_progress=lambda seen: report(seen.bytes, seen.bytes_total))
         except DhtDataError as failure:
             failures.append(str(failure))

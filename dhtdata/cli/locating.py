@@ -17,8 +17,8 @@ RELEASE_KEY = "release.key"
 def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newest: bool = False) -> tuple[Held, bool]:
     """The dataset, its manifest and contents in the store; and whether its name is stale.
 
-    What the store has is taken without asking anybody, unless ``newest``: then a name may have moved on, and the network
-    is asked first. A name that this machine publishes cannot have.
+    What the store has is taken without asking anybody, unless ``newest``: a name may have moved on, so the network is
+    asked first. A name that this machine publishes cannot have moved on without it.
     """
     parsed = parse_target(target)
     local = _local(blobs, parsed)
@@ -28,7 +28,7 @@ def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newe
         raise NotFoundError(f"no dataset called {parsed.name} is in this store: see dhtdata ls, or give a ticket")
     try:
         with opened.peer(blobs) as peer:
-            found = peer.resolve(parsed, timeout_s)
+            found = peer.resolve(opened.asking(parsed), timeout_s)
     except (NotFoundError, ConfigError) as failure:
         if local is None:
             raise

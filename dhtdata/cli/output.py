@@ -81,10 +81,10 @@ class Output:
             yield report
 
     @contextmanager
-    def status_line(self) -> Iterator[Callable[[str], None]]:
-        """A line that is rewritten in place on a terminal and left out elsewhere."""
+    def status_line(self) -> Iterator[Callable[[str], None] | None]:
+        """A line that is rewritten in place on a terminal; None elsewhere."""
         if self.as_json or not self._err.is_terminal:
-            yield lambda text: None
+            yield None
             return
         with self._err.status("") as status:
             yield lambda text: status.update(Text(text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from dhtdata.cli.session import (
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.records import Address
 from dhtdata.formats.ticket import Ticket, parse_target
+
+if TYPE_CHECKING:
+    from dhtdata.publish import Published
 
 _DEFAULT_SPLIT = "train"
 
@@ -237,7 +240,7 @@ def _card(path: Path | None) -> str:
         raise ConfigError(f"card {path} cannot be read as text: {failure}") from failure
 
 
-def _last_line(opened: Session, name: str, done: "Published", dry_run: bool) -> str:
+def _last_line(opened: Session, name: str, done: Published, dry_run: bool) -> str:
     """What to know next: whether anybody can fetch this."""
     if dry_run:
         return "Dry run: nothing was stored."

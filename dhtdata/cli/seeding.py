@@ -1,7 +1,133 @@
-"""Placeholder until the peer's interface is there."""
+"""Run the store's seed in the foreground, or hand datasets to the one that runs."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-def run_seed(*a):
-    raise NotImplementedError
+from rich.console import RenderableType
+
+from dhtdata.cli.output import facts, number, percent, size
+from dhtdata.cli.session import SEARCH_S, Session
+from dhtdata.control import PeerClient
+from dhtdata.control.protocol import PeerStatus, Seeded
+from dhtdata.errors import DhtDataError
+from dhtdata.formats.ticket import Target, parse_target
+from dhtdata.store import Store
+
+REFRESH_S = 1.0
+
+
+def run_seed(
+    opened: Session, targets: Sequence[str], document: dict[str, Any], shown: Sequence[RenderableType]
+) -> None:
+    """Seed these datasets until stopped. ``document`` and ``shown`` say what a publish did before.
+
+    If a seed of this store runs already, it takes them up and this returns.
+    """
+    parsed = [opened.asking(parse_target(target)) for target in targets]
+    with opened.store() as blobs:
+        with opened.running_peer(blobs) as peer:
+            if peer is not None and peer.status().kind == "seed":
+                _add(opened, peer, parsed, (document, shown))
+                return
+        _run(opened, blobs, parsed, (document, shown))
+
+
+def _add(
+    opened: Session,
+    peer: PeerClient,
+    targets: Sequence[Target],
+    before: tuple[dict[str, Any], Sequence[RenderableType]],
+) -> None:
+    seeded = [peer.seed(target, SEARCH_S) for target in targets]
+    status = peer.status()
+    document, shown = before
+    note = f"The running seed, process {status.pid}, has taken {'it' if len(seeded) == 1 else 'them'} up."
+    opened.output.result(document | _document(status, seeded), *shown, *map(_shown, seeded), note)
+
+
+def _run(
+    opened: Session,
+    blobs: Store,
+    targets: Sequence[Target],
+    before: tuple[dict[str, Any], Sequence[RenderableType]],
+) -> None:
+    from dhtdata.peer import run_seed as serve
+
+    listening: list[PeerStatus] = []
+    seeded: list[Seeded] = []
+    document, shown = before
+
+    def on_seeded(dataset: Seeded) -> None:
+        seeded.append(dataset)
+        if len(seeded) == len(targets):
+            status = listening[0]
+            where = f"Seeding on {', '.join(status.addresses)} (process {status.pid}); Ctrl-C or dhtdata stop ends it."
+            opened.output.result(document | _document(status, seeded), *shown, *map(_shown, seeded), where)
+
+    with _live_line(opened, blobs):
+        serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
+    opened.output.note("Stopped seeding; what was fetched is kept.")
+
+
+@contextmanager
+def _live_line(opened: Session, blobs: Store) -> Iterator[None]:
+    """While inside, a line on the terminal says what the seed does."""
+    ended = threading.Event()
+    with opened.output.status_line() as show:
+        if show is None:
+            yield
+            return
+
+        def refresh() -> None:
+            while not ended.wait(REFRESH_S):
+                try:
+                    with PeerClient.connect(blobs, opened.settings, start=False, keeps_alive=False) as peer:
+                        show(_line(peer.status()))
+                except DhtDataError as failure:
+                    # Not listening yet, or on its way out: the line says so and the next second tells more.
+                    show(str(failure))
+
+        watcher = threading.Thread(target=refresh, name="status-line")
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def _line(status: PeerStatus) -> str:
+    held, whole = sum(entry.bytes_held for entry in status.datasets), sum(entry.bytes for entry in status.datasets)
+    return (
+        f"{number(len(status.datasets))} datasets, {size(held)} held ({percent(held, whole)}) · "
+        f"{number(status.dht_contacts)} DHT contacts · received {size(status.bytes_fetched)} · "
+        f"served {size(status.bytes_served)} in {number(status.requests_served)} requests"
+    )
+
+
+def _shown(dataset: Seeded) -> RenderableType:
+    named = [("name", dataset.name_uri)] if dataset.name_uri else [("manifest", str(dataset.manifest))]
+    return facts([*named, ("ticket", dataset.ticket)])
+
+
+def _document(status: PeerStatus, seeded: Sequence[Seeded]) -> dict[str, Any]:
+    datasets = [
+        {
+            "name": entry.name_uri or None,
+            "manifest": entry.manifest.hex(),
+            "contents": entry.contents.hex(),
+            "ticket": entry.ticket,
+        }
+        for entry in seeded
+    ]
+    return {
+        "pid": status.pid,
+        "addresses": list(status.addresses),
+        "port": status.port,
+        "ticket": datasets[0]["ticket"],
+        "datasets": datasets,
+    }

@@ -14,6 +14,8 @@ from dhtdata.cli.output import Output
 from dhtdata.config import Settings, load_settings
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
+from dhtdata.formats.records import MAX_ADDRESSES
+from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.store import Store
 
 _COMMON, _NETWORK = "Common options", "Network"
@@ -86,6 +88,14 @@ class Session:
         """The store's peer, started as a private one if none runs."""
         with PeerClient.connect(store, self.settings, start=True) as peer:
             yield peer
+
+    def asking(self, target: Target) -> Target:
+        """The target with the known peers beside it: a peer that was running before does not know our ``--bootstrap``."""
+        if not self.settings.bootstrap or isinstance(target, LocalName):
+            return target
+        given = target if isinstance(target, Ticket) else Ticket(target)
+        addresses = dict.fromkeys([*given.addresses, *self.settings.bootstrap])
+        return Ticket(given.target, tuple(addresses)[:MAX_ADDRESSES], given.secret)
 
     @contextmanager
     def running_peer(self, store: Store) -> Iterator[PeerClient | None]:

@@ -24,6 +24,7 @@ from dhtdata.cli.session import (
 )
 from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic
 from dhtdata.errors import NotFoundError
+from dhtdata.formats.ticket import parse_target
 
 _SHOWN_PACKAGES = ("pyarrow", "numpy", "aiohttp", "kademlia", "blake3", "msgspec", "cryptography", "zstandard")
 
@@ -84,7 +85,7 @@ def peers(
             )
             return
         with opened.peer(blobs) as peer:
-            found = peer.resolve(target, SEARCH_S)
+            found = peer.resolve(opened.asking(parse_target(target)), SEARCH_S)
             providers = peer.providers(found.contents)
         document = {
             "manifest": found.manifest.hex(),

@@ -30,7 +30,12 @@ def free_port() -> int:
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
-    values = {"home": folder / "home", "store": folder / "store", "listen": "127.0.0.1", "port": free_port()}
+    values: dict[str, Any] = {
+        "home": folder / "home",
+        "store": folder / "store",
+        "listen": "127.0.0.1",
+        "port": free_port(),
+    }
     return Settings(**(values | changes))
 
 
@@ -149,7 +154,7 @@ def test_known_peers_that_do_not_answer_are_wrong_and_named(tmp_path: Path) -> N
 
 
 def test_a_low_limit_of_open_files_is_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 4096))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (256, 4096))
     found = findings(settings(tmp_path))["open files"]
     assert found.verdict == DOUBTFUL and "ulimit -n" in found.text
 

@@ -66,7 +66,7 @@ def test_a_json_result_is_exactly_one_line(capsys: pytest.CaptureFixture[str]) -
     with output.progress("working") as report:
         report(1, 2)
     with output.status_line() as show:
-        show("not shown")
+        assert show is None
     output.result({"text": "two\nlines, ünïcode"}, "not shown")
     shown = capsys.readouterr()
     assert shown.err == ""

@@ -1,0 +1,58 @@
+"""Statistics of a split as a table that fits a screen."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from dhtdata.cli.output import number, table
+from dhtdata.cli.values import cell
+from dhtdata.formats.statistics import ColumnStatistics, Histogram, SplitStatistics, Value
+
+_BARS = "▁▂▃▄▅▆▇█"
+_SHOWN_TOP = 3
+_SHOWN_CHARACTERS = 20
+
+
+def statistics_table(split: SplitStatistics) -> Table:
+    """One line a column: nulls, range, mean, the most frequent values, the histogram as bars."""
+    rows = [
+        (
+            column.name,
+            number(column.nulls) if column.nulls else "",
+            *_range(column),
+            _mean(column),
+            bars(column.histogram) if column.histogram else "",
+            ", ".join(_value(top.value) for top in column.top[:_SHOWN_TOP]),
+        )
+        for column in split.columns
+    ]
+    title = f"Statistics of split {split.name} (bars and frequent values from {number(split.sampled)} sampled rows)"
+    columns = ("column", "nulls", "from", "to", "mean", "distribution", "frequent")
+    return table(title, *columns, rows=rows, right=("nulls", "mean"))
+
+
+def bars(histogram: Histogram) -> str:
+    """Counts as bars, the highest one full; an empty bin is blank."""
+    highest = max(histogram.counts) or 1
+    return "".join(_BARS[max(0, -(-count * len(_BARS) // highest) - 1)] if count else " " for count in histogram.counts)
+
+
+def _range(column: ColumnStatistics) -> tuple[str, str]:
+    if column.lengths is not None and column.min is None:
+        return f"length {number(column.lengths.min)}", number(column.lengths.max)
+    return _value(column.min), _value(column.max)
+
+
+def _mean(column: ColumnStatistics) -> str:
+    if column.mean is not None:
+        return f"{column.mean:,.4g}"
+    return f"length {column.lengths.mean:,.0f}" if column.lengths is not None else ""
+
+
+def _value(value: Value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    text = cell(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
