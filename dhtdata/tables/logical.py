@@ -18,6 +18,7 @@ from dhtdata.errors import FormatError
 from dhtdata.tables.canonical import is_plain
 from dhtdata.tables.forms import assemble, convert_children
 from dhtdata.tables.layout import layout_of
+from dhtdata.tables.schema import stored_type
 from dhtdata.tables.sizes import offset_width, offsets_of
 
 _FLOAT_BITS = {pa.float16(): pa.uint16(), pa.float32(): pa.uint32(), pa.float64(): pa.uint64()}
@@ -60,6 +61,8 @@ def _to_logical(batch: pa.RecordBatch, logical: pa.Schema) -> pa.RecordBatch:
         raise FormatError(f"the shard has columns {batch.schema.names}, the contents say {logical.names}")
     columns = []
     for field, column in zip(logical, batch.columns, strict=True):
+        if column.type != stored_type(field.type):
+            raise FormatError(f"column {field.name!r} holds {column.type}, the contents say {field.type}")
         try:
             columns.append(_restore(column, field.type))
         except _CapacityError as failure:

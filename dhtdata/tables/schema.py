@@ -97,6 +97,8 @@ def to_fields(schema: pa.Schema) -> tuple[tuple[Field, ...], dict[str, str]]:
             fields.append(_to_field(field, name, 1))
         except UnicodeDecodeError as failure:
             raise ConfigError(f"column {position}: its name or metadata is not UTF-8: rename it") from failure
+        except TypeError as failure:
+            raise ConfigError(f"column {position} has a type that pyarrow has no class for: drop it") from failure
         except _UnsupportedError as failure:
             raise ConfigError(f"column {name!r} has {failure}: cast or drop it before publishing") from failure
     try:
@@ -401,7 +403,9 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _stored_field(field: pa.Field, name: str) -> pa.Field:
-    return pa.field(name, stored_type(field.type), nullable=field.nullable)
+    kind = stored_type(field.type)
+    # A dictionary of nulls may be called not nullable; plain nulls may not.
+    return pa.field(name, kind, nullable=field.nullable or pa.types.is_null(kind))
 
 
 def _stored_children(kind: pa.DataType) -> Iterable[pa.Field]:
