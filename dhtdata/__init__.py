@@ -82,7 +82,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """``dhtdata.mount`` and ``dhtdata.publish`` are functions; importing the packages of these names must not hide them."""
+    """``dhtdata.mount`` and ``dhtdata.publish`` are functions: importing packages of these names must not hide them."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME_OF and isinstance(value, ModuleType)):

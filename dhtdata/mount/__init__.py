@@ -69,8 +69,8 @@ def mount(
     ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
-    ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override the
-    settings of `dhtdata.config`.
+    ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
+    the settings of `dhtdata.config`.
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """

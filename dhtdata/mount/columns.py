@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+_NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
 Column = Array | dict[str, Any]
 """One column of a batch; a dict for a struct."""
@@ -174,7 +175,7 @@ def _dtype(kind: pa.DataType) -> np.dtype[Any] | None:
     if pa.types.is_boolean(kind):
         return np.dtype(np.bool_)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return np.dtype(kind.to_pandas_dtype())
+        return np.dtype(str(_NUMPY_NAMES.get(str(kind), kind)))
     if pa.types.is_date32(kind):
         return np.dtype("datetime64[D]")
     if pa.types.is_date64(kind):
@@ -225,7 +226,8 @@ def _bits_at(array: pa.Array, number: int, rows: NDArray[np.int64] | slice) -> N
         return np.full(len(rows), not pa.types.is_null(array.type))
     at = rows + array.offset
     packed = np.frombuffer(buffer, np.uint8)
-    return (packed[at >> 3] >> (at & 7).astype(np.uint8) & 1).view(np.bool_)
+    bits: NDArray[np.uint8] = packed[at >> 3] >> (at & 7).astype(np.uint8) & 1
+    return bits.view(np.bool_)
 
 
 def _validity(array: pa.Array) -> NDArray[np.bool_]:

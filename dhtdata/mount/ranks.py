@@ -1,7 +1,8 @@
 """Which rank of how many this process is, and how many nodes there are. Never sets up a process group.
 
 Arguments, else ``torch.distributed`` if somebody initialised it, else ``RANK``, ``WORLD_SIZE`` and
-``LOCAL_WORLD_SIZE`` as torchrun sets them, else one rank. Batch systems' own variables are not read: a shell on a cluster has them too.
+``LOCAL_WORLD_SIZE`` as torchrun sets them, else one rank. Batch systems' own variables are not read: a shell on a
+cluster has them too.
 """
 
 from __future__ import annotations

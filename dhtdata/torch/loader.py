@@ -20,7 +20,7 @@ _OURS = {
 }
 
 
-class _Turns(torch_data.IterableDataset[Any]):
+class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
     """One worker's steps. ``run`` is shared memory: persistent workers read there which epoch comes next."""
 
     def __init__(self, dataset: StreamingDataset) -> None:
@@ -41,7 +41,7 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-class DataLoader(torch_data.DataLoader[Any]):
+class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     """Loads a mounted dataset; takes torch's keywords but those that `dhtdata.mount` decides. Always yields tensors.
 
     Step s of an epoch is made by worker ``s mod num_workers`` and arrives in order, so any number of workers yields the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -17,11 +17,17 @@ from dhtdata.tables.canonical import to_stored
 from dhtdata.tables.ipc import batch_block, footer_block, schema_block
 from dhtdata.tables.schema import stored_schema, to_fields
 
+Tamper = Callable[[list[bytes]], None]
 
-def shard_of(batches: Sequence[pa.RecordBatch], stored: pa.Schema) -> tuple[bytes, BlockTable]:
-    """A shard's bytes and block table, one block a batch."""
+
+def shard_of(
+    batches: Sequence[pa.RecordBatch], stored: pa.Schema, tamper: Tamper | None = None
+) -> tuple[bytes, BlockTable]:
+    """A shard's bytes and block table, one block a batch. ``tamper`` changes blocks before they are digested."""
     blocks = [schema_block(stored), *(b"".join(bytes(part) for part in batch_block(batch)) for batch in batches)]
     blocks.append(footer_block(stored, [len(block) for block in blocks]))
+    if tamper is not None:
+        tamper(blocks)
     rows = [0, *(batch.num_rows for batch in batches), 0]
     spans = [(len(block), count, Digest.of(block)) for block, count in zip(blocks, rows, strict=True)]
     return b"".join(blocks), BlockTable.build(spans)
@@ -36,6 +42,7 @@ def put_dataset(
     block_rows: int = 10,
     shard_blocks: int = 3,
     range_rows: int = 25,
+    tamper: Tamper | None = None,
 ) -> Digest:
     """Store a dataset cut by row counts (groups are cut differently); its manifest's digest."""
     tables = {"train": splits} if isinstance(splits, pa.Table) else dict(splits)
@@ -45,14 +52,12 @@ def put_dataset(
     made = []
     for split, table in tables.items():
         of_groups = [
-            _put_group(store, table.select(list(names)), block_rows + number, shard_blocks)
+            _put_group(store, table.select(list(names)), block_rows + number, shard_blocks, tamper)
             for number, names in enumerate(groups)
         ]
         left = table.num_rows
         ranges = [min(range_rows, left - first) for first in range(0, left, range_rows)]
-        made.append(
-            Split(name=split, rows=left, ranges=store.put(encode_ranges(ranges)), groups=tuple(of_groups))
-        )
+        made.append(Split(name=split, rows=left, ranges=store.put(encode_ranges(ranges)), groups=tuple(of_groups)))
     contents = Contents(
         version=1,
         cutting=1,
@@ -78,7 +83,7 @@ def put_dataset(
     return digest
 
 
-def _put_group(store: Store, table: pa.Table, block_rows: int, shard_blocks: int) -> GroupShards:
+def _put_group(store: Store, table: pa.Table, block_rows: int, shard_blocks: int, tamper: Tamper | None) -> GroupShards:
     stored = stored_schema(table.schema)
     batches = []
     for first in range(0, table.num_rows, block_rows):
@@ -86,7 +91,7 @@ def _put_group(store: Store, table: pa.Table, block_rows: int, shard_blocks: int
         batches.append(to_stored(piece, stored))
     entries = []
     for first in range(0, len(batches), shard_blocks):
-        shard, blocks = shard_of(batches[first : first + shard_blocks], stored)
+        shard, blocks = shard_of(batches[first : first + shard_blocks], stored, tamper)
         entries.append(ShardEntry(store.put(shard), store.put(blocks.encode()), blocks.row_count, blocks.shard_bytes))
     index = store.put(Index.build(entries).encode())
     return GroupShards(indexes=(index,), shards=len(entries), bytes=sum(entry.size for entry in entries))

@@ -1,0 +1,351 @@
+"""Mounting a stored dataset: what iterates, in which order, from where it resumes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import dhtdata
+from dhtdata.errors import ConfigError, FormatError, IntegrityError, NotFoundError
+from dhtdata.store import Store
+from tests.mount.conftest import ROWS, sample_table
+from tests.mount.making import put_dataset
+from tests.mount.test_columns import ALL_TYPES
+
+
+def numbers(dataset):
+    """The column "number" of everything an iteration yields, padding left out."""
+    found = []
+    for item in dataset:
+        columns = item.to_pydict() if isinstance(item, pa.RecordBatch) else item
+        values = np.atleast_1d(np.asarray(columns["number"]))
+        valid = np.atleast_1d(np.asarray(columns.get("_valid", np.ones(len(values), bool))))
+        found += values[valid].tolist()
+    return found
+
+
+@pytest.mark.parametrize("format", ["numpy", "torch", "arrow", "python"])
+@pytest.mark.parametrize("batch_size", [None, 1, 64, 1000])
+def test_an_epoch_in_source_order_yields_every_row(made, home, format, batch_size):
+    columns = ["number", "text", "vector"]
+    with dhtdata.mount(made, home=home, format=format, batch_size=batch_size, columns=columns) as dataset:
+        items = list(dataset)
+        assert len(items) == len(dataset)
+        if batch_size is None:
+            assert [str(item["text"]) for item in items] == sample_table()["text"].to_pylist()
+        else:
+            assert numbers(dataset) == list(range(ROWS))
+
+
+def test_columns_belong_together_in_a_shuffled_epoch(made, home):
+    table = sample_table()
+    dataset = dhtdata.mount(made, home=home, batch_size=32, shuffle=True, shuffle_window=2)
+    seen = []
+    for batch in dataset:
+        seen += batch["number"].tolist()
+        rows = table.take(pa.array(batch["number"]))
+        assert batch["text"].tolist() == rows["text"].to_pylist()
+        assert batch["vector"].tolist() == rows["vector"].to_pylist()
+        assert batch["label"].tolist() == rows["label"].to_pylist()
+        assert batch["vector"].flags.writeable and batch["number"].flags.writeable
+    assert seen != sorted(seen) and sorted(seen) == list(range(ROWS))
+
+
+def test_formats_agree_on_a_shuffled_epoch(made, home):
+    def epoch(format):
+        return numbers(
+            dhtdata.mount(made, home=home, batch_size=32, shuffle=True, seed=5, format=format, columns=["number"])
+        )
+
+    assert epoch("numpy") == epoch("arrow") == epoch("python") == epoch("torch")
+
+
+def test_columns_come_in_the_order_asked_for_and_others_are_not_read(made, home):
+    dataset = dhtdata.mount(made, home=home, batch_size=10, columns=["text", "number"])
+    assert dataset.schema.names == ["text", "number"]
+    assert list(next(iter(dataset))) == ["text", "number"]
+    assert len(dhtdata.mount(made, home=home, columns=["text"])._view.groups) == 1
+
+
+def test_every_arrow_type_comes_back_as_it_was_published(home):
+    with Store.open(home / "store") as store:
+        arrays = {**ALL_TYPES, "dictionary": pa.array(["a", None, "b"]).dictionary_encode()}
+        arrays["runs"] = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["x", None]))
+        arrays["view"] = pa.array(["long enough to be out of line", None, ""], pa.string_view())
+        arrays["tensor"] = pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float32(), [1, 2]),
+            pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.float32(), 2)),
+        )
+        table = pa.table(arrays).replace_schema_metadata({"made": "here"})
+        digest = str(put_dataset(store, pa.concat_tables([table] * 9), block_rows=4))
+    dataset = dhtdata.mount(digest, home=home, batch_size=5, format="arrow")
+    whole = dataset.to_arrow()
+    whole.validate(full=True)
+    assert whole.schema.equals(table.schema, check_metadata=True)
+    assert whole.to_pylist() == pa.concat_tables([table] * 9).to_pylist()
+    batches = list(dataset)
+    assert all(batch.schema == table.schema for batch in batches)
+    assert [row for batch in batches for row in batch.to_pylist()] == whole.to_pylist()
+    arrays = next(iter(dhtdata.mount(digest, home=home, batch_size=5)))
+    assert arrays["tensor"].shape == (5, 1, 2) and arrays["dictionary"].tolist() == ["a", None, "b", "a", None]
+    rows = list(dhtdata.mount(digest, home=home, format="python", shuffle=True))
+    assert sorted(map(repr, rows)) == sorted(map(repr, whole.to_pylist()))
+
+
+def test_padding_is_marked_and_every_rank_makes_equal_steps(made, home):
+    ranks = [dhtdata.mount(made, home=home, batch_size=16, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    batches = [list(dataset) for dataset in ranks]
+    assert [len(of_rank) for of_rank in batches] == [len(dataset) for dataset in ranks] == [5, 5, 5]
+    assert all(len(batch["number"]) == len(batch["_valid"]) == 16 for of_rank in batches for batch in of_rank)
+    assert sorted(sum(map(numbers, batches), [])) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(("remainder", "total", "lengths"), [("drop", 192, [4, 4]), ("uneven", ROWS, [5, 5])])
+def test_other_remainders_do_as_they_say(made, home, remainder, total, lengths):
+    datasets = [
+        dhtdata.mount(made, home=home, batch_size=24, rank=rank, world_size=2, remainder=remainder) for rank in range(2)
+    ]
+    assert [len(dataset) for dataset in datasets] == lengths
+    seen = sum(map(numbers, datasets), [])
+    assert len(seen) == len(set(seen)) == total
+    assert "_valid" not in next(iter(datasets[0]))
+
+
+def test_epochs_advance_by_themselves_or_as_told(made, home):
+    def open_dataset():
+        return dhtdata.mount(made, home=home, batch_size=50, shuffle=True, columns=["number"])
+
+    dataset = open_dataset()
+    epochs = [numbers(dataset) for _ in range(3)]
+    assert len(set(map(tuple, epochs))) == 3
+    again = open_dataset()
+    again.set_epoch(2)
+    assert numbers(again) == epochs[2]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7, 8])
+def test_an_interrupted_epoch_goes_on_at_another_world_size(made, home, stop):
+    how = {"home": home, "shuffle": True, "seed": 3, "columns": ["number"]}
+    first = [dhtdata.mount(made, batch_size=15, rank=rank, world_size=2, **how) for rank in range(2)]
+    seen, states = [], []
+    for dataset in first:
+        iterator = iter(dataset)
+        for _ in range(stop):
+            batch = next(iterator)
+            seen += batch["number"][batch["_valid"]].tolist()
+        states.append(dataset.state_dict())
+    assert states[0] == states[1]
+    saved = json.loads(json.dumps(states[0]))
+    for rank in range(3):
+        dataset = dhtdata.mount(made, batch_size=10, rank=rank, world_size=3, **how)
+        dataset.load_state_dict(saved)
+        assert dataset.state_dict() == saved | {"global_batch": 30}
+        rest = numbers(dataset)
+        seen += rest if stop < 8 else []
+    assert sorted(seen) == list(range(ROWS))
+
+
+def test_the_state_after_an_epoch_is_the_start_of_the_next(made, home):
+    dataset = dhtdata.mount(made, home=home, batch_size=50, shuffle=True)
+    last = {}
+    for batch in dataset:
+        assert batch["number"].size in (50, 30)
+        last = dataset.state_dict()
+    assert (last["epoch"], last["rows"]) == (1, 0) and last == dataset.state_dict()
+    other = dhtdata.mount(made, home=home, batch_size=50, shuffle=True)
+    other.load_state_dict(last)
+    assert numbers(other) == numbers(dataset)
+
+
+def test_a_state_of_another_dataset_is_refused(made, home):
+    with Store.open(home / "store") as store:
+        other = str(put_dataset(store, sample_table(100), name="other"))
+    state = dhtdata.mount(other, home=home).state_dict()
+    with pytest.raises(ConfigError, match="another dataset"):
+        dhtdata.mount(made, home=home).load_state_dict(state)
+
+
+def test_a_dataset_goes_on_in_another_process_by_pickle(made, home):
+    dataset = dhtdata.mount(made, home=home, batch_size=50, shuffle=True, columns=["number"])
+    next(iter(dataset))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert numbers(copy) == numbers(dataset)
+
+
+def test_random_access_gives_rows_and_batches(made, home):
+    view = dhtdata.mount(made, home=home).map_style()
+    assert len(view) == ROWS
+    assert view[123]["text"] == "row 123" and view[-1]["number"] == ROWS - 1
+    assert view[10:20]["number"].tolist() == list(range(10, 20))
+    assert view[::100]["number"].tolist() == [0, 100, 200]
+    assert view[[3, 1, 2, 1]]["text"].tolist() == ["row 3", "row 1", "row 2", "row 1"]
+    assert view[np.array([-1, 0])]["number"].tolist() == [ROWS - 1, 0]
+    assert [row["number"] for row in view.__getitems__([7, 5])] == [7, 5]
+    assert pickle.loads(pickle.dumps(view))[5]["number"] == 5
+    for beyond in (ROWS, -ROWS - 1):
+        with pytest.raises(IndexError, match=str(ROWS)):
+            view[beyond]
+    with pytest.raises(ConfigError, match="row number"):
+        view["a"]
+    with pytest.raises(ConfigError, match="no rows"):
+        view[5:5]
+
+
+def test_statistics_are_those_of_the_split(made, home):
+    assert dhtdata.mount(made, home=home).stats() == {}
+
+
+def test_a_stored_dataset_is_read_without_peer_or_network(made, home):
+    code = (
+        "import sys, dhtdata\n"
+        f"dataset = dhtdata.mount({made!r}, home={str(home)!r}, batch_size=64)\n"
+        "rows = sum(len(batch['number']) for batch in dataset)\n"
+        "heavy = {'subprocess', 'asyncio', 'aiohttp', 'kademlia', 'typer', 'rich', 'torch'}\n"
+        "heavy |= {'pyarrow.dataset', 'pyarrow.parquet', 'dhtdata.control.client'}\n"
+        "print(rows, *sorted(heavy.intersection(sys.modules)))\n"
+    )
+    list(dhtdata.mount(made, home=home))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=15)
+    assert done.stdout.split() == [str(ROWS)]
+    assert not (home / "store" / "peer.log").exists()
+
+
+def _publisher(store, digest):
+    from dhtdata.digest import Digest
+    from dhtdata.mount.resolve import find_stored
+
+    dataset = find_stored(Digest.parse(digest), store)
+    return dataset.publisher or dataset.contents_digest
+
+
+def test_the_first_shard_of_a_stranger_is_checked_and_all_are_remembered(made, home):
+    with Store.open(home / "store") as store:
+        publisher = _publisher(store, made)
+        assert not store.trusts(publisher)
+        dataset = dhtdata.mount(made, home=home, batch_size=64)
+        assert numbers(dataset) == list(range(ROWS))
+        assert store.trusts(publisher)
+        for group in dataset._view.groups:
+            assert all(store.is_checked(digest, group.schema_digest) for digest in group.digests())
+
+
+def spoil_offsets(blocks):
+    """An offset of the first batch's strings points far beyond their bytes."""
+    block = bytearray(blocks[1])
+    at = block.rfind(b"\x05\x00\x00\x00\x0a\x00\x00\x00")
+    assert at > 0
+    block[at + 4 : at + 8] = b"\x00\x00\x00\x7f"
+    blocks[1] = bytes(block)
+
+
+def spoil_footer(blocks):
+    blocks[-1] = blocks[-1].replace(b"ARROW1", b"ARROW2")
+
+
+def cut_a_batch_short(blocks):
+    blocks[1] = blocks[1][:-64]
+
+
+@pytest.mark.parametrize("tamper", [spoil_offsets, spoil_footer, cut_a_batch_short])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_hostile_shard_is_refused_by_name_and_the_process_lives(home, tamper, trusted):
+    with Store.open(home / "store") as store:
+        digest = str(put_dataset(store, sample_table(9).select(["text"]), name="trap", tamper=tamper))
+        if trusted:
+            store.trust_publisher(_publisher(store, digest))
+    dataset = dhtdata.mount(digest, home=home, batch_size=4)
+    with pytest.raises(FormatError, match=r"shard [0-9a-f]{64} of dataset trap .* is refused"):
+        list(dataset)
+    with Store.open(home / "store") as store:
+        assert store.trusts(_publisher(store, digest)) is trusted
+
+
+def test_a_name_means_the_only_dataset_that_has_it(made, home):
+    assert dhtdata.mount("made", home=home).num_rows == ROWS
+    with Store.open(home / "store") as store:
+        put_dataset(store, sample_table(50), name="made")
+    with pytest.raises(ConfigError, match="2 versions"):
+        dhtdata.mount("made", home=home)
+
+
+def test_splits_are_read_apart(home):
+    with Store.open(home / "store") as store:
+        digest = str(put_dataset(store, {"train": sample_table(50), "test": sample_table(20)}))
+    assert numbers(dhtdata.mount(digest, home=home, split="test")) == list(range(20))
+    with pytest.raises(ConfigError, match="no split 'valid'.*train, test"):
+        dhtdata.mount(digest, home=home, split="valid")
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"columns": ["number", "nothing"]}, "no column 'nothing'"),
+        ({"columns": "number"}, "expected a list"),
+        ({"columns": []}, "at least one"),
+        ({"columns": ["text", "text"]}, "only once"),
+        ({"format": "pandas"}, "format: 'pandas'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"shuffle_window": 0}, "shuffle_window"),
+        ({"remainder": "keep"}, "remainder"),
+        ({"rank": 1}, "give both"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"lanes": 0}, "lanes"),
+        ({"predownload": "many"}, "not a size"),
+        ({"timeout": 0}, "timeout"),
+        ({"batch_size": 1000, "remainder": "drop"}, "smaller batch_size"),
+        ({"cache_limit": "much"}, "not a size"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(made, home, how, named):
+    with pytest.raises(ConfigError, match=named):
+        dhtdata.mount(made, home=home, **how)
+
+
+def test_a_column_that_collides_with_the_mark_of_padding_is_named(home):
+    with Store.open(home / "store") as store:
+        digest = str(put_dataset(store, pa.table({"_valid": [1, 2, 3]})))
+    assert len(dhtdata.mount(digest, home=home)) == 3
+    with pytest.raises(ConfigError, match="_valid"):
+        dhtdata.mount(digest, home=home, remainder="pad")
+
+
+def test_what_is_no_target_is_a_format_error(home):
+    with pytest.raises(FormatError, match="names no dataset"):
+        dhtdata.mount("No Such Thing!", home=home)
+
+
+def test_a_corrupted_shard_is_noticed_before_a_row_of_it_is_seen(made, home):
+    dataset = dhtdata.mount(made, home=home, batch_size=64)
+    with Store.open(home / "store") as store:
+        path = store.path_of(next(dataset._view.groups[0].digests()))
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises((NotFoundError, IntegrityError, ConfigError)):
+        list(dhtdata.mount(made, home=home, batch_size=64, timeout=1))
+
+
+def test_torchrun_variables_decide_the_rank(made, home, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    dataset = dhtdata.mount(made, home=home, batch_size=10, shuffle=True)
+    assert dataset.state_dict()["global_batch"] == 40 and dataset.state_dict()["lanes"] == 2
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="WORLD_SIZE='many'"):
+        dhtdata.mount(made, home=home)
+
+
+def test_batches_outlive_the_dataset(made, home):
+    dataset = dhtdata.mount(made, home=home, batch_size=ROWS, format="arrow")
+    batch = next(iter(dataset))
+    dataset.close()
+    assert batch.column("number").to_pylist() == list(range(ROWS))
