@@ -62,7 +62,7 @@ class Announcer:
         if any(key not in keys_of(record) for record in records):
             raise FormatError(f"a record does not belong under the key {key.hex()}")
         near = await self._asker.nearest(key)
-        holders = sorted([*near, self._own], key=lambda each: each.long_id ^ number(key))[:BUCKET_SIZE]
+        holders = sorted([*near.contacts, self._own], key=lambda each: each.long_id ^ number(key))[:BUCKET_SIZE]
         ours = any(record.signer == self._key.public for record in records)
         datas = [*(self._introduction() if ours else ()), *(record.data for record in records)]
         return sum(await self._store_all([(holder, datas) for holder in holders]))

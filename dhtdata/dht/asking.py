@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from dhtdata.dht.holdings import Holdings
-from dhtdata.dht.lookup import Answer, Ask, Walk
+from dhtdata.dht.lookup import Answer, Ask, Neighbourhood, Walk
 from dhtdata.dht.messages import FindNode, FindRecords, Nodes, Ping, Records, Reply, Request, Store, Stored
 from dhtdata.dht.protocol import DhtProtocol
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
@@ -61,7 +61,7 @@ class Asker:
             await Walk(self.id, self.id, self._find_node(self.id)).run([*answered, *known])
         return len(answered)
 
-    async def nearest(self, target: bytes) -> list[Contact]:
+    async def nearest(self, target: bytes) -> Neighbourhood:
         """The nodes nearest to the target that answer, ourselves left out."""
         await self._known()
         walk = Walk(target, self.id, self._find_node(target))

@@ -28,6 +28,18 @@ class Answer:
     keeps: bool = True
 
 
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What a walk found around its target.
+
+    ``contacts`` answered and keep records, nearest first. ``radius`` is the distance up to which every node was met,
+    dead ones included, or None if the walk met fewer nodes than it may return: then these are all there are.
+    """
+
+    contacts: list[Contact]
+    radius: int | None
+
+
 Ask = Callable[[Contact, int], Awaitable[Answer]]
 """Ask a contact, attempt 0 or 1. PeerError if it does not answer or answers nonsense."""
 
@@ -69,8 +81,8 @@ class Walk:
         self.asked = 0
         self.answered = 0
 
-    async def run(self, seeds: Sequence[Contact]) -> list[Contact]:
-        """The nodes nearest to the target that answered and keep records, nearest first, at most ``width``."""
+    async def run(self, seeds: Sequence[Contact]) -> Neighbourhood:
+        """Walk from the seeds: at most ``width`` contacts."""
         self._learn(seeds, hop=0)
         async with asyncio.TaskGroup() as calls:
             while True:
@@ -81,7 +93,9 @@ class Walk:
                     break
                 self._changed.clear()
                 await self._changed.wait()
-        return [each.contact for each in self._candidates if each.keeps][: self._pace.width]
+        width = self._pace.width
+        radius = self._candidates[width - 1].distance if len(self._candidates) >= width else None
+        return Neighbourhood([each.contact for each in self._candidates if each.keeps][:width], radius)
 
     def _next(self) -> _Candidate | None:
         """The nearest candidate not asked yet, if it is among the ``width`` nearest that may still answer."""

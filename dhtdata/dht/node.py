@@ -19,7 +19,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +174,7 @@ class DhtNode:
         self._refuse_client()
         return await self._announcer.announce_shards(keys, self._outside.randomness)
 
-    async def find(self, key: bytes) -> AsyncIterator[Found]:
+    async def find(self, key: bytes) -> AsyncGenerator[Found, None]:
         """Verified, unexpired records under a key, as they arrive, until every near node was asked.
 
         A record comes again if a newer one of the same signer, or addresses that were not known, turn up. Close it

@@ -1,10 +1,10 @@
 """Which nodes should hold which of very many keys: explore the key space region by region, not key by key.
 
-Pure but for ``nearest``, which walks to a target. What one walk proves: if it ends with fewer nodes than it may
-return, these are all there are; else every node nearer to the target than the farthest found was found, so the largest
-aligned range around the target within that distance is *covered*. The region of a key is the range twice as large: it
-holds a bucketful of nodes, and once walks have covered all of it, the holders of every key inside are known exactly.
-A key that is alone in its region is assigned after the first walk.
+Pure but for ``nearest``, which walks to a target. What one walk proves: if it meets fewer nodes than it may return,
+these are all there are; else every node within its radius was met, so the largest aligned range around the target
+within that distance is *covered*. The region of a key is the range twice as large: it holds a bucketful of nodes, and
+once walks have covered all of it, the holders of every key inside are known exactly. A key that is alone in its region
+is assigned after the first walk. Dead nodes count for the radius, else a network with some would pass for a tiny one.
 
 Regions are rooted in what was covered, never in a prefix that the nodes happen to share: in a network of four nodes
 with a common prefix the latter loses the keys that do not share it (go-libp2p-kad-dht, issue 1263). A region that
@@ -18,13 +18,14 @@ import heapq
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from dhtdata.dht.lookup import Neighbourhood
 from dhtdata.dht.routing import BUCKET_SIZE, ID_BITS, Contact, identifier, number
 
 KEYS_AT_ONCE = 840
 MAX_WALKS = 48
 
-Nearest = Callable[[bytes], Awaitable[Sequence[Contact]]]
-"""Walk to a target: up to ``width`` nodes nearest to it, nearest first, ourselves left out."""
+Nearest = Callable[[bytes], Awaitable[Neighbourhood]]
+"""Walk to a target: the ``width`` nodes nearest to it, ourselves left out."""
 Assignment = dict[Contact, list[bytes]]
 """Holder → ascending keys it should hold."""
 
@@ -70,11 +71,8 @@ class Sweep:
         near = await self._nearest(identifier(target))
         self.walks += 1
         self._walks_left -= 1
-        self._known.update((contact.id, contact) for contact in near)
-        bits = 0
-        if len(near) >= self._width:
-            farthest = max(contact.long_id ^ target for contact in near)
-            bits = min(ID_BITS, ID_BITS - farthest.bit_length() + 1)
+        self._known.update((contact.id, contact) for contact in near.contacts)
+        bits = 0 if near.radius is None else min(ID_BITS, ID_BITS - near.radius.bit_length() + 1)
         self._covered.add((bits, target >> (ID_BITS - bits)))
         return bits
 

@@ -59,7 +59,7 @@ def test_buckets_always_tile_the_space_and_stay_bounded(
     for now_s, (node_id, port, answers) in enumerate(steps):
         (table.answered(contact(node_id, port), now_s) if answers else table.missed(contact(node_id, port)))
     position = 0
-    remembered = set()
+    remembered: set[bytes] = set()
     for bucket in table.buckets:
         assert bucket.first == position and bucket.first % bucket.width == 0
         assert len(bucket.nodes) <= bucket_size and len(bucket.replacement_nodes) <= bucket_size

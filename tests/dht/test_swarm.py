@@ -134,6 +134,10 @@ def test_with_30_percent_dead_everything_is_found_within_two_seconds() -> None:
             assert len(first_s) == 40
             assert statistics.quantiles(first_s, n=20)[-1] < 2
             assert statistics.quantiles(whole_s, n=20)[-1] < 4
+            keys = shard_keys("among the dead", 300)
+            assert await publisher.announce_shards(keys) == len(keys)
+            living = [holding(network.nearest(key, 12), key) == network.nearest(key, 12) for key in keys]
+            assert sum(living) >= 0.99 * len(keys)
 
     run(story())
 
