@@ -36,7 +36,7 @@ class FolderReader:
         for path, size in self._files:
             if size > MAX_ROW_BYTES:
                 raise ConfigError(
-                    f"{self._root / path} has {size} bytes, and a row at most {MAX_ROW_BYTES}: split it, or leave it out"
+                    f"{self._root / path} has {size} bytes, and a row at most {MAX_ROW_BYTES}: split it or leave it out"
                 )
             if not _is_unicode(path):
                 raise ConfigError(f"{self._root}: file name {path!r} is not UTF-8: rename it")

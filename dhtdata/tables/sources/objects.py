@@ -104,7 +104,7 @@ class DictsReader:
                 kind = pa.array([row.get(name) for row in self._first]).type
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as failure:
                 raise ConfigError(f"{self.name}: column {name!r} has no one type: {failure}") from failure
-            fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+            fields.append(pa.field(name, kind))
         schema = pa.schema(fields)
         check_names(self.name, schema)
         return schema
@@ -140,7 +140,8 @@ class DictsReader:
         missing = next(name for name in columns.names if name not in row)
         if not self._allow_missing:
             raise ConfigError(
-                f"{self.name}: row {number} lacks column {missing!r}: give it a value (None is one), or allow_missing=True"
+                f"{self.name}: row {number} lacks column {missing!r}: give it a value (None is one), "
+                "or allow_missing=True"
             )
 
     def _misfit(self, values: list[Any], field: pa.Field) -> ConfigError:

@@ -89,7 +89,9 @@ def agreed_schema(sources: Iterable[OpenedSource], *, allow_missing: bool = Fals
                         "or fill it with nulls (--allow-missing, allow_missing=True)"
                     )
                 missing.add(column.field.name)
-    fields = [c.field.with_nullable(True) if c.field.name in missing else c.field for c in columns.values()]
+    fields = [
+        column.settled().with_nullable(column.field.nullable or name in missing) for name, column in columns.items()
+    ]
     return pa.schema(fields, metadata=_shared_metadata(schemas))
 
 
@@ -111,10 +113,23 @@ class _Column:
         widened = _widened(self.field.type, other.field.type) if self.guessed else None
         if widened is None:
             raise ConfigError(
-                f"column {self.field.name!r} is {self.field.type} in {self.name} and {other.field.type} in {other.name}: "
-                "make the types alike"
+                f"column {self.field.name!r} is {self.field.type} in {self.name}, "
+                f"but {other.field.type} in {other.name}: make the types alike"
             )
         return _Column(self.field.with_type(widened).with_nullable(nullable), self.name, True)
+
+    def settled(self) -> pa.Field:
+        """The field; where a guess never saw a value, it is text."""
+        return self.field.with_type(_with_text(self.field.type)) if self.guessed else self.field
+
+
+def _with_text(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.ListType):
+        return pa.list_(_with_text(kind.value_type))
+    if isinstance(kind, pa.StructType):
+        fields = [kind.field(position) for position in range(kind.num_fields)]
+        return pa.struct([field.with_type(_with_text(field.type)) for field in fields])
+    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def _widened(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:

@@ -58,7 +58,7 @@ class ParquetReader:
 
 
 def _row_bytes(batch: pa.RecordBatch) -> float:
-    return batch.nbytes / max(batch.num_rows, 1)
+    return float(batch.nbytes) / max(batch.num_rows, 1)
 
 
 def _without_ids(field: pa.Field) -> pa.Field:

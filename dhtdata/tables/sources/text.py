@@ -1,9 +1,9 @@
 """CSV, TSV and JSON lines, plain or compressed with gzip or zstd: read in blocks, types settled once.
 
-Types are guessed from the first 4 MiB of every file (32 MiB if a column showed no value there), the guesses of all files
-are brought together (``opened``), and then every row of every file is read with these types: no block is guessed anew.
-A value that does not fit is an error that names file and row. A column without any value where we looked is text. JSON
-has no times, so text that looks like one stays text; CSV recognises ISO 8601.
+Types are guessed from the first 4 MiB of every file (32 MiB if a column showed no value there), the guesses of all
+files are brought together (``opened``), and then every row of every file is read with these types: no block is guessed
+anew. A value that does not fit is an error that names file and row. A column without any value where we looked is text.
+JSON has no times, so text that looks like one stays text; CSV recognises ISO 8601.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TextReader:
         self._compression = compression
         self._open = _open_json if kind == "json" else _csv_opener("\t" if kind == "tsv" else ",")
         self._label = {"json": "JSON lines", "csv": "CSV", "tsv": "TSV"}[kind]
-        self._cast = _json_guess if kind == "json" else _csv_guess
+        self._is_json = kind == "json"
 
     def schema(self) -> pa.Schema:
         with reading(self.path, self._label):
@@ -48,7 +48,7 @@ class TextReader:
             if self.byte_count > _GUESS_BYTES[0] and any(_holds_null(field.type) for field in schema):
                 schema = self._guess(_GUESS_BYTES[1])
         check_names(self.name, schema)
-        return pa.schema([field.with_type(self._cast(field.type)) for field in schema])
+        return pa.schema([field.with_type(_without_times(field.type)) for field in schema]) if self._is_json else schema
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         columns = pa.schema([schema.field(name) for name in self.schema().names])
@@ -65,8 +65,8 @@ class TextReader:
                     raise self._located(failure, columns, done) from failure
                 if block_bytes >= _LARGEST_BLOCK_BYTES:
                     raise FormatError(
-                        f"{self.path}: row {done + 1} or one soon after it is longer than {_LARGEST_BLOCK_BYTES} bytes, "
-                        "or a quote is never closed: mend the file"
+                        f"{self.path}: row {done + 1} or one soon after it is longer than {_LARGEST_BLOCK_BYTES} "
+                        "bytes, or a quote is never closed: mend the file"
                     ) from failure
             # A row longer than a block: go on behind what was read, with larger blocks.
             block_bytes *= 8
@@ -93,7 +93,7 @@ class TextReader:
 
     def _located(self, failure: FormatError, columns: pa.Schema, done: int) -> FormatError:
         """The error with row and reason, where Arrow leaves them out: its JSON reader counts within a block."""
-        if self._label != "JSON lines":
+        if not self._is_json:
             return failure
         with self._stream() as stream:
             lines = (line for line in io.BufferedReader(stream) if line.strip())
@@ -158,18 +158,12 @@ def _csv_opener(delimiter: str) -> _Opener:
     return opened
 
 
-def _csv_guess(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_null(kind) else kind
-
-
-def _json_guess(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_null(kind) or pa.types.is_timestamp(kind):
-        return pa.string()
+def _without_times(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.ListType):
-        return pa.list_(_json_guess(kind.value_type))
+        return pa.list_(_without_times(kind.value_type))
     if isinstance(kind, pa.StructType):
-        return pa.struct([field.with_type(_json_guess(field.type)) for field in _fields(kind)])
-    return kind
+        return pa.struct([field.with_type(_without_times(field.type)) for field in _fields(kind)])
+    return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
 def _holds_null(kind: pa.DataType) -> bool:
