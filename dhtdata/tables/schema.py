@@ -91,8 +91,8 @@ def to_fields(schema: pa.Schema) -> tuple[tuple[Field, ...], dict[str, str]]:
     """Logical columns and schema metadata. ConfigError names an unsupported type and its column."""
     fields = []
     for position in range(len(schema)):
-        field = schema.field(position)
         try:
+            field = schema.field(position)
             name = field.name
             fields.append(_to_field(field, name, 1))
         except UnicodeDecodeError as failure:

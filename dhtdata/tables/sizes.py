@@ -3,8 +3,8 @@
 Counted per value of a *stored* type, over canonical values: fixed-width values their width (booleans one byte), offsets
 of strings, binaries, lists and maps their width, variable parts what they hold, unions their type code (and offset, if
 dense) and what their members store. Values without bytes of their own (null, empty structs, lists of fixed size 0)
-count one byte, so that a limit on bytes limits the number of values too. Validity bitmaps and padding are not counted. A
-null keeps the fixed parts and loses the variable ones, whatever lies under it, so that equal rows have equal sizes.
+count one byte, so that a limit on bytes limits the number of values too. Validity bitmaps and padding are not counted.
+A null keeps the fixed parts and loses the variable ones, whatever lies under it, so that equal rows have equal sizes.
 """
 
 from __future__ import annotations
@@ -47,19 +47,17 @@ def value_bytes(array: pa.Array, blank: Mask | None = None) -> Sizes:
 
 def fixed_bytes(kind: pa.DataType) -> int | None:
     """Stored bytes of every value of a type whose values all store the same, null or not; None for other types."""
-    if pa.types.is_null(kind):
-        return 0
-    if pa.types.is_boolean(kind):
+    if pa.types.is_null(kind) or pa.types.is_boolean(kind):
         return 1
     if isinstance(kind, pa.FixedSizeListType):
-        element = fixed_bytes(kind.value_type)
-        return None if element is None else element * kind.list_size
+        element = fixed_bytes(kind.value_type) if kind.list_size else 1
+        return None if element is None else element * max(kind.list_size, 1)
     if isinstance(kind, pa.StructType):
         members = [fixed_bytes(kind.field(position).type) for position in range(kind.num_fields)]
-        return None if None in members else sum(member for member in members if member is not None)
+        return None if None in members else sum(member for member in members if member is not None) or 1
     if isinstance(kind, pa.UnionType) or offset_width(kind):
         return None
-    return int(kind.bit_width) // 8
+    return int(kind.bit_width) // 8 or 1
 
 
 def offset_width(kind: pa.DataType) -> int:
@@ -120,8 +118,6 @@ def _variable(array: pa.Array, width: int, blank: Mask | None) -> Sizes:
 
 def _fixed_size_list(array: pa.Array, blank: Mask | None) -> Sizes:
     size = array.type.list_size
-    if not size:
-        return np.ones(len(array), np.int64)
     values = array.values.slice(array.offset * size, len(array) * size)
     hidden = None if blank is None else np.repeat(blank, size)
     total: Sizes = value_bytes(values, hidden).reshape(len(array), size).sum(axis=1)

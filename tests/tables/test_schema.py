@@ -103,6 +103,12 @@ def test_unsupported_types_are_named_with_their_column(field: pa.Field, reason: 
         to_fields(pa.schema([("fine", pa.int8()), field]))
 
 
+def test_a_type_whose_class_is_gone_is_refused() -> None:
+    schema = pa.schema([("odd", pa.list_(Secret()))])  # nothing keeps the extension type alive
+    with pytest.raises(ConfigError, match="column 0 has a type that pyarrow has no class for"):
+        to_fields(schema)
+
+
 def deep(levels: int) -> pa.DataType:
     kind = pa.int8()
     for _ in range(levels):
