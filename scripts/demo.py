@@ -195,6 +195,9 @@ def _train(
     origin, second = providers
     killed: dict[str, Any] = {}
     while (seen := stage.line("trainer", trainer))["event"] != "end":
+        if seen["event"] == "packages":
+            say(f"   {seen['count']} packages, read from the small columns alone in {seen['seconds']:.1f} s")
+            continue
         if seen["event"] == "loss":
             say(f"   row {seen['rows']:>6,}   loss {seen['loss']:.3f} nats a byte")
             continue

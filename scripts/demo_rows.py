@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,25 @@ _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Readable UTF-8 source files under a folder, by path. Symlinks, hidden and huge files are left out."""
     rows = []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix not in _SUFFIXES or path.is_symlink() or not path.is_file():
-            continue
-        if any(part in _LEFT_OUT or part.startswith(".") for part in inside.parts):
-            continue
+    for path in sorted(_files(folder)):
         try:
             text = path.read_text("utf-8") if path.stat().st_size <= MAX_FILE_BYTES else ""
         except (UnicodeDecodeError, OSError):
             continue
         if text:
+            inside = path.relative_to(folder)
             package = inside.parts[0] if len(inside.parts) > 1 else ""
             rows.append({"path": str(inside), "text": text, "size": path.stat().st_size, "package": package})
     return rows
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if path.suffix in _SUFFIXES and not name.startswith(".") and path.is_file() and not path.is_symlink():
+                yield path
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.rule import Rule
 from dhtdata.cli.fetching import ColumnsOption
 from dhtdata.cli.held import Held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import facts, number, percent, plain, size, table
+from dhtdata.cli.output import facts, number, percent, plain, rows_table, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -60,9 +60,11 @@ def head(
     names = choose_columns(contents, listed(columns))
     with mount(entry.digest.hex(), split=chosen, columns=names, format="python", settings=opened.settings) as dataset:
         total = dataset.num_rows
-        rows = dataset.map_style()[0 : min(count, total)]
-    document = {"split": chosen, "rows_total": total, "rows": [to_json(row) for row in rows]}
-    drawn = table("", *names, rows=[[cell(row[name]) for name in names] for row in rows])
+        columns_of = dataset.map_style()[0 : min(count, total)]
+    rows = list(zip(*(columns_of[name] for name in names), strict=True))
+    found = [{name: to_json(value) for name, value in zip(names, row, strict=True)} for row in rows]
+    document = {"split": chosen, "rows_total": total, "rows": found}
+    drawn = rows_table(names, [[cell(value) for value in row] for row in rows])
     opened.output.result(document, drawn, plain(f"{len(rows)} of {number(total)} rows of split {chosen}."))
 
 

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 160
+MANY_COLUMNS = 12
 SHORT_DIGITS = 12
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -92,11 +93,30 @@ class Output:
 
 def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Table:
     """A plain table; columns named in ``right`` hold numbers and stand flush right."""
-    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(
+        title=f"\n{title}" if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        header_style="dim",
+    )
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(escape, row))
+    return drawn
+
+
+def rows_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """Rows of a dataset, one a line and cut to fit; with many columns one below the other, one value a line."""
+    if len(names) > MANY_COLUMNS:
+        blocks = [facts([("", f"row {number}"), *zip(names, row, strict=True)]) for number, row in enumerate(rows)]
+        return Group(*(piece for block in blocks for piece in (block, "")))
+    drawn = table("", *names, rows=rows)
+    for column in drawn.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
     return drawn
 
 

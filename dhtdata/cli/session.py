@@ -90,7 +90,7 @@ class Session:
             yield peer
 
     def asking(self, target: Target) -> Target:
-        """The target with the known peers beside it: a peer that was running before does not know our ``--bootstrap``."""
+        """The target and our ``--bootstrap``, which a peer that was running before does not know."""
         if not self.settings.bootstrap or isinstance(target, LocalName):
             return target
         given = target if isinstance(target, Ticket) else Ticket(target)

@@ -55,7 +55,7 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
     ]
     pieces = [facts(shown)]
     if seen.datasets:
-        pieces.append(_datasets_table(seen.datasets))
+        pieces.append(_datasets_table(seen))
     if seen.traffic:
         pieces.append(_traffic_table(seen.traffic))
     opened.output.result(document, *pieces)
@@ -158,17 +158,17 @@ def version(as_json: JsonOption = False) -> None:
     Output(as_json).result(document, shown)
 
 
-def _datasets_table(datasets: tuple[HeldDataset, ...]) -> Table:
+def _datasets_table(seen: PeerStatus) -> Table:
     rows = [
         (
             entry.name_uri.rpartition("/")[2] or short(entry.manifest),
             short(entry.manifest),
             size(entry.bytes),
             percent(entry.bytes_held, entry.bytes),
-            _announced(entry),
+            _announced(entry, seen),
             entry.state,
         )
-        for entry in datasets
+        for entry in seen.datasets
     ]
     columns = ("dataset", "version", "size", "held", "announced", "state")
     return table("Datasets", *columns, rows=rows, right=("size", "held"))
@@ -197,9 +197,11 @@ def _providers_table(providers: tuple[ProviderStatus, ...]) -> Table:
     return table("Providers", *columns, rows=rows, right=("received",))
 
 
-def _announced(entry: HeldDataset) -> str:
+def _announced(entry: HeldDataset, seen: PeerStatus) -> str:
+    if seen.kind != "seed":
+        return "never: private"
     if not entry.announced:
-        return "not yet"
+        return "not yet" if seen.dht_contacts else "nobody to tell yet"
     return f"{_duration(max(0.0, time.time() - entry.announced))} ago, {entry.holders} holders"
 
 

@@ -51,7 +51,7 @@ class Machine:
 
     def run(self, *arguments: str) -> Done:
         done = subprocess.run(
-            self._command(arguments),
+            self.command(arguments),
             cwd=self.work,
             env=self.environment,
             capture_output=True,
@@ -81,7 +81,7 @@ class Machine:
         log = self.work / "seed.log"
         with log.open("w") as errors:
             child = subprocess.Popen(
-                self._command([*arguments, "--json"]),
+                self.command([*arguments, "--json"]),
                 cwd=self.work,
                 env=self.environment,
                 stdout=subprocess.PIPE,
@@ -105,5 +105,5 @@ class Machine:
         self.run("stop")
 
     @staticmethod
-    def _command(arguments: Any) -> list[str]:
+    def command(arguments: Any) -> list[str]:
         return [sys.executable, "-P", "-m", "dhtdata", *arguments]

@@ -1,0 +1,185 @@
+"""Commands of several machines on one loopback: real peers, real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dhtdata.digest import Digest
+from dhtdata.formats.ticket import Ticket
+from tests.cli.machine import Machine
+from tests.cli.web import serving
+
+pytestmark = [pytest.mark.slow_e2e, pytest.mark.timeout(120)]
+ROWS = pa.table({"id": range(20_000), "text": [f"this is row {number}" * 5 for number in range(20_000)]})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A machine that publishes and seeds."""
+
+    machine: Machine
+    published: dict[str, Any]
+    pid: int
+
+    @property
+    def ticket(self) -> str:
+        return str(self.published["ticket"])
+
+    @property
+    def address(self) -> str:
+        return str(self.published["addresses"][0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("n")
+
+
+@pytest.fixture(scope="module")
+def origin(folder: Path) -> Iterator[Origin]:
+    machine = Machine(folder, "origin")
+    pq.write_table(ROWS, machine.work / "rows.parquet")
+    with machine.seeding("publish", "rows.parquet", "--name", "rows", "--seed") as (published, child):
+        yield Origin(machine, published, child.pid)
+
+
+@pytest.fixture
+def reader(folder: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine that knows nobody yet."""
+    machine = Machine(folder, f"r{abs(hash(request.node.name)) % 10_000}")
+    yield machine
+    machine.stop_private_peer()
+
+
+def test_a_ticket_is_all_that_another_machine_needs(origin: Origin, reader: Machine, tmp_path: Path) -> None:
+    done = reader.document("get", origin.ticket, "--to", str(tmp_path))
+    assert done["manifest"] == origin.published["manifest"]
+    assert done["bytes_held"] == done["bytes"] == origin.published["bytes"]
+    assert pq.read_table(done["files"][0]).to_pydict() == ROWS.to_pydict()
+    status = reader.document("status")
+    assert status["kind"] == "private" and status["addresses"] == []
+    assert {entry["address"]: entry["bytes"] for entry in status["traffic"]}[origin.address] >= done["bytes"]
+    shown = reader.run("status").out
+    assert "serves nobody" in shown and origin.address in shown
+
+
+def test_a_name_and_one_known_peer_are_enough_too(origin: Origin, reader: Machine) -> None:
+    uri = origin.published["name"].partition("@")[0]
+    assert reader.document("info", uri, "--bootstrap", origin.address)["rows"] == ROWS.num_rows
+    assert reader.document("head", uri, "-n", "1")["rows"] == [{"id": 0, "text": "this is row 0" * 5}]
+    [provider] = reader.document("peers", uri)["providers"]
+    assert provider["address"] == origin.address and provider["seed"] is True
+    assert origin.address in reader.run("peers").out
+
+
+def test_damage_is_repaired_from_peers(origin: Origin, reader: Machine) -> None:
+    reader.document("get", origin.ticket)
+    blobs = reader.home / "store" / "blobs"
+    shard = max((path for path in blobs.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    shard.chmod(0o600)
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    done = reader.document("verify")
+    assert done["damaged"] == [shard.name] and done["repaired"] == 1 and done["remaining"] == []
+    assert str(Digest.of_file(shard)) == shard.name
+    assert reader.document("verify")["damaged"] == []
+
+
+def test_a_digest_that_nobody_has_is_not_found_after_a_stated_search(origin: Origin, reader: Machine) -> None:
+    sentence = reader.fails(5, "get", "0" * 64, "--bootstrap", origin.address)
+    assert "0" * 64 in sentence and "asked" in sentence and "peers" in sentence
+
+
+def test_a_name_that_nobody_has_is_not_found(origin: Origin, reader: Machine) -> None:
+    name = origin.published["name"].partition("@")[0] + "-of-another-kind"
+    assert name in reader.fails(5, "get", name, "--bootstrap", origin.address)
+
+
+def test_a_second_seed_of_a_store_hands_its_datasets_to_the_first(origin: Origin) -> None:
+    machine = origin.machine
+    pq.write_table(ROWS.slice(0, 100), machine.work / "few.parquet")
+    made = machine.document("publish", "few.parquet", "--name", "few")
+    (machine.work / "list.txt").write_text(f"# what we keep\n\nfew\n{origin.published['name']}\n")
+    added = machine.document("seed", "list.txt")
+    assert added["pid"] == origin.pid
+    assert [entry["manifest"] for entry in added["datasets"]] == [made["manifest"], origin.published["manifest"]]
+    status = machine.document("status")
+    assert {entry["manifest"] for entry in status["datasets"]} == {made["manifest"], origin.published["manifest"]}
+    listed = machine.document("ls")["datasets"]
+    assert [entry["seeded"] for entry in listed] == [True, True]
+    assert "now" in machine.run("ls").out
+
+
+def test_a_seed_prints_tickets_with_its_live_address(origin: Origin) -> None:
+    ticket = Ticket.parse(origin.machine.document("ticket", "rows")["ticket"])
+    assert [str(address) for address in ticket.addresses] == [origin.address]
+
+
+def test_a_port_in_use_is_named_and_never_changed(origin: Origin, reader: Machine) -> None:
+    (reader.work / "rows.csv").write_text("id\n1\n2\n")
+    reader.document("publish", "rows.csv", "--name", "mine")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        sentence = reader.fails(2, "seed", "mine", "--port", str(port))
+    assert str(port) in sentence and "in use" in sentence
+
+
+def test_nobody_seeds_nobody_has_a_ticket(origin: Origin, reader: Machine) -> None:
+    reader.document("get", origin.ticket)
+    assert "dhtdata seed" in reader.fails(5, "ticket", "rows")
+
+
+def test_a_follower_serves_on_when_the_publisher_is_gone(folder: Path, reader: Machine) -> None:
+    first, second = Machine(folder, "first"), Machine(folder, "second")
+    (first.work / "rows.csv").write_text("id\n" + "\n".join(map(str, range(500))))
+    with first.seeding("publish", "rows.csv", "--name", "short", "--seed") as (published, publisher):
+        with second.seeding("seed", published["ticket"]) as (followed, _):
+            second.document("get", published["manifest"])
+            publisher.kill()
+            publisher.wait()
+            uri = published["name"].partition("@")[0]
+            done = reader.document("get", uri, "--bootstrap", followed["addresses"][0])
+            assert done["manifest"] == published["manifest"] and done["bytes_held"] == done["bytes"]
+            assert second.document("stop")["kind"] == "seed"
+
+
+def test_a_static_mirror_on_any_web_server_is_a_seed(origin: Origin, reader: Machine, tmp_path: Path) -> None:
+    origin.machine.document("get", "rows", "--mirror", str(tmp_path))
+    with serving(tmp_path) as (address, asked):
+        ticket = str(Ticket(Digest.parse(origin.published["manifest"]), (address,)))
+        done = reader.document("get", ticket)
+        assert done["bytes_held"] == done["bytes"] == origin.published["bytes"]
+    assert any(path.startswith("/v1/blobs/") for path in asked)
+
+
+def test_a_manifest_of_a_newer_format_asks_for_an_upgrade(reader: Machine, tmp_path: Path) -> None:
+    newer = json.dumps({"a_new_field": 1, "version": 2}, separators=(",", ":")).encode()
+    blobs = tmp_path / "v1" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / str(Digest.of(newer))).write_bytes(newer)
+    with serving(tmp_path) as (address, _):
+        sentence = reader.fails(3, "get", str(Ticket(Digest.of(newer), (address,))))
+    assert "version 2" in sentence and "upgrade" in sentence
+
+
+def test_wrong_bytes_from_a_mirror_are_refused(reader: Machine, tmp_path: Path) -> None:
+    wanted = Digest.of(b"what was asked for")
+    blobs = tmp_path / "v1" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / str(wanted)).write_bytes(b"something else")
+    with serving(tmp_path) as (address, _):
+        sentence = reader.fails(5, "get", str(Ticket(wanted, (address,))))
+    assert str(wanted) in sentence
+    assert not list((reader.home / "store" / "blobs").rglob(str(wanted)))
