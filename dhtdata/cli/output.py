@@ -45,7 +45,8 @@ class Output:
             sys.stdout.flush()
             return
         for piece in shown:
-            self._out.print(piece)
+            # What may be copied, such as a ticket, must not be broken into lines by us.
+            self._out.print(piece, soft_wrap=True if isinstance(piece, Text) else None)
 
     def note(self, text: str) -> None:
         """A sentence for people about what is going on."""
@@ -91,21 +92,20 @@ class Output:
             yield lambda text: status.update(Text(text))
 
 
-def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Table:
+def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> RenderableType:
     """A plain table; columns named in ``right`` hold numbers and stand flush right."""
-    drawn = Table(
-        title=f"\n{title}" if title else None,
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        header_style="dim",
-    )
-    for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    drawn = blank_table(*columns, right=right)
     for row in rows:
         drawn.add_row(*map(escape, row))
+    # A title of the table itself would be broken at the table's width, which may be small.
+    return Group(Text(f"\n{title}", style="bold"), drawn) if title else drawn
+
+
+def blank_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table without rows yet, for rows that have colours."""
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return drawn
 
 
@@ -114,9 +114,11 @@ def rows_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Renderabl
     if len(names) > MANY_COLUMNS:
         blocks = [facts([("", f"row {number}"), *zip(names, row, strict=True)]) for number, row in enumerate(rows)]
         return Group(*(piece for block in blocks for piece in (block, "")))
-    drawn = table("", *names, rows=rows)
+    drawn = blank_table(*names)
     for column in drawn.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
+    for row in rows:
+        drawn.add_row(*map(escape, row))
     return drawn
 
 

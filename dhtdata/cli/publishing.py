@@ -89,7 +89,7 @@ def publish(
             allow_missing=allow_missing,
             dry_run=dry_run,
             settings=opened.settings,
-            progress=lambda seen: report(seen.bytes_read, seen.bytes_total),
+            progress=lambda seen: report(seen.source_done, seen.source_total),
         )
     document: dict[str, Any] = {
         "name": str(done.name),

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import RenderableType
+from rich.text import Text
 
-from dhtdata.cli.output import facts, number, percent, size
+from dhtdata.cli.output import number, percent, plain, size
 from dhtdata.cli.session import SEARCH_S, Session
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus, Seeded
@@ -109,9 +110,8 @@ def _line(status: PeerStatus) -> str:
     )
 
 
-def _shown(dataset: Seeded) -> RenderableType:
-    named = [("name", dataset.name_uri)] if dataset.name_uri else [("manifest", str(dataset.manifest))]
-    return facts([*named, ("ticket", dataset.ticket)])
+def _shown(dataset: Seeded) -> Text:
+    return plain(f"{dataset.name_uri or dataset.manifest}\nticket {dataset.ticket}")
 
 
 def _document(status: PeerStatus, seeded: Sequence[Seeded]) -> dict[str, Any]:

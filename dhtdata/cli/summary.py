@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from dhtdata.cli.output import number, table
 from dhtdata.cli.values import cell
@@ -13,7 +13,7 @@ _SHOWN_TOP = 3
 _SHOWN_CHARACTERS = 20
 
 
-def statistics_table(split: SplitStatistics) -> Table:
+def statistics_table(split: SplitStatistics) -> RenderableType:
     """One line a column: nulls, range, mean, the most frequent values, the histogram as bars."""
     rows = [
         (

@@ -7,9 +7,9 @@ import time
 from importlib.metadata import version as installed_version
 
 import msgspec
-from rich.table import Table
+from rich.console import RenderableType
 
-from dhtdata.cli.output import facts, number, percent, short, size, table
+from dhtdata.cli.output import blank_table, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -53,7 +53,7 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
         ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
         ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests"),
     ]
-    pieces = [facts(shown)]
+    pieces: list[RenderableType] = [facts(shown)]
     if seen.datasets:
         pieces.append(_datasets_table(seen))
     if seen.traffic:
@@ -116,7 +116,7 @@ def doctor(
     findings = examine(opened.settings)
     wrong = [finding for finding in findings if finding.verdict == "wrong"]
     marks = {"good": "[green]ok[/green]", "doubtful": "[yellow]look[/yellow]", "wrong": "[red]wrong[/red]"}
-    drawn = table("", "", "what", "found", rows=())
+    drawn = blank_table("", "what", "found")
     for finding in findings:
         drawn.add_row(marks[finding.verdict], finding.subject, finding.text)
     summary = "Nothing is in the way." if not wrong else f"{len(wrong)} to mend: the lines marked wrong say how."
@@ -158,7 +158,7 @@ def version(as_json: JsonOption = False) -> None:
     Output(as_json).result(document, shown)
 
 
-def _datasets_table(seen: PeerStatus) -> Table:
+def _datasets_table(seen: PeerStatus) -> RenderableType:
     rows = [
         (
             entry.name_uri.rpartition("/")[2] or short(entry.manifest),
@@ -174,7 +174,7 @@ def _datasets_table(seen: PeerStatus) -> Table:
     return table("Datasets", *columns, rows=rows, right=("size", "held"))
 
 
-def _traffic_table(traffic: tuple[Traffic, ...]) -> Table:
+def _traffic_table(traffic: tuple[Traffic, ...]) -> RenderableType:
     rows = [
         (entry.address, size(entry.bytes), number(entry.blocks), size(entry.wasted), entry.avoided) for entry in traffic
     ]
@@ -182,7 +182,7 @@ def _traffic_table(traffic: tuple[Traffic, ...]) -> Table:
     return table("Received", *columns, rows=rows, right=("bytes", "blocks", "thrown away"))
 
 
-def _providers_table(providers: tuple[ProviderStatus, ...]) -> Table:
+def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
     rows = [
         (
             entry.address,
