@@ -11,6 +11,7 @@ table. If all blocks match and the shard's digest does not, the manifest is at f
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -29,9 +30,15 @@ _DROP_ROW = "DELETE FROM partials WHERE digest = ? AND table_digest = ?"
 
 
 class Partial:
-    """A shard that is being filled. Threads may share it; so may processes, each with an object of its own."""
+    """A shard that is being filled. Threads may share it; so may processes, each with an object of its own.
 
-    def __init__(self, digest: Digest, table: BlockTable, path: Path, blobs: Blobs, database: Database) -> None:
+    ``descriptor`` holds a shared ``flock`` on the file for as long as the object lives: eviction leaves it alone.
+    """
+
+    def __init__(
+        self, digest: Digest, table: BlockTable, path: Path, descriptor: int, blobs: Blobs, database: Database
+    ) -> None:
+        self._descriptor = descriptor
         self.digest = digest
         self.table = table
         self.table_digest = Digest.of(table.encode())
@@ -40,12 +47,10 @@ class Partial:
         self._database = database
         self._held = bytearray(len(table.blocks))
         with store_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._resume()
 
     def __del__(self) -> None:
-        if (descriptor := getattr(self, "_descriptor", -1)) >= 0:
-            os.close(descriptor)
+        os.close(self._descriptor)
 
     @property
     def complete(self) -> bool:
@@ -209,14 +214,24 @@ class Partials:
             if (partial := self._open.get(key)) is not None and partial.path.exists():
                 return partial
             path = self._path(digest, table_digest)
-            with store_errors(path, 4_096), self._database.writing() as connection:
-                connection.execute(
-                    "INSERT INTO partials VALUES(?, ?, ?, 0, ?, ?) ON CONFLICT DO NOTHING",
-                    (digest, table_digest, encoded, table.shard_bytes, self._blobs.now_s()),
-                )
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            partial = self._open[key] = Partial(digest, table, path, self._blobs, self._database)
+            row = (digest, table_digest, encoded, table.shard_bytes, self._blobs.now_s())
+            descriptor = self._create(path, row)
+            partial = self._open[key] = Partial(digest, table, path, descriptor, self._blobs, self._database)
             return partial
+
+    def _create(self, path: Path, row: tuple[object, ...]) -> int:
+        """Row, file and lock in one transaction: eviction, which needs one of its own, comes before or after."""
+        descriptor = -1
+        try:
+            with store_errors(path, 4_096), self._database.writing() as connection:
+                connection.execute("INSERT INTO partials VALUES(?, ?, ?, 0, ?, ?) ON CONFLICT DO NOTHING", row)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+        return descriptor
 
     def entries(self) -> list[PartialEntry]:
         """Every partial shard, ascending by digest."""
@@ -236,11 +251,23 @@ class Partials:
         return max(opened, key=lambda partial: partial.held_bytes)
 
     def in_use(self, entry: PartialEntry) -> bool:
-        """Whether this process is filling or serving it."""
-        return (os.getpid(), entry.digest, entry.table_digest) in self._open
+        """Whether anybody is filling or serving it now."""
+        path = self._path(entry.digest, entry.table_digest)
+        with store_errors(path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+        return False
 
     def remove(self, connection: sqlite3.Connection, entry: PartialEntry) -> int:
-        """Drop a partial unless this process uses it; bytes of room given back."""
+        """Drop a partial unless somebody uses it; bytes of room given back."""
         if self.in_use(entry):
             return 0
         with store_errors(path := self._path(entry.digest, entry.table_digest)):

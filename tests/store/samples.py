@@ -1,4 +1,4 @@
-"""Blobs, shards and whole small datasets for tests of the store. Shards need not be Arrow: the store knows bytes only."""
+"""Blobs, shards and small datasets for tests of the store. Shards need not be Arrow: the store knows bytes only."""
 
 from __future__ import annotations
 
