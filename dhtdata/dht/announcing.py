@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from dhtdata.dht.asking import Asker
-from dhtdata.dht.holdings import PEER_LIFETIME_S, Holdings, keys_of
+from dhtdata.dht.holdings import PEER_LIFETIME_S, Holdings, check_lifetime, keys_of
 from dhtdata.dht.messages import check_reachable, parcels
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, number
 from dhtdata.dht.sweep import Sweep
@@ -58,9 +58,14 @@ class Announcer:
         self._peer = None
 
     async def announce(self, key: bytes, records: Sequence[Signed]) -> int:
-        """Put records of one key on the nearest nodes: how many others keep them all now."""
+        """Put records of one key on the nearest nodes: how many others keep them all now.
+
+        FormatError if a record belongs under another key, or has expired or lives longer than its kind may.
+        """
         if any(key not in keys_of(record) for record in records):
             raise FormatError(f"a record does not belong under the key {key.hex()}")
+        for record in records:
+            check_lifetime(record.record, self._now_s())
         near = await self._asker.nearest(key)
         holders = sorted([*near.contacts, self._own], key=lambda each: each.long_id ^ number(key))[:BUCKET_SIZE]
         ours = any(record.signer == self._key.public for record in records)

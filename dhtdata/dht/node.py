@@ -161,7 +161,8 @@ class DhtNode:
     async def announce(self, key: bytes, *records: Signed) -> int:
         """Put records of this key on the k nodes nearest to it: how many other nodes hold them now.
 
-        ConfigError on a client, which announces nothing. FormatError if a record does not belong under the key.
+        ConfigError on a client, which announces nothing. FormatError if a record does not belong under the key
+        or has expired.
         """
         self._refuse_client()
         return await self._announcer.announce(key, records)

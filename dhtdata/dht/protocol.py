@@ -141,6 +141,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self._blame(data, addr)
             return
         if message.sender == self.own_id:
+            if (echo := self._outstanding.get(call)) is not None:
+                self._fail(echo, "is our own address")
             return
         if type(message) not in self._answers:
             self._settle(call, address, message)  # type: ignore[arg-type]  # every message that is no request is a reply

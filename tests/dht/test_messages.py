@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import random
 from ipaddress import ip_address
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dhtdata.dht import messages as module
 from dhtdata.dht.messages import (
     HEADER_BYTES,
     MAX_DATAGRAM_BYTES,
@@ -186,3 +188,8 @@ def test_what_would_be_too_large_is_not_encoded() -> None:
     wire = ContactWire.of(Contact(ID, Address("2001:db8::1", 65_535)))
     with pytest.raises(FormatError, match="at most 1200"):
         encode(ID, Nodes(sender=ID, client=False, contacts=(wire,) * 40))
+
+
+def test_the_example_in_the_description_holds() -> None:
+    result = doctest.testmod(module)
+    assert result.attempted == 3 and result.failed == 0

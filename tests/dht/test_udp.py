@@ -17,6 +17,7 @@ import pytest
 
 from dhtdata.dht import DhtNode
 from dhtdata.dht.messages import HEADER_BYTES, Ping, decode, encode
+from dhtdata.dht.protocol import MAX_OUTSTANDING
 from dhtdata.dht.remembered import load
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, PeerError
@@ -263,7 +264,7 @@ def test_every_malformed_reply_is_no_reply_and_the_socket_stays_open() -> None:
 
 
 def test_contacts_that_lead_nowhere_end_a_search_but_not_the_node() -> None:
-    """Well-formed replies that name ports and addresses where nobody is, one of them a broadcast address of a network."""
+    """Well-formed replies that name ports and addresses where nobody is, one of them a broadcast address."""
     nowhere = [[bytes([n]) * 20, bytes([127, 0, 0, 1]), n + 1] for n in range(1, 15)]
     nowhere += [[b"\xaa" * 20, bytes([127, 255, 255, 255]), 9], [b"\xab" * 20, bytes(15) + b"\x01", 9]]
     liar_id = bytes([200]) * 20
@@ -314,6 +315,59 @@ def test_only_the_address_that_was_asked_may_answer() -> None:
             assert await joining == 0 and not victim.nodes()
             silent.close()
             other.close()
+
+    asyncio.run(story())
+
+
+def test_calls_beyond_the_bound_and_from_a_full_socket_fail_at_once() -> None:
+    async def story() -> None:
+        async with running(1) as one, running(2) as two:
+            protocol = one._server.protocol
+            ping = Ping(sender=one.id, client=False)
+            protocol.pause_writing()
+            with pytest.raises(PeerError, match="cannot be reached"):
+                await protocol.call(address(two), ping)
+            protocol.resume_writing()
+            assert (await protocol.call(address(two), ping)).sender == two.id
+
+            async def call() -> None:
+                with pytest.raises(PeerError, match="did not answer|calls are under way"):
+                    await protocol.call(Address(LOOPBACK, 1), ping)
+
+            async with asyncio.TaskGroup() as calls:
+                for _ in range(MAX_OUTSTANDING + 50):
+                    calls.create_task(call())
+            assert protocol._outstanding == {}
+            assert one.status().calls_unanswered == MAX_OUTSTANDING
+
+    asyncio.run(story())
+
+
+def test_calls_under_way_end_when_the_socket_closes() -> None:
+    async def story() -> None:
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind((LOOPBACK, 0))
+        async with asyncio.TaskGroup() as calls:
+            async with running(1) as one:
+
+                async def call() -> None:
+                    with pytest.raises(PeerError, match="socket closed"):
+                        await protocol.call(Address(*silent.getsockname()), Ping(sender=one.id, client=False))
+
+                protocol = one._server.protocol
+                calls.create_task(call())
+                await asyncio.sleep(0)
+        silent.close()
+
+    asyncio.run(story())
+
+
+def test_a_node_that_is_told_its_own_address_notices_at_once() -> None:
+    async def story() -> None:
+        async with running(1) as one:
+            async with asyncio.timeout(0.9):  # less than one time-out of a call
+                assert await one.bootstrap([address(one)]) == 0
+            assert one.nodes() == []
 
     asyncio.run(story())
 
