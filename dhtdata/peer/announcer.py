@@ -29,7 +29,9 @@ from dhtdata.store import Store
 from dhtdata.transfer.layout import Layout
 
 FIRST_RETRY_S = 2.0
-LONGEST_RETRY_S = 300.0
+LONGEST_RETRY_S = 15.0
+THIN_HOLDERS = 8
+THIN_RENEWAL_S = 120.0
 _JITTER = 0.1
 
 
@@ -65,7 +67,9 @@ class Announcer:
                 await self._sweep(dataset)
             if dataset.holders:
                 retry_s = FIRST_RETRY_S
-                pause_s = PROVIDER_RENEWAL_S * self._chance.uniform(1 - _JITTER, 1 + _JITTER)
+                # With few holders the network is young: it may have grown round the key by the next minute.
+                renewal_s = PROVIDER_RENEWAL_S if dataset.holders >= THIN_HOLDERS else THIN_RENEWAL_S
+                pause_s = renewal_s * self._chance.uniform(1 - _JITTER, 1 + _JITTER)
             else:
                 pause_s = retry_s
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)

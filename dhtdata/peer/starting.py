@@ -1,4 +1,4 @@
-"""Ways to start a peer: in the foreground as a seed, or as a program's private child (``python -P -m dhtdata.peer``)."""
+"""Start a peer: in the foreground as a seed, or as a program's private child (``python -P -m dhtdata.peer``)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,11 @@ Guard = Callable[[Address], bool]
 
 @dataclass
 class Member:
-    """One provider of these contents. ``lacks``: shards it said no to since its last have-map."""
+    """One provider of these contents. ``lacks``: blocks it said no to since its last have-map.
+
+    ``doubtful``: it has no have-map of these contents. A plain web server never has one; a peer that lacks all of it
+    has none either.
+    """
 
     address: Address
     source: str
@@ -47,6 +51,7 @@ class Member:
     asked_s: float = float("-inf")
     exchanged_s: float = float("-inf")
     misses: int = 0
+    doubtful: bool = False
 
     def __post_init__(self) -> None:
         self.lacks: set[tuple[Digest, int]] = set()
@@ -129,9 +134,13 @@ class Swarm:
             self._tell()
 
     def usable(self) -> list[Member]:
-        """Members that are not avoided now, complete ones first."""
+        """Members that are not avoided now, complete ones first; doubtful ones only if there are no others."""
+        members = self._reachable()
+        return [member for member in members if not member.doubtful] or members
+
+    def _reachable(self) -> list[Member]:
         members = [member for member in self.members.values() if self._remotes.usable(member.address)]
-        return sorted(members, key=lambda member: (not member.complete, self._remotes.at(member.address).backlog_s))
+        return sorted(members, key=lambda member: (member.doubtful, not member.complete))
 
     def has(self, member: Member, shard: Digest, position: int) -> bool:
         """Whether this member is worth asking for a block. True while nothing is known of it."""
@@ -139,7 +148,7 @@ class Swarm:
             return False
         have = member.have
         if have is None or have.complete:
-            return have is not None or member.misses == 0
+            return True
         ordinal = self.layout.ordinal(shard) if self.layout is not None else None
         if ordinal is None:
             return True
@@ -151,14 +160,14 @@ class Swarm:
         with self.interest():
             first_round = self.rounds
             while True:
-                for member in self.usable():
+                for member in self._reachable():
                     if member.address not in seen:
                         seen.add(member.address)
                         yield member.address
                 if self.rounds >= first_round + 2:
                     return
                 news = self._news
-                if all(member.address in seen for member in self.usable()):
+                if all(member.address in seen for member in self._reachable()):
                     await news.wait()
 
     async def news(self) -> None:
@@ -210,7 +219,7 @@ class Swarm:
         now_s = time.monotonic()
         partners = 0
         async with asyncio.TaskGroup() as group:
-            for member in self.usable():
+            for member in self._reachable():
                 if now_s - member.asked_s >= _poll_every_s(member):
                     exchange = now_s - member.exchanged_s >= EXCHANGE_S and partners < _EXCHANGE_PARTNERS
                     partners += exchange
@@ -225,12 +234,17 @@ class Swarm:
                     if exchange:
                         member.exchanged_s = time.monotonic()
                         self.add(await self._http.peers(member.address, self.contents), "exchange")
+            except NotFoundError:
+                member.doubtful, member.have = True, None
+                member.lacks.clear()
+                self._tell()
+                return
             except (*EXPECTED_FAILURES, TimeoutError) as failure:
                 self._missed(member, failure)
                 return
             finally:
                 member.asked_s = time.monotonic()
-            member.misses = 0
+            member.misses, member.doubtful = 0, False
             if not have.unchanged:
                 member.have = have
                 member.blocks = {partial.ordinal: partial.blocks for partial in have.partials}
@@ -239,10 +253,9 @@ class Swarm:
 
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
-        if not isinstance(failure, NotFoundError):
-            self._remotes.failed(member.address, str(failure))
+        self._remotes.failed(member.address, str(failure))
         if member.misses >= _MAX_MISSES:
-            del self.members[member.address]
+            self.members.pop(member.address, None)
 
     def _tell(self) -> None:
         # Whoever waits holds the old event; those who come later wait for the next one.
@@ -252,4 +265,4 @@ class Swarm:
 
 
 def _poll_every_s(member: Member) -> float:
-    return POLL_COMPLETE_S if member.complete else POLL_PARTIAL_S
+    return POLL_COMPLETE_S if member.complete or member.doubtful else POLL_PARTIAL_S

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from dhtdata.digest import Digest
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
+from dhtdata.formats.names import Name, encode_key
+from dhtdata.formats.records import Address
+from dhtdata.transfer.client import HttpClient
+from tests.peer.worlds import Publisher, make_world
+from tests.transfer.evil import KINDS, evil
+from tests.transfer.swarming import NewStore, node, run
+
+BODY = random.Random(3).randbytes(50_000)
+DIGEST = Digest.of(BODY)
+BAD_BYTES = {"flipped", "zeros"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_to_a_range_is_an_error_or_plainly_wrong_bytes(kind: str) -> None:
+    async def main() -> None:
+        async with evil(kind, {str(DIGEST): BODY}) as address, HttpClient.running() as http:
+            if kind in BAD_BYTES:
+                got = await http.read_range(address, DIGEST, 1_000, 2_000)
+                assert len(got) == 2_000
+                assert got != BODY[1_000:3_000]
+            else:
+                with pytest.raises(PeerError):
+                    await http.read_range(address, DIGEST, 1_000, 2_000)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_never_passes_for_a_whole_blob(kind: str) -> None:
+    async def main() -> None:
+        async with evil(kind, {str(DIGEST): BODY}) as address, HttpClient.running() as http:
+            if kind == "whole":
+                assert await http.read_blob(address, DIGEST, 60_000) == BODY
+            else:
+                with pytest.raises((PeerError, IntegrityError)):
+                    await http.read_blob(address, DIGEST, 60_000)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_to_a_question_is_an_error(kind: str) -> None:
+    async def main() -> None:
+        async with evil(kind, {}) as address, HttpClient.running() as http:
+            for question in (
+                http.have(address, DIGEST),
+                http.peers(address, DIGEST),
+                http.providers(address, DIGEST),
+                http.name(address, Name(b"k" * 32, "x")),
+            ):
+                with pytest.raises((PeerError, FormatError, IntegrityError)):
+                    await question
+
+    run(main())
+
+
+def test_wrong_bytes_of_a_blob_are_blamed_on_their_address() -> None:
+    async def main() -> None:
+        other = Digest.of(b"other")
+        async with evil("whole", {str(other): BODY}) as address, HttpClient.running() as http:
+            with pytest.raises(IntegrityError) as caught:
+                await http.read_blob(address, other, 60_000)
+            assert caught.value.culprit == str(address)
+
+    run(main())
+
+
+def test_a_blob_over_its_limit_is_refused() -> None:
+    async def main() -> None:
+        async with evil("whole", {str(DIGEST): BODY}) as address, HttpClient.running() as http:
+            with pytest.raises(PeerError, match="at most"):
+                await http.read_blob(address, DIGEST, len(BODY) - 1)
+
+    run(main())
+
+
+def test_a_server_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhtdata.transfer.client.SILENCE_S", 0.2)
+
+    async def main() -> None:
+        never = asyncio.Event()
+
+        async def say_nothing(_: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+            await never.wait()
+            out.close()
+            await out.wait_closed()
+
+        server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, HttpClient.running() as http:
+            with pytest.raises(PeerError):
+                await http.read_range(Address("127.0.0.1", port), DIGEST, 0, 10)
+            never.set()
+            await asyncio.sleep(0)
+            server.close()
+
+    run(main())
+
+
+def test_nobody_at_an_address_is_a_peer_error() -> None:
+    async def main() -> None:
+        async with HttpClient.running() as http:
+            with pytest.raises(PeerError):
+                await http.read_blob(Address("127.0.0.1", 1), DIGEST, 10)
+
+    run(main())
+
+
+def test_a_name_record_of_another_name_is_refused(new_store: NewStore) -> None:
+    publisher, world = Publisher.fresh(), make_world()
+
+    store = new_store("store")
+
+    async def main() -> None:
+        async with node(store) as one:
+            asked = publisher.name()
+            with pytest.raises(NotFoundError):
+                await one.http.name(one.address, asked)
+            one.directory.names[asked] = publisher.sign(world, text="another").data
+            with pytest.raises(FormatError, match="another name"):
+                await one.http.name(one.address, asked)
+            good = publisher.sign(world)
+            one.directory.names[asked] = good.data
+            assert (await one.http.name(one.address, asked)).data == good.data
+
+    run(main())
+    assert encode_key(publisher.root.public) in str(publisher.name())
