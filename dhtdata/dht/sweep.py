@@ -7,7 +7,7 @@ once walks have covered all of it, the holders of every key inside are known exa
 is assigned after the first walk. Dead nodes count for the radius, else a network with some would pass for a tiny one.
 
 Regions are rooted in what was covered, never in a prefix that the nodes happen to share: in a network of four nodes
-with a common prefix the latter loses the keys that do not share it (go-libp2p-kad-dht, issue 1263). A region that
+with a common prefix the latter loses the keys that do not share it (go-libp2p-kad-dht#1263). A region that
 cannot be covered within its bound of walks gives up only on being cheap: its keys get walks of their own.
 """
 
