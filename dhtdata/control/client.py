@@ -181,6 +181,7 @@ class PeerClient:
         self._settings = settings
         self._start = start
         self._keeps_alive = keeps_alive
+        self._closed = False
         self._pool = _Pool()
 
     @classmethod
@@ -274,6 +275,8 @@ class PeerClient:
                 pass
 
     def close(self) -> None:
+        """Close all connections; those that another thread uses, when it has its answer."""
+        self._closed = True
         self._here().close()
 
     def __enter__(self) -> PeerClient:
@@ -311,7 +314,7 @@ class PeerClient:
             except BaseException:
                 link.close()
                 raise
-            self._here().put(link)
+            self._put_back(link)
             if not isinstance(answer, expected):
                 raise PeerError(f"the peer answered with a {type(answer).__name__}, not a {expected.__name__}")
             return answer
@@ -319,6 +322,12 @@ class PeerClient:
             f"the peer of {self._settings.store} ended {_MAX_REELECTIONS} times while it was asked: "
             f"see {self._settings.store / PEER_LOG}"
         )
+
+    def _put_back(self, link: _Link) -> None:
+        pool = self._here()
+        pool.put(link)
+        if self._closed:
+            pool.close()
 
     @staticmethod
     def _last_answer(

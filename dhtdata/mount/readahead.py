@@ -27,7 +27,6 @@ class Readahead:
         self._groups = groups
         self._steps = steps
         self._limit_bytes = limit_bytes
-        self._request_bytes = min(REQUEST_BYTES, limit_bytes)
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
@@ -52,47 +51,78 @@ class Readahead:
     def _walk(self) -> None:
         ahead: deque[tuple[int, int]] = deque()
         ahead_bytes = 0
+        batch = _Batch(self._vault)
         try:
-            for position, shard, blocks, size in self._requests():
+            for request in self._requests():
+                if request is None:
+                    batch.send()
+                    continue
+                position, shard, block = request
+                size = shard.table.blocks[block].length
+                if batch.size + size > REQUEST_BYTES:
+                    batch.send()
                 with self._moved:
                     while not self._ended:
                         while ahead and ahead[0][0] < self._reached:
                             ahead_bytes -= ahead.popleft()[1]
                         if position < self._reached or ahead_bytes + size <= self._limit_bytes:
                             break
+                        batch.send()
                         self._moved.wait()
                     if self._ended:
                         return
                     if position >= self._reached:
                         ahead.append((position, size))
                         ahead_bytes += size
-                self._vault.ask(shard, blocks)
+                batch.add(shard, block, size)
         except DhtDataError:
             # The loop will ask for the same blocks itself, and meet the same failure where it can be raised.
             return
 
-    def _requests(self) -> Iterator[tuple[int, OpenShard, list[int], int]]:
-        """(position of first use, shard, blocks, bytes) of what is not here yet, in the order of need."""
+    def _requests(self) -> Iterator[tuple[int, OpenShard, int] | None]:
+        """(position of first use, shard, block) of what is neither here nor coming, in the order of need.
+
+        None before each shard, and at the end: what was asked of the one before should not wait for the next.
+        """
+        last = None
         for position, window in self._steps.windows():
             for first, count in window.spans.tolist():
                 for group in self._groups:
-                    for shard, blocks in self._missing(group, first, first + count):
-                        size = sum(shard.table.blocks[block].length for block in blocks)
-                        yield position, shard, blocks, size
+                    for number in group.shards_of(first, first + count):
+                        if (group, number) != last:
+                            yield None
+                        last = (group, number)
+                        for shard, block in self._missing(group, number, first, first + count):
+                            yield position, shard, block
+        yield None
 
-    def _missing(self, group: GroupShards, first: int, stop: int) -> Iterator[tuple[OpenShard, list[int]]]:
-        for number in group.shards_of(first, stop):
-            if self._vault.is_complete(group, number):
-                continue
-            shard = self._vault.shard(group, number)
-            offset = int(group.firsts[number])
-            chosen: list[int] = []
-            size = 0
-            for block in shard.missing(shard.blocks_of(max(first - offset, 0), min(stop - offset, shard.entry.rows))):
-                if chosen and size + shard.table.blocks[block].length > self._request_bytes:
-                    yield shard, chosen
-                    chosen, size = [], 0
-                chosen.append(block)
-                size += shard.table.blocks[block].length
-            if chosen:
-                yield shard, chosen
+    def _missing(self, group: GroupShards, number: int, first: int, stop: int) -> Iterator[tuple[OpenShard, int]]:
+        if self._vault.is_complete(group, number):
+            return
+        shard = self._vault.shard(group, number)
+        offset = int(group.firsts[number])
+        for block in shard.blocks_of(max(first - offset, 0), min(stop - offset, shard.entry.rows)):
+            if block not in shard.foreseen and shard.missing([block]):
+                shard.foreseen.add(block)
+                yield shard, block
+
+
+class _Batch:
+    """Blocks of one shard to be asked for together: neighbours travel in one request."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._shard: OpenShard | None = None
+        self._blocks: list[int] = []
+        self.size = 0
+
+    def add(self, shard: OpenShard, block: int, size: int) -> None:
+        self._shard = shard
+        self._blocks.append(block)
+        self.size += size
+
+    def send(self) -> None:
+        if self._shard is not None and self._blocks:
+            self._vault.ask(self._shard, self._blocks)
+        self._blocks = []
+        self.size = 0

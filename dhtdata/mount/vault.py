@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 FETCHERS = 4
 OPEN_SHARDS = 256
-ASK_S = 10.0
+ASK_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 _log = logging.getLogger("dhtdata")
@@ -59,7 +59,10 @@ class Origin:
 
 @dataclass
 class OpenShard:
-    """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``)."""
+    """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``).
+
+    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to.
+    """
 
     entry: ShardEntry
     group: GroupShards
@@ -69,6 +72,7 @@ class OpenShard:
     complete: bool = False
     here: set[int] = field(default_factory=set)
     asked: dict[int, Future[None]] = field(default_factory=dict)
+    foreseen: set[int] = field(default_factory=set)
     batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
@@ -105,6 +109,9 @@ class Vault:
         self._shards: OrderedDict[Digest, OpenShard] = OrderedDict()
         self._lock = threading.RLock()
         self._connecting = threading.Lock()
+        self._checking = threading.Lock()
+        self._opening: dict[Digest, threading.Lock] = {}
+        self._trusted = False
         self._crew: _Crew | None = None
         self._leaving = threading.Event()
 
@@ -113,20 +120,30 @@ class Vault:
     def shard(self, group: GroupShards, number: int) -> OpenShard:
         """The shard's block table, and its file if it is here. Asks the peer for the table if need be."""
         entry = group.entry(number)
+        key = entry.digest
         with self._lock:
-            opened = self._shards.get(entry.digest)
-            if opened is not None:
-                self._shards.move_to_end(entry.digest)
+            if (opened := self._opened(key)) is not None:
                 return opened
-        table = self._table(entry)
-        firsts = np.array([block.first_row for block in table.blocks[1:]], np.int64)
-        made = OpenShard(entry, group, table, firsts)
-        self._open_stored(made)
-        with self._lock:
-            opened = self._shards.setdefault(entry.digest, made)
-            while len(self._shards) > OPEN_SHARDS:
-                self._shards.popitem(last=False)
-            return opened
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:
+            with self._lock:
+                if (opened := self._opened(key)) is not None:
+                    return opened
+            table = self._table(entry)
+            made = OpenShard(entry, group, table, np.array([block.first_row for block in table.blocks[1:]], np.int64))
+            self._open_stored(made)
+            with self._lock:
+                self._shards[key] = made
+                self._opening.pop(key, None)
+                while len(self._shards) > OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+        return made
+
+    def _opened(self, key: Digest) -> OpenShard | None:
+        opened = self._shards.get(key)
+        if opened is not None:
+            self._shards.move_to_end(key)
+        return opened
 
     def is_complete(self, group: GroupShards, number: int) -> bool:
         """Whether the whole shard is in the store, without opening it."""
@@ -183,12 +200,24 @@ class Vault:
             return
         from dhtdata.tables.check import check_shard, check_shard_in_child
 
-        trusted = self._store.trusts(self._origin.publisher)
-        with self._blaming(shard.entry):
-            (check_shard if trusted else check_shard_in_child)(path, shard.table, shard.group.stored)
+        if self._trusts():
+            with self._blaming(shard.entry):
+                check_shard(path, shard.table, shard.group.stored)
+        else:
+            with self._checking:
+                if not self._trusts():
+                    with self._blaming(shard.entry):
+                        check_shard_in_child(path, shard.table, shard.group.stored)
+                    self._store.mark_checked(digest, schema)
+                    self._store.trust_publisher(self._origin.publisher)
+                    return
+            self._check(shard, path)
+            return
         self._store.mark_checked(digest, schema)
-        if not trusted:
-            self._store.trust_publisher(self._origin.publisher)
+
+    def _trusts(self) -> bool:
+        self._trusted = self._trusted or self._store.trusts(self._origin.publisher)
+        return self._trusted
 
     @contextmanager
     def _blaming(self, entry: ShardEntry) -> Iterator[None]:
@@ -215,6 +244,8 @@ class Vault:
             missing = shard.missing(blocks)
             if not missing:
                 return []
+            if not self._trusts():
+                missing = list(range(len(shard.table.blocks)))
             waiting = {shard.asked[block] for block in missing if block in shard.asked}
             fresh = [block for block in missing if block not in shard.asked]
             if fresh:
@@ -260,8 +291,7 @@ class Vault:
 
     def _fetch(self, shard: OpenShard, blocks: list[int], done: Future[None]) -> None:
         try:
-            wanted = [] if not self._store.trusts(self._origin.publisher) else blocks
-            self._fetch_blocks(shard, wanted)
+            self._fetch_blocks(shard, blocks)
             with self._lock:
                 shard.here.update(blocks)
         except BaseException as failure:  # it is raised where the blocks are waited for
@@ -275,11 +305,12 @@ class Vault:
 
     def _fetch_blocks(self, shard: OpenShard, blocks: list[int]) -> None:
         entry = shard.entry
+        whole = len(blocks) == len(shard.table.blocks)
         for _ in range(3):
             ensured = self._persist(
-                f"{len(blocks) or len(shard.table.blocks)} blocks of shard {entry.digest}",
+                f"{len(blocks)} blocks of shard {entry.digest}",
                 lambda client, wait_s: client.ensure_blocks(
-                    self._origin.contents, entry.digest, entry.table, blocks, wait_s
+                    self._origin.contents, entry.digest, entry.table, () if whole else blocks, wait_s
                 ),
             )
             if ensured.complete and self._open_stored(shard):
@@ -307,11 +338,12 @@ class Vault:
         while True:
             left_s = deadline_s - time.monotonic()
             try:
-                return ask(self._peer(), max(min(left_s, ASK_S), 0.1))
+                return ask(self._peer(), max(min(left_s, ASK_S, self._timeout_s / 3), 0.1))
             except (NotFoundError, PeerError) as failure:
                 if time.monotonic() + pause_s >= deadline_s or self._leaving.wait(pause_s):
                     raise NotFoundError(
-                        f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}"
+                        f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}. "
+                        f"Asked: {self._asked()}"
                     ) from failure
                 if not told:
                     _log.warning("waiting up to %.0f s for %s of %s: %s", left_s, what, self._origin.title, failure)
@@ -324,6 +356,14 @@ class Vault:
             self._origin.remind(self._peer())
         except DhtDataError as failure:
             _log.info("the peer does not find %s again: %s", self._origin.title, failure)
+
+    def _asked(self) -> str:
+        """The providers that the peer knows, for a message."""
+        try:
+            known = self._peer().providers(self._origin.contents)
+        except DhtDataError as failure:
+            return f"nobody known ({failure})"
+        return ", ".join(provider.address for provider in known[:8]) or "nobody known"
 
     def _peer(self) -> PeerClient:
         with self._connecting:

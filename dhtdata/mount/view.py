@@ -128,6 +128,10 @@ class View:
         if client is not None:
             client.close()
 
+    def __del__(self) -> None:
+        if (client := getattr(self, "_client", None)) is not None:
+            client.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_here": None, "_store": None}
 
