@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
@@ -53,33 +55,28 @@ class Usage:
     cache_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Evictable:
-    """A blob or partial that may go. ``garbage``: no listed manifest leads to it."""
+class _Loose(NamedTuple):
+    """A blob or partial that may go. A tuple, because a store of a terabyte has 60,000 of them."""
 
-    garbage: bool
     used_s: float
     size: int
-    what: Digest | PartialEntry
+    what: bytes | PartialEntry
     added_s: float
 
 
 @dataclass
 class _Census:
-    """``cache_bytes`` count against the limit; ``evictable`` of them may go, first come first."""
+    """``cache_bytes`` count against the limit. ``garbage`` and ``shards`` of them may go, longest unused first."""
 
     listed: frozenset[tuple[bytes, bool]]
-    pinned: list[Reach] = field(default_factory=list)
-    unmapped: Digest | None = None
-    cache_bytes: int = 0
-    evictable: list[_Evictable] = field(default_factory=list)
+    pinned: set[bytes]
+    unmapped: Digest | None
+    cache_bytes: int
+    garbage: list[_Loose]
+    shards: list[_Loose]
 
-    def pins(self, digest: bytes) -> bool:
-        return any(digest in reach for reach in self.pinned)
-
-    @property
-    def evictable_bytes(self) -> int:
-        return sum(item.size for item in self.evictable)
+    def evictable(self) -> list[_Loose]:
+        return self.garbage + self.shards
 
 
 class Room:
@@ -95,6 +92,8 @@ class Room:
         self._cache_limit = cache_limit
         self._lock = ProcessLock()
         self._walked: dict[Digest, Reach] = {}
+        self._spare_bytes = 0
+        self._spare_for: frozenset[tuple[bytes, bool]] = frozenset()
 
     def reach(self, manifest: Digest) -> Reach:
         """What a manifest leads to. A whole walk is remembered: digests never change their meaning."""
@@ -166,17 +165,12 @@ class Room:
             self._reserve_on_disk(needed_bytes)
             if self._cache_limit is None:
                 return
-            census = self._census(GRACE_S)
-            if digest is not None and census.pins(digest):
+            if needed_bytes <= self._spare_bytes and self._spare_for == _listed(self._catalogue.manifests()):
+                self._spare_bytes -= needed_bytes
                 return
-            excess = census.cache_bytes + needed_bytes - self._cache_limit
-            if excess > 0 and census.evictable_bytes < excess:
-                least = census.cache_bytes - census.evictable_bytes + needed_bytes
-                raise StoreError(
-                    f"a cache limit of {self._cache_limit} bytes is too small: it must be at least {least} bytes "
-                    "(--cache-limit or DHTDATA_CACHE_LIMIT)"
-                )
-            self._evict(census, excess)
+            census = self._census(GRACE_S)
+            if digest is None or digest not in census.pinned:
+                self._reserve_under(self._cache_limit, needed_bytes, census)
 
     def evict(self, needed_bytes: int) -> int:
         """Drop unpinned shards, least recently used first, until ``needed_bytes`` are free; bytes freed."""
@@ -196,8 +190,7 @@ class Room:
                     f"pinned manifest {census.unmapped} lacks its contents or an index, so nobody knows what "
                     f"belongs to it: fetch it (dhtdata get {census.unmapped}) or unpin it first"
                 )
-            garbage = [item for item in census.evictable if item.garbage]
-            return self._drop(census, garbage)
+            return self._drop(census, census.garbage)
 
     def forget_grace(self, manifest: Digest, listed_s: float) -> None:
         """Let `gc` drop a removed manifest's blobs at once, but for those that were retained after it was listed."""
@@ -211,6 +204,21 @@ class Room:
                 "UPDATE blobs SET added_s = 0 WHERE digest = ? AND added_s <= ?",
                 [(digest, listed_s) for digest in (*reach.small, *reach.sizes)],
             )
+
+    def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census) -> None:
+        excess = census.cache_bytes + needed_bytes - limit_bytes
+        if excess > 0:
+            evictable_bytes = sum(item.size for item in census.evictable())
+            if evictable_bytes < excess:
+                least = census.cache_bytes - evictable_bytes + needed_bytes
+                raise StoreError(
+                    f"a cache limit of {limit_bytes} bytes is too small: it must be at least {least} bytes "
+                    "(--cache-limit or DHTDATA_CACHE_LIMIT)"
+                )
+            # A census of a large store costs a tenth of a second: drop a little more, so that the next need none.
+            excess -= self._evict(census, max(excess, limit_bytes // 32))
+        self._spare_bytes = max(0, -excess)
+        self._spare_for = census.listed
 
     def _reserve_on_disk(self, needed_bytes: int) -> None:
         folder = self._database.path.parent
@@ -236,38 +244,41 @@ class Room:
     def _census(self, grace_s: float) -> _Census:
         self._blobs.flush_touches()
         entries = self._catalogue.manifests()
-        census = _Census(listed=_listed(entries))
+        pinned: set[bytes] = set()
         shards: set[bytes] = set()
         small: set[bytes] = set()
+        unmapped = None
         for entry in entries:
             reach = self._reach_so_far(entry.digest)
             if entry.pinned:
-                census.pinned.append(reach)
-                if not reach.mapped:
-                    census.unmapped = entry.digest
+                pinned.update(reach.sizes, reach.small)
+                unmapped = unmapped if reach.mapped else entry.digest
             else:
                 shards.update(reach.sizes)
                 small.update(reach.small)
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT digest, size, used_s, added_s FROM blobs").fetchall()
+            rows = connection.execute("SELECT used_s, size, digest, added_s FROM blobs").fetchall()
         oldest_s = self._blobs.now_s() - grace_s
-        for digest, size, used_s, added_s in rows:
-            if census.pins(digest):
-                continue
-            garbage = digest not in shards and digest not in small
-            if garbage and added_s > oldest_s:
-                continue
-            census.cache_bytes += size
-            if digest in shards or (garbage and census.unmapped is None):
-                census.evictable.append(_Evictable(garbage, used_s, size, Digest(digest), added_s))
+        loose = [row for row in rows if row[2] not in pinned]
+        evictable = [_Loose(*row) for row in loose if row[2] in shards]
+        kept_bytes = sum(row[1] for row in loose if row[2] in small and row[2] not in shards)
+        garbage = [_Loose(*row) for row in loose if row[2] not in shards and row[2] not in small and row[3] <= oldest_s]
         for partial in self._partials.entries():
-            if not census.pins(partial.digest):
-                census.cache_bytes += partial.size
-                if not self._partials.in_use(partial):
-                    garbage = partial.digest not in shards and partial.used_s <= oldest_s
-                    census.evictable.append(_Evictable(garbage, partial.used_s, partial.size, partial, partial.used_s))
-        census.evictable.sort(key=lambda item: (not item.garbage, item.used_s))
-        return census
+            if partial.digest in pinned:
+                continue
+            item = _Loose(partial.used_s, partial.size, partial, partial.used_s)
+            if self._partials.in_use(partial):
+                kept_bytes += partial.size
+            elif partial.digest in shards or partial.used_s > oldest_s:
+                evictable.append(item)
+            else:
+                garbage.append(item)
+        cache_bytes = kept_bytes + sum(item.size for item in evictable) + sum(item.size for item in garbage)
+        evictable.sort(key=itemgetter(0))
+        garbage.sort(key=itemgetter(0))
+        # Unless all that is pinned is known, what looks like garbage may be pinned.
+        garbage = garbage if unmapped is None else []
+        return _Census(_listed(entries), pinned, unmapped, cache_bytes, garbage, evictable)
 
     def _reach_so_far(self, manifest: Digest) -> Reach:
         if (known := self._walked.get(manifest)) is not None:
@@ -281,15 +292,15 @@ class Room:
         return reach
 
     def _evict(self, census: _Census, needed_bytes: int) -> int:
-        chosen: list[_Evictable] = []
-        for item in census.evictable:
+        chosen: list[_Loose] = []
+        for item in census.evictable():
             if needed_bytes <= 0:
                 break
             chosen.append(item)
             needed_bytes -= item.size
         return self._drop(census, chosen)
 
-    def _drop(self, census: _Census, chosen: list[_Evictable]) -> int:
+    def _drop(self, census: _Census, chosen: list[_Loose]) -> int:
         """Drop in batches, so that others get the write lock in between; stops if datasets were added or pinned."""
         freed = 0
         for first in range(0, len(chosen), _BATCH):
@@ -301,7 +312,7 @@ class Room:
                     if isinstance(item.what, PartialEntry):
                         freed += self._partials.remove(connection, item.what)
                     else:
-                        freed += self._blobs.remove(connection, item.what, item.added_s)
+                        freed += self._blobs.remove(connection, Digest(item.what), item.added_s)
         return freed
 
 

@@ -433,7 +433,7 @@ def test_a_blob_retained_while_gc_chooses_is_spared(tmp_path: Path) -> None:
         digest = store.put(b"about to be referred to")
         clock.now_s += GRACE_S + 1
         census = store._room._census(GRACE_S)
-        assert [item.what for item in census.evictable] == [digest]
+        assert [item.what for item in census.evictable()] == [digest]
         assert other.retain(digest)
-        assert store._room._drop(census, census.evictable) == 0
+        assert store._room._drop(census, census.evictable()) == 0
         assert other.has(digest)
