@@ -3,8 +3,8 @@
 The digests said that the bytes are those the publisher meant; this says that they are a shard. `check_shard` refuses
 unless every block holds exactly the bytes that this program would have written for its values: the schema block, every
 record batch (read, validated in full, laid out anew, compared) and the footer, rebuilt from the block table. So nothing
-that is not canonical, and nothing that a reader could be tricked with, passes. Types need no list of their own here: the
-schema comes from the contents, through ``schema.to_arrow``.
+that is not canonical, and nothing that a reader could be tricked with, passes. Types need no list of their own here:
+the schema comes from the contents, through ``schema.to_arrow``.
 
 `check_shard_in_child` does the same in a process with limits on memory and time, for the first shard of a publisher who
 is not trusted yet: should pyarrow crash on it, that process dies and this one refuses the shard.
@@ -35,7 +35,10 @@ _MAX_JOB_BYTES = 4 * MAX_CONTENTS_BYTES + MAX_TABLE_BYTES + 8_192
 
 
 def check_shard(path: Path, table: BlockTable, stored: pa.Schema) -> None:
-    """FormatError, naming block and reason, unless the file is the canonical shard of its values. StoreError if unreadable."""
+    """FormatError, naming block and reason, unless the file is the canonical shard of its values.
+
+    StoreError if it cannot be read.
+    """
     reader = ShardReader(path, table, stored)
     lengths = [block.length for block in table.blocks]
     if not reader.bytes_of(0).equals(pa.py_buffer(schema_block(stored))):

@@ -63,7 +63,7 @@ def schema_block(stored: pa.Schema) -> bytes:
 
 
 def batch_block(batch: pa.RecordBatch) -> list[Buffer]:
-    """One record batch of stored types as the parts of its block, end to end; values are not copied where they need not."""
+    """One record batch of stored types as the parts of its block, end to end. Parts may share memory with the batch."""
     return block_of(layout_of(batch), batch.num_rows)
 
 
@@ -155,9 +155,11 @@ class BatchHeader:
         head = bytes(block[: self.size])
         nodes = struct.unpack_from(f"<{2 * self.node_count}q", head, self.nodes_at)
         spans = struct.unpack_from(f"<{2 * self.buffer_count}q", head, self.buffers_at)
+        (row_count,) = struct.unpack_from("<q", head, self.rows_at)
+        (body_length,) = struct.unpack_from("<q", head, self.body_length_at)
         numbers = BatchNumbers(
-            *struct.unpack_from("<q", head, self.rows_at),
-            *struct.unpack_from("<q", head, self.body_length_at),
+            row_count,
+            body_length,
             tuple(zip(nodes[::2], nodes[1::2], strict=True)),
             tuple(zip(spans[::2], spans[1::2], strict=True)),
         )

@@ -82,7 +82,7 @@ def _pack(bits: Mask) -> Buffer:
 
 
 def _view(values: np.ndarray[Any, Any]) -> Buffer:
-    return memoryview(values).cast("B") if values.size else b""
+    return values.data.cast("B") if values.size else b""
 
 
 def _bits(array: pa.Array, blank: Mask | None) -> Buffer:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dhtdata.errors import FormatError
 from dhtdata.tables.canonical import is_plain
@@ -67,8 +66,6 @@ def _to_logical(batch: pa.RecordBatch, logical: pa.Schema) -> pa.RecordBatch:
             columns.append(_restore(column, field.type))
         except _CapacityError as failure:
             raise _CapacityError(f"column {field.name!r} of type {field.type}: {failure}") from failure
-        except pa.ArrowException as failure:
-            raise FormatError(f"column {field.name!r} cannot be read as {field.type}: {failure}") from failure
     return pa.RecordBatch.from_arrays(columns, schema=logical)
 
 
@@ -105,7 +102,7 @@ def _encode_dictionary(array: pa.Array, target: pa.DictionaryType) -> pa.Array:
 
 
 def _distinct(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Indices (null where the value is) and the different values in order of first appearance, compared by their bits."""
+    """Indices (null where the value is) and the different values, in order of first appearance, compared by bits."""
     kind = array.type
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.int32()), array.slice(0, 0)
@@ -141,7 +138,7 @@ def _encode_runs(array: pa.Array, target: pa.RunEndEncodedType) -> pa.Array:
     if len(array) > limit:
         raise _CapacityError(f"{len(array)} rows, the run ends reach {limit}")
     indices, _ = _distinct(array)
-    numbers = pc.fill_null(indices, -1).to_numpy(zero_copy_only=False)
+    numbers = indices.fill_null(-1).to_numpy(zero_copy_only=False)
     last = np.flatnonzero(np.diff(numbers, append=-2))  # the last row of each run; a null is a run of its own kind
     values = _restore(array.take(pa.array(last)), target.value_type)
     return pa.RunEndEncodedArray.from_arrays(pa.array(last + 1, target.run_end_type), values, type=target)

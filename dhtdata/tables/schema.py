@@ -35,6 +35,7 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.schema import MAX_DEPTH, Field, ParameterValue, check_schema
+from dhtdata.tables.parameters import Parameters
 
 EXTENSIONS = ("arrow.bool8", "arrow.fixed_shape_tensor", "arrow.json", "arrow.opaque", "arrow.uuid")
 NAMED_EXTENSIONS = ("arrow.variable_shape_tensor",)
@@ -216,7 +217,7 @@ def _to_text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 
 def to_arrow(fields: Sequence[Field], metadata: Mapping[str, str]) -> pa.Schema:
-    """The logical schema. FormatError on types, parameters or extensions that make no sense: fields come from outside."""
+    """The logical schema. Fields come from outside: FormatError on types, parameters or extensions without sense."""
     check_schema(fields, "schema")
     return pa.schema([_to_arrow_field(field) for field in fields], metadata=_to_bytes(metadata) or None)
 
@@ -233,7 +234,7 @@ def _to_arrow_field(field: Field) -> pa.Field:
 
 
 def _to_type(field: Field) -> pa.DataType:
-    kind, given = field.type, _Parameters(field)
+    kind, given = field.type, Parameters(field)
     children = [_to_arrow_field(child) for child in field.children]
     if kind in _SIMPLE:
         made = _SIMPLE[kind]
@@ -328,44 +329,6 @@ def _to_bytes(metadata: Mapping[str, str]) -> dict[bytes, bytes]:
         else:
             plain[key.encode()] = text.encode()
     return plain
-
-
-class _Parameters:
-    """A field's parameters, each asked for once, typed; what is left over is refused."""
-
-    def __init__(self, field: Field) -> None:
-        self._name = field.name
-        self._left = dict(field.parameters)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._left.pop(key, default)
-        if not isinstance(value, str):
-            raise FormatError(f"schema: column {self._name!r}: parameter {key} is missing or no text")
-        return value
-
-    def boolean(self, key: str) -> bool:
-        value = self._left.pop(key, False)
-        if not isinstance(value, bool):
-            raise FormatError(f"schema: column {self._name!r}: parameter {key} is not true or false")
-        return value
-
-    def integer(self, key: str, least: int, most: int) -> int:
-        value = self._left.pop(key, None)
-        if type(value) is not int or not least <= value <= most:
-            raise FormatError(f"schema: column {self._name!r}: parameter {key} is not in {least} to {most}")
-        return value
-
-    def type_codes(self, count: int) -> list[int]:
-        codes = self._left.pop("type_codes", None)
-        if not isinstance(codes, tuple) or not count or len(codes) != count or len(set(codes)) != count:
-            raise FormatError(f"schema: union column {self._name!r} needs one type code for each of its members")
-        if not all(type(code) is int and 0 <= code <= 127 for code in codes):
-            raise FormatError(f"schema: union column {self._name!r} has a type code that is not in 0 to 127")
-        return list(codes)
-
-    def none_left(self) -> None:
-        if self._left:
-            raise FormatError(f"schema: column {self._name!r} has unknown parameters {', '.join(sorted(self._left))}")
 
 
 # Stored form

@@ -87,7 +87,8 @@ def null_mask(array: pa.Array) -> Mask | None:
     first = array.offset // 8
     bits = np.frombuffer(array.buffers()[0], np.uint8, (array.offset + len(array) + 7) // 8 - first, first)
     skip = array.offset % 8
-    return np.unpackbits(bits, count=skip + len(array), bitorder="little")[skip:] == 0
+    nulls: Mask = np.unpackbits(bits, count=skip + len(array), bitorder="little")[skip:] == 0
+    return nulls
 
 
 def union_of(first: Mask | None, second: Mask | None) -> Mask | None:
@@ -138,6 +139,8 @@ def _union(array: pa.Array, blank: Mask | None) -> Sizes:
 
 def _dense_member(array: pa.Array, position: int, chosen: Mask, blank: Mask | None) -> Sizes:
     """Stored bytes of the chosen slots' values in one member of a dense union."""
-    places = np.frombuffer(array.buffers()[2], np.int32, len(array), array.offset * 4)[chosen] if len(array) else []
+    places = np.zeros(0, np.int32)
+    if len(array):
+        places = np.frombuffer(array.buffers()[2], np.int32, len(array), array.offset * 4)[chosen]
     hidden = None if blank is None else blank[chosen]
     return value_bytes(array.field(position).take(pa.array(places, pa.int32(), mask=hidden)), hidden)

@@ -124,7 +124,7 @@ def seeded(seed: int, *, nans: bool = True, few: bool = False) -> Values:
 
 
 @st.composite
-def batches(draw: st.DrawFn, kinds: st.SearchStrategy[pa.DataType] | None = None, **options: Any) -> pa.RecordBatch:
+def batches(draw: st.DrawFn, /, kinds: st.SearchStrategy[pa.DataType] | None = None, **options: Any) -> pa.RecordBatch:
     """A record batch of 1 to 3 columns of any type and 0 to 20 rows, a slice of a longer one."""
     columns = draw(st.lists(types() if kinds is None else kinds, min_size=1, max_size=3))
     before, count, after = draw(st.integers(0, 9)), draw(st.integers(0, 20)), draw(st.integers(0, 9))

@@ -1,4 +1,4 @@
-"""Bytes that must never change: see ``tests/golden/every_type.py``. Run on the oldest and the newest pyarrow allowed."""
+"""Bytes that must never change: see ``tests/golden/every_type.py``; for the oldest and the newest pyarrow allowed."""
 
 from __future__ import annotations
 

@@ -113,6 +113,15 @@ def test_plain_columns_come_back_without_a_copy() -> None:
     assert back.column(0).buffers()[1].address == plain.column(0).buffers()[1].address
 
 
+def test_columns_of_nulls_come_back_encoded() -> None:
+    plain = pa.RecordBatch.from_arrays([pa.nulls(3), pa.nulls(3)], ["d", "r"])
+    logical = pa.schema([("d", pa.dictionary(pa.int8(), pa.null())), ("r", pa.run_end_encoded(pa.int16(), pa.null()))])
+    back = to_logical(plain, logical)
+    back.validate(full=True)
+    assert back.column("d").indices.to_pylist() == [None] * 3
+    assert back.column("r").run_ends.to_pylist() == [3]
+
+
 def test_columns_of_another_stored_type_are_refused() -> None:
     plain = pa.RecordBatch.from_arrays([pa.array([1])], ["a"])
     with pytest.raises(FormatError, match="column 'a' holds int64, the contents say string_view"):

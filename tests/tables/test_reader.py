@@ -131,6 +131,15 @@ def test_bodies_that_lie_are_refused(data: Callable[[], bytes], reason: str) -> 
         read_block(bad, block_for(bad, 3), stored)
 
 
+@pytest.mark.parametrize(("change", "reason"), [(64, "64 bytes after the last buffer"), (-64, "ends at")])
+def test_bodies_that_buffers_do_not_tile_are_refused(change: int, reason: str) -> None:
+    _, stored = sample()
+    data = edited(lambda numbers: replace(numbers, body_length=numbers.body_length + change))
+    data = data[:change] if change < 0 else data + bytes(change)
+    with pytest.raises(FormatError, match=reason):
+        read_block(data, block_for(data, 3), stored)
+
+
 def test_bits_behind_the_last_value_are_refused() -> None:
     data, stored = sample()
     header = batch_header(*counts(stored))
