@@ -7,6 +7,8 @@ gives the same version.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_json, encode_json
@@ -42,6 +44,10 @@ class Manifest(Format, frozen=True):
     card: str = ""
     provenance: Provenance = Provenance()
     ext: dict[str, str] = {}
+
+    def with_parent(self, parent: Digest | None) -> Manifest:
+        """The same version as the successor of another."""
+        return replace(self, parent=parent)
 
     def encode(self) -> bytes:
         """Canonical bytes. FormatError if they would be refused by `decode`."""

@@ -298,8 +298,8 @@ def grouped_blocks(draw: st.DrawFn) -> list[GroupBlocks]:
     groups = []
     for largest in draw(st.lists(st.sampled_from([1, 300, MIB, 4 * MIB, 200 * MIB]), min_size=1, max_size=4)):
         blocks = draw(st.integers(1, min(row_count, 60)))
-        inner = random.choice(row_count - 1, blocks - 1, replace=False) + 1 if blocks > 1 else []
-        ends = [0, *sorted(int(end) for end in inner), row_count]
+        inner = random.choice(row_count - 1, blocks - 1, replace=False) + 1 if blocks > 1 else np.zeros(0, np.int64)
+        ends = [0, *sorted(inner.tolist()), row_count]
         rows = [end - first for first, end in zip(ends, ends[1:], strict=False)]
         groups.append(GroupBlocks(rows, [int(size) for size in random.integers(1, largest + 1, blocks)]))
     return groups

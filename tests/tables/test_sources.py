@@ -49,7 +49,7 @@ def write_json(table: pa.Table) -> bytes:
 def write_csv(table: pa.Table, delimiter: str = ",") -> bytes:
     sink = pa.BufferOutputStream()
     pa.csv.write_csv(table, sink, pa.csv.WriteOptions(delimiter=delimiter))
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def write_ipc(table: pa.Table, stream: bool, compression: str | None = None) -> bytes:
@@ -57,19 +57,19 @@ def write_ipc(table: pa.Table, stream: bool, compression: str | None = None) -> 
     opener = pa.ipc.new_stream if stream else pa.ipc.new_file
     with opener(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table, max_chunksize=100)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def write_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=120)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def write_feather(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pa.feather.write_feather(table, sink, compression="lz4")
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 FILES = {

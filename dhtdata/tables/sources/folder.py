@@ -31,6 +31,7 @@ class FolderReader:
         self._files = folder.files
         self.name = str(folder.root)
         self.byte_count = sum(size for _, size in folder.files)
+        self.done_bytes = 0
 
     def schema(self) -> pa.Schema:
         for path, size in self._files:
@@ -56,6 +57,7 @@ class FolderReader:
                 )
             rows.append((path, path.split("/")[0] if "/" in path else None, len(content), content))
             held += len(content)
+            self.done_bytes += len(content)
             if held >= BATCH_BYTES or len(rows) >= 1 << 14:
                 yield self._batch(rows, own)
                 rows, held = [], 0

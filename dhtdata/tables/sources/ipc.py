@@ -37,6 +37,7 @@ class ArrowReader:
         self.path = path
         self.name = str(path)
         self.byte_count = size
+        self.done_bytes = 0
 
     def schema(self) -> pa.Schema:
         with reading(self.path, "Arrow IPC"), pa.memory_map(self.name) as mapped:
@@ -60,6 +61,7 @@ class ArrowReader:
                     return _Place(number, first)
                 part = batch.slice(first, rows)
                 touched += part.nbytes
+                self.done_bytes = min(self.done_bytes + part.nbytes, self.byte_count)
                 yield part
         return None
 

@@ -24,6 +24,7 @@ class StreamReader:
 
     guesses = False
     byte_count = 0
+    done_bytes = 0
 
     def __init__(self, source: Any, name: str) -> None:
         self.name = name
@@ -46,6 +47,7 @@ class StreamReader:
                 return
             except (pa.ArrowException, OSError) as failure:
                 raise ConfigError(f"{self.name}: its stream broke off: {failure}") from failure
+            self.done_bytes += batch.nbytes if self.byte_count else 0
             yield from small(batch)
 
 
@@ -54,6 +56,7 @@ class BatchesReader:
 
     guesses = False
     byte_count = 0
+    done_bytes = 0
 
     def __init__(self, items: Iterator[Any], name: str) -> None:
         self.name = name
@@ -80,6 +83,7 @@ class DictsReader:
 
     guesses = True
     byte_count = 0
+    done_bytes = 0
 
     def __init__(self, rows: Iterator[Any], name: str, allow_missing: bool) -> None:
         self.name = name

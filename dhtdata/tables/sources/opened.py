@@ -50,6 +50,11 @@ class OpenedSource:
         """Bytes of the inputs, as far as they are known."""
         return sum(reader.byte_count for reader in self.readers)
 
+    @property
+    def done_bytes(self) -> int:
+        """How much of them was read so far, roughly."""
+        return sum(reader.done_bytes for reader in self.readers)
+
     def rows(self, schema: pa.Schema) -> Iterator[Rows]:
         """All rows in order, once. ConfigError or FormatError name what is wrong and where."""
         for reader in self.readers:

@@ -30,6 +30,7 @@ class ParquetReader:
         self.path = path
         self.name = str(path)
         self.byte_count = size
+        self.done_bytes = 0
 
     def schema(self) -> pa.Schema:
         with reading(self.path, "Parquet"), self._open() as file:
@@ -41,6 +42,7 @@ class ParquetReader:
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with reading(self.path, "Parquet"), self._open() as file:
             widest = 0.0  # bytes a row, the most that was seen
+            done = 0
             for group in range(file.num_row_groups):
                 row_count = file.metadata.row_group(group).num_rows
                 if row_count == 0:
@@ -51,6 +53,8 @@ class ParquetReader:
                 rows = rows_for(int(widest * row_count), row_count)
                 for batch in file.iter_batches(rows, [group]):
                     widest = max(widest, _row_bytes(batch))
+                    done += batch.num_rows
+                    self.done_bytes = self.byte_count * done // file.metadata.num_rows
                     yield from small(batch)
 
     def _open(self) -> pq.ParquetFile:
@@ -58,7 +62,8 @@ class ParquetReader:
 
 
 def _row_bytes(batch: pa.RecordBatch) -> float:
-    return float(batch.nbytes) / max(batch.num_rows, 1)
+    mean: float = batch.nbytes / max(batch.num_rows, 1)
+    return mean
 
 
 def _without_ids(field: pa.Field) -> pa.Field:

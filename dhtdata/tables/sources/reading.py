@@ -19,7 +19,7 @@ class Reader(Protocol):
     """One file or object.
 
     ``guesses`` says that its types were inferred from its first rows: they yield to what other files say.
-    ``byte_count`` is its size as far as it is known, 0 otherwise.
+    ``byte_count`` is its size as far as it is known, 0 otherwise; ``done_bytes`` how much of that was read, roughly.
     """
 
     @property
@@ -27,6 +27,9 @@ class Reader(Protocol):
 
     @property
     def byte_count(self) -> int: ...
+
+    @property
+    def done_bytes(self) -> int: ...
 
     @property
     def guesses(self) -> bool: ...

@@ -37,6 +37,7 @@ class TextReader:
         self.path = path
         self.name = str(path)
         self.byte_count = size
+        self.done_bytes = 0
         self._compression = compression
         self._open = _open_json if kind == "json" else _csv_opener("\t" if kind == "tsv" else ",")
         self._label = {"json": "JSON lines", "csv": "CSV", "tsv": "TSV"}[kind]
@@ -82,14 +83,18 @@ class TextReader:
             block_bytes *= 8
 
     def _from_row(self, columns: pa.Schema, block_bytes: int, skip: int) -> Iterator[pa.RecordBatch]:
-        with self._stream() as stream:
+        with pa.OSFile(self.name) as file, self._unpacked(file) as stream:
             for batch in self._open(stream, block_bytes, columns):
+                self.done_bytes = file.tell()
                 if skip < batch.num_rows:
                     yield batch.slice(skip)
                 skip = max(0, skip - batch.num_rows)
 
     def _stream(self) -> pa.NativeFile:
-        return pa.input_stream(self.name, compression=self._compression)
+        return self._unpacked(pa.OSFile(self.name))
+
+    def _unpacked(self, file: pa.NativeFile) -> pa.NativeFile:
+        return file if self._compression is None else pa.CompressedInputStream(file, self._compression)
 
     def _located(self, failure: FormatError, columns: pa.Schema, done: int) -> FormatError:
         """The error with row and reason, where Arrow leaves them out: its JSON reader counts within a block."""
