@@ -50,6 +50,7 @@ class Database:
         self._lent = 0
         self._changed = threading.Condition(threading.RLock())
         self._closed = False
+        self._fork_pending = False
         _databases.add(self)
 
     def create(self, store_id: bytes) -> None:
@@ -95,6 +96,7 @@ class Database:
     @contextmanager
     def _lend(self) -> Iterator[sqlite3.Connection]:
         with self._changed:
+            self._changed.wait_for(lambda: not self._fork_pending, timeout=_FORK_WAIT_S)
             if self._closed:
                 raise StoreError(f"{self.path.parent} is closed")
             connection = self._idle.pop() if self._idle else None
@@ -145,14 +147,18 @@ class Database:
     def before_fork(self) -> None:
         """Wait until no thread uses a connection, then close all. Keeps the pool locked over the fork."""
         self._changed.acquire()
+        self._fork_pending = True
         self._changed.wait_for(lambda: self._lent == 0, timeout=_FORK_WAIT_S)
         self._close_idle()
 
     def after_fork_in_parent(self) -> None:
+        self._fork_pending = False
+        self._changed.notify_all()
         self._changed.release()
 
     def after_fork_in_child(self) -> None:
         self._changed = threading.Condition(threading.RLock())
+        self._fork_pending = False
         self._lent = 0
 
 
