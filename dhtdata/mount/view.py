@@ -28,6 +28,7 @@ from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_ind
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
 from dhtdata.mount.vault import Origin, Vault
 from dhtdata.order import Steps
+from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 from dhtdata.tables.schema import to_arrow
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
 
 REMIND_S = 20.0
+ROOT_KEY = "root.key"
 
 
 @dataclass
@@ -198,7 +200,17 @@ def open_view(target: Target, settings: Settings, split: str, columns: Sequence[
             client = opened.enter_context(PeerClient.connect(store, settings, start=True))
             dataset = find_with_peer(target, store, client, timeout_s)
         chosen = choose_columns(dataset.contents, columns)
+        _trust_own(dataset, store, settings)
         view = View(target, settings, timeout_s, store, client, dataset, find_split(dataset.contents, split), chosen)
         view.load(chosen)
         opened.pop_all()
         return view
+
+
+def _trust_own(dataset: Dataset, store: Store, settings: Settings) -> None:
+    """Shards that this user signed need no process of their own to be checked in."""
+    path = settings.keys / ROOT_KEY
+    publisher = dataset.publisher
+    if publisher is not None and path.exists() and not store.trusts(publisher):
+        if load_or_create_key(path).public == publisher:
+            store.trust_publisher(publisher)
