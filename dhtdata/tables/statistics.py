@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import decimal
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -365,8 +366,9 @@ def _histogram(numbers: NDArray[np.float64], of: str) -> Histogram | None:
     low, high = float(numbers.min()) + 0.0, float(numbers.max()) + 0.0
     if low == high:
         return Histogram(of=of, low=low, high=high, counts=(len(numbers),))
-    # Halves, because the range of two doubles may not be a double.
-    places = (numbers / 2 - low / 2) / (high / 2 - low / 2) * formats.MAX_BINS
+    # The range of two doubles may not be a double, that of their halves is; halving the smallest ones would lose them.
+    scale = 1.0 if math.isfinite(high - low) else 0.5
+    places = (numbers * scale - low * scale) / (high * scale - low * scale) * formats.MAX_BINS
     bins = np.minimum(places.astype(np.int64), formats.MAX_BINS - 1)
     return Histogram(of=of, low=low, high=high, counts=tuple(np.bincount(bins, minlength=formats.MAX_BINS).tolist()))
 

@@ -218,6 +218,9 @@ def test_a_histogram_survives_the_whole_range_of_doubles() -> None:
     histogram = published(pa.array([-1.7e308, 0.0, 1.7e308])).histogram
     assert histogram is not None
     assert histogram.counts == (1, *[0] * 9, 1, *[0] * 8, 1)
+    smallest = published(pa.array([0.0, 5e-324])).histogram
+    assert smallest is not None
+    assert smallest.counts == (1, *[0] * 18, 1)
 
 
 def test_one_value_fills_one_bin() -> None:
