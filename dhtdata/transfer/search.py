@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -18,10 +18,6 @@ Source = AsyncGenerator[Address, None]
 _T = TypeVar("_T")
 
 
-class _Answered(Exception):
-    """Ends the group: a good answer is there."""
-
-
 class Search(Generic[_T]):
     """One question to the addresses that some sources yield, a few at a time, each address once.
 
@@ -34,18 +30,16 @@ class Search(Generic[_T]):
         self._attempt = attempt
         self._blame = blame
         self._answers: list[_T] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(PARALLEL_ASKS)
         self.asked: set[Address] = set()
         self.failures: list[str] = []
 
     async def first(self, sources: Sequence[Source]) -> _T:
         """The first good answer; NotFoundError once all sources ended and everybody was asked in vain."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for source in sources:
-                    group.create_task(self._drain(source, group))
-        except* _Answered:
-            pass
+        async with asyncio.TaskGroup() as group:
+            for source in sources:
+                self._start(group, self._drain(source, group))
         if not self._answers:
             raise NotFoundError("; ".join(self.failures[:3]) or "nobody to ask is known")
         return self._answers[0]
@@ -56,7 +50,7 @@ class Search(Generic[_T]):
                 if address not in self.asked and len(self.asked) < MAX_ASKED:
                     self.asked.add(address)
                     await self._slots.acquire()
-                    group.create_task(self._ask(address))
+                    self._start(group, self._ask(address))
 
     async def _ask(self, address: Address) -> None:
         try:
@@ -67,7 +61,18 @@ class Search(Generic[_T]):
         finally:
             self._slots.release()
         if self._answers:
-            raise _Answered
+            self._end()
+
+    def _start(self, group: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> None:
+        task = group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _end(self) -> None:
+        """Stop asking. Not by an exception: a group that ends with one forgets that it was cancelled from outside."""
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
 
 
 async def each(addresses: Iterable[Address]) -> Source:

@@ -60,8 +60,10 @@ class World:
 
     def held_by(self, store: Store) -> bool:
         """Whether a store has every byte."""
-        return all(store.read(s.digest, limit_bytes=len(s.body)) == s.body for s in self.shards) and all(
-            store.has(Digest.of(blob)) for blob in self.small
+        small = all(store.has(Digest.of(blob)) for blob in self.small)
+        return small and all(
+            store.has(shard.digest) and store.read(shard.digest, limit_bytes=len(shard.body)) == shard.body
+            for shard in self.shards
         )
 
 

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from dhtdata.config import runtime_folder
+from dhtdata.control import PeerClient
+from dhtdata.control.client import socket_path
+from dhtdata.digest import Digest
+from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.formats.records import Address
+from dhtdata.formats.ticket import LocalName, Ticket, parse_target
+from dhtdata.store import Store
+from tests.peer.processes import opened, seeding, settings_at, start_seed, until
+from tests.peer.worlds import DAY_S, Publisher, World, make_world
+
+
+def _published(folder: Path, world: World, publisher: Publisher | None = None, sequence: int = 1) -> None:
+    with Store.open(settings_at(folder).store) as store:
+        world.publish(store)
+        if publisher is not None:
+            store.put_name_record(publisher.sign(world, sequence))
+
+
+def _resolve_all(client: PeerClient, world: World, publisher: Publisher, address: Address) -> None:
+    ticket = Ticket(publisher.name(), (address,))
+    assert client.resolve(ticket, 20).manifest == world.manifest
+
+
+def test_a_ticket_leads_to_every_byte(tmp_path: Path) -> None:
+    world, publisher = make_world(1), Publisher.fresh()
+    _published(tmp_path / "a", world, publisher)
+    with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "b") as (store, settings):
+        with PeerClient.connect(store, settings, start=True) as client:
+            found = client.resolve(Ticket(publisher.name(), (seed.address,)), 20)
+            assert (found.manifest, found.contents, found.stale) == (world.manifest, world.contents, False)
+            assert found.name == publisher.name(sequence=1)
+            seen = []
+            client.fetch_dataset(found.manifest, on_progress=seen.append)
+            assert world.held_by(store)
+            assert seen[-1].bytes == seen[-1].bytes_total == sum(len(shard.body) for shard in world.shards)
+            status = client.status()
+            assert status.kind == "private"
+            assert [(traffic.address, traffic.bytes) for traffic in status.traffic] == [
+                (str(seed.address), seen[-1].bytes)
+            ]
+            assert status.blocks_verified == sum(len(shard.table.blocks) for shard in world.shards)
+            assert [(one.address, one.seed) for one in client.providers(found.contents)] == [(str(seed.address), True)]
+
+
+def test_names_and_providers_are_found_through_the_dht(tmp_path: Path) -> None:
+    """Four seeds, of which only one has the dataset; the reader knows another one only."""
+    world, publisher = make_world(2), Publisher.fresh()
+    _published(tmp_path / "a", world, publisher)
+    with seeding(settings_at(tmp_path / "hub")) as hub:
+        others = [settings_at(tmp_path / name, bootstrap=(hub.address,)) for name in ("a", "c", "d")]
+        with seeding(others[0]) as holder, seeding(others[1]), seeding(others[2]):
+            with opened(tmp_path / "a") as (first, first_settings):
+                with PeerClient.connect(first, first_settings, start=False) as client:
+                    until(lambda: client.status().datasets[0].holders >= 2)
+                with opened(tmp_path / "b", bootstrap=(hub.address,)) as (store, settings):
+                    with PeerClient.connect(store, settings, start=True) as reader:
+                        found = reader.resolve(publisher.name(), 20)
+                        reader.fetch_dataset(found.manifest)
+                        assert world.held_by(store)
+                        assert {traffic.address for traffic in reader.status().traffic} == {str(holder.address)}
+                        assert {one.address for one in reader.providers(found.contents) if one.seed} == {
+                            str(holder.address)
+                        }
+                    with PeerClient.connect(store, settings, start=False) as reader:
+                        assert reader.resolve(world.manifest, 20).contents == world.contents
+
+
+def test_a_seed_fetches_what_it_is_told_to_keep_and_serves_it_after_the_publisher_died(tmp_path: Path) -> None:
+    world, publisher = make_world(3), Publisher.fresh()
+    _published(tmp_path / "a", world, publisher)
+    with seeding(settings_at(tmp_path / "a")) as first:
+        ticket = str(Ticket(publisher.name(), (first.address,)))
+        with seeding(settings_at(tmp_path / "b"), ticket) as second:
+            said = second.line()
+            assert said.startswith("seeded dhtdata1")
+            with opened(tmp_path / "c") as (store, settings):
+                with Store.open(second.settings.store) as held:
+                    until(lambda: held.has(world.shards[-1].digest) and world.held_by(held))
+                first.kill()
+                with PeerClient.connect(store, settings, start=True) as client:
+                    found = client.resolve(parse_target(said.split()[1]), 20)
+                    client.fetch_dataset(found.manifest)
+                    assert world.held_by(store)
+
+
+def test_what_is_seeded_survives_a_restart(tmp_path: Path) -> None:
+    world = make_world(4)
+    _published(tmp_path / "a", world)
+    with seeding(settings_at(tmp_path / "a")) as seed, seeding(settings_at(tmp_path / "b")) as other:
+        with opened(tmp_path / "b") as (store, settings):
+            with PeerClient.connect(store, settings, start=False) as client:
+                seeded = client.seed(Ticket(world.manifest, (seed.address,)), 20)
+                assert seeded.manifest == world.manifest
+                assert Ticket.parse(seeded.ticket).addresses == (other.address,)
+                until(lambda: client.status().datasets[0].state == "complete")
+        assert other.end() == 0
+        with seeding(other.settings), opened(tmp_path / "b") as (store, settings):
+            with PeerClient.connect(store, settings, start=False) as client:
+                until(lambda: [held.state for held in client.status().datasets] == ["complete"])
+                assert client.status().datasets[0].bytes_held == sum(len(shard.body) for shard in world.shards)
+                assert Ticket.parse(client.ticket(world.manifest)).target == world.manifest
+
+
+def test_a_dataset_published_while_a_seed_runs_is_taken_up(tmp_path: Path) -> None:
+    world, publisher = make_world(5), Publisher.fresh()
+    with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "a") as (store, settings):
+        with PeerClient.connect(store, settings, start=False) as client:
+            assert client.status().datasets == ()
+            world.publish(store)
+            store.put_name_record(publisher.sign(world))
+            client.announce(world.manifest)
+            until(lambda: client.status().datasets[0].state == "complete")
+            assert Ticket.parse(client.ticket(LocalName("world"))).addresses == (seed.address,)
+            with pytest.raises(NotFoundError):
+                client.ticket(Digest.of(b"unknown"))
+
+
+def test_the_newest_name_wins_and_there_is_no_way_back(tmp_path: Path) -> None:
+    old, new, publisher = make_world(6), make_world(7), Publisher.fresh()
+    _published(tmp_path / "old", old, publisher, 1)
+    _published(tmp_path / "new", new, publisher, 2)
+    with (
+        seeding(settings_at(tmp_path / "old")) as first,
+        seeding(settings_at(tmp_path / "new")) as second,
+        opened(tmp_path / "b") as (store, settings),
+        PeerClient.connect(store, settings, start=True) as client,
+    ):
+        assert client.resolve(Ticket(publisher.name(), (first.address,)), 20).manifest == old.manifest
+        assert client.resolve(Ticket(publisher.name(), (first.address, second.address)), 20).manifest == new.manifest
+        second.kill()
+        assert client.resolve(Ticket(publisher.name(), (first.address,)), 20).manifest == new.manifest
+        with pytest.raises(NotFoundError, match="not the newest"):
+            client.resolve(Ticket(publisher.name(sequence=1), (first.address,)), 20)
+
+
+def test_a_stale_name_is_usable_and_shown_as_stale(tmp_path: Path) -> None:
+    world, publisher = make_world(8), Publisher.fresh()
+    _published(tmp_path / "a", world)
+    with Store.open(settings_at(tmp_path / "a").store) as store:
+        store.put_name_record(publisher.sign(world, fresh_s=-DAY_S))
+    with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "b") as (store, settings):
+        with PeerClient.connect(store, settings, start=True) as client:
+            assert client.resolve(Ticket(publisher.name(), (seed.address,)), 20).stale
+
+
+def test_a_digest_that_nobody_has_ends_with_who_was_asked(tmp_path: Path) -> None:
+    with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "b") as (store, settings):
+        with PeerClient.connect(store, settings, start=True) as client:
+            missing = Ticket(Digest.of(b"nobody has this"), (seed.address,))
+            with pytest.raises(NotFoundError, match=r"asked \d+ DHT nodes and 1 peers in \d"):
+                client.resolve(missing, 20)
+            with pytest.raises(NotFoundError, match="nobody knows"):
+                client.resolve(Ticket(Publisher.fresh().name(), (seed.address,)), 20)
+
+
+def test_with_nobody_to_ask_a_ticket_is_asked_for_at_once(tmp_path: Path) -> None:
+    with opened(tmp_path / "b") as (store, settings), PeerClient.connect(store, settings, start=True) as client:
+        for target in (Digest.of(b"x"), Publisher.fresh().name()):
+            with pytest.raises(ConfigError, match="ticket"):
+                client.resolve(target, 20)
+        with pytest.raises(NotFoundError, match="ticket"):
+            client.resolve(LocalName("unknown"), 20)
+
+
+def test_a_second_seed_on_one_store_is_refused(tmp_path: Path) -> None:
+    settings = settings_at(tmp_path / "a")
+    with seeding(settings):
+        second = start_seed(settings)
+        said, _ = second.communicate(timeout=15)
+        assert second.returncode == 1
+        assert said.startswith("failed ConfigError a seed (pid ")
+        assert "adds to it" in said
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_port_in_use_is_named_and_never_changed(tmp_path: Path, kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        port = taken.getsockname()[1]
+        seed = start_seed(settings_at(tmp_path / "a", port=port))
+        said, _ = seed.communicate(timeout=15)
+    assert seed.returncode == 1
+    assert said.startswith("failed ConfigError")
+    assert str(port) in said
+    assert "--port" in said
+
+
+def test_a_target_nobody_has_ends_the_seed_with_its_error(tmp_path: Path) -> None:
+    seed = start_seed(settings_at(tmp_path / "a"), str(Digest.of(b"nobody")))
+    said, _ = seed.communicate(timeout=15)
+    assert seed.returncode == 1
+    assert "failed ConfigError" in said.splitlines()[-1]
+
+
+def test_a_seed_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
+    with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "a") as (store, _):
+        path = socket_path(store.id)
+        assert path.exists()
+        assert path.stat().st_mode & 0o077 == 0
+        assert runtime_folder() == path.parent
+        assert seed.end() == 0
+        assert not path.exists()
+        with pytest.raises(NotFoundError):
+            PeerClient.connect(store, seed.settings, start=False)
