@@ -102,6 +102,10 @@ class Gatherer:
         values = np.empty((count, *flat.shape), flat.stored)
         valid: NDArray[np.bool_] | None = None
         for run in runs:
+            view = self._view(run, name, flat)
+            if view is not None:
+                values[run.at] = view[run.rows]
+                continue
             taken, taken_valid = flat.take(self._column(run, name), run.rows)
             values[run.at] = taken
             if taken_valid is not None:
@@ -130,6 +134,13 @@ class Gatherer:
                 f"a batch with columns {', '.join(chosen)} does not fit into one Arrow array ({failure}): "
                 "mount with a smaller batch_size"
             ) from failure
+
+    def _view(self, run: _Run, name: str, flat: Flat) -> NDArray[Any] | None:
+        views = run.shard.views
+        key = (run.block, name)
+        if key not in views:
+            views[key] = flat.view(self._column(run, name))
+        return views[key]
 
     def _column(self, run: _Run, name: str) -> pa.Array:
         return self._vault.batch(run.shard, run.block).column(name)

@@ -82,16 +82,14 @@ class Readahead:
     def _requests(self) -> Iterator[tuple[int, OpenShard, int] | None]:
         """(position of first use, shard, block) of what is neither here nor coming, in the order of need.
 
-        None before each shard, and at the end: what was asked of the one before should not wait for the next.
+        None before each new shard, and at the end: what was asked of others should not wait for its block table.
         """
-        last = None
         for position, window in self._steps.windows():
             for first, count in window.spans.tolist():
                 for group in self._groups:
                     for number in group.shards_of(first, first + count):
-                        if (group, number) != last:
+                        if not self._vault.is_open(group, number):
                             yield None
-                        last = (group, number)
                         for shard, block in self._missing(group, number, first, first + count):
                             yield position, shard, block
         yield None
@@ -108,21 +106,19 @@ class Readahead:
 
 
 class _Batch:
-    """Blocks of one shard to be asked for together: neighbours travel in one request."""
+    """Blocks to be asked for together: those of one shard travel in one request."""
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self._shard: OpenShard | None = None
-        self._blocks: list[int] = []
+        self._blocks: dict[int, tuple[OpenShard, list[int]]] = {}
         self.size = 0
 
     def add(self, shard: OpenShard, block: int, size: int) -> None:
-        self._shard = shard
-        self._blocks.append(block)
+        self._blocks.setdefault(id(shard), (shard, []))[1].append(block)
         self.size += size
 
     def send(self) -> None:
-        if self._shard is not None and self._blocks:
-            self._vault.ask(self._shard, self._blocks)
-        self._blocks = []
+        for shard, blocks in self._blocks.values():
+            self._vault.ask(shard, blocks)
+        self._blocks = {}
         self.size = 0

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +61,8 @@ class Origin:
 class OpenShard:
     """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``).
 
-    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to.
+    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to. ``views`` are columns
+    of blocks as arrays over the map (None: not possible).
     """
 
     entry: ShardEntry
@@ -74,9 +75,15 @@ class OpenShard:
     asked: dict[int, Future[None]] = field(default_factory=dict)
     foreseen: set[int] = field(default_factory=set)
     batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
+    views: dict[tuple[int, str], NDArray[Any] | None] = field(default_factory=dict)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
         return [] if self.complete else [block for block in blocks if block not in self.here]
+
+    def envelope(self, fresh: list[int]) -> list[int]:
+        """Schema and footer, if with ``fresh`` every other block is here or coming: then the shard becomes whole."""
+        left = set(range(len(self.table.blocks))).difference(self.here, self.asked, fresh)
+        return sorted(left) if left <= {0, len(self.table.blocks) - 1} else []
 
     def batch(self, block: int) -> pa.RecordBatch:
         """Columns that were asked for of a block that is here."""
@@ -144,6 +151,10 @@ class Vault:
         if opened is not None:
             self._shards.move_to_end(key)
         return opened
+
+    def is_open(self, group: GroupShards, number: int) -> bool:
+        """Whether `shard` answers at once."""
+        return group.entry(number).digest in self._shards
 
     def is_complete(self, group: GroupShards, number: int) -> bool:
         """Whether the whole shard is in the store, without opening it."""
@@ -249,6 +260,7 @@ class Vault:
             waiting = {shard.asked[block] for block in missing if block in shard.asked}
             fresh = [block for block in missing if block not in shard.asked]
             if fresh:
+                fresh += shard.envelope(fresh)
                 done: Future[None] = Future()
                 shard.asked |= dict.fromkeys(fresh, done)
                 waiting.add(done)
@@ -294,6 +306,9 @@ class Vault:
             self._fetch_blocks(shard, blocks)
             with self._lock:
                 shard.here.update(blocks)
+                whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
+            if whole:  # requests that met in one shard may each have missed that it became whole
+                self._fetch_blocks(shard, list(range(len(shard.table.blocks))))
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)
         else:

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 import dhtdata
+from dhtdata.config import load_settings
+from dhtdata.control.client import PeerClient
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.store import Store
 from tests.mount.making import put_dataset
@@ -62,7 +64,13 @@ def test_an_epoch_streams_from_a_seed_and_the_next_needs_nobody(home, published)
     again = [number for batch in dataset for number in batch["number"].tolist()]
     assert again != seen and sorted(again) == list(range(ROWS))
     dataset.close()
-    assert dhtdata.mount(str(published[1]), home=home).num_rows == ROWS
+    with peer_of(home):
+        pass  # the private peer ends
+    with dhtdata.mount(str(published[1]), home=home, batch_size=500) as dataset:
+        for batch in dataset:
+            check(batch)
+        with Store.open(home / "store") as store, pytest.raises(NotFoundError, match="no peer runs"):
+            PeerClient.connect(store, load_settings({"home": home}, environment={}), start=False)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -163,6 +171,23 @@ def test_an_interrupted_mount_goes_on_when_a_provider_is_back(home, published):
             dataset.load_state_dict(state)
             seen += np.concatenate([batch["number"] for batch in dataset]).tolist()
     assert sorted(seen) == list(range(ROWS))
+
+
+def test_a_shard_that_rots_between_epochs_is_fetched_again(home, published):
+    with seed(*published) as (ticket, _):
+        with dhtdata.mount(ticket, home=home, batch_size=500, timeout=20) as dataset:
+            assert len(list(dataset)) == len(dataset)
+            rotten = next(dataset._view.groups[0].digests())
+            with Store.open(home / "store") as store:
+                path = store.path_of(rotten)
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.unlink()
+            path.write_bytes(content)
+        with dhtdata.mount(ticket, home=home, batch_size=500, timeout=20) as dataset:
+            for batch in dataset:
+                check(batch)
+        assert path.read_bytes() != bytes(content)
 
 
 def test_without_anybody_to_ask_a_ticket_is_asked_for_at_once(home):
