@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
-from dhtdata.errors import FormatError, NotFoundError
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.formats.records import (
     PROVIDER_LIFETIME_S,
     PROVIDER_RENEWAL_S,
@@ -62,9 +62,13 @@ class Announcer:
         retry_s = FIRST_RETRY_S
         while True:
             dataset.nudge.clear()
-            await self._claim(dataset)
-            if dataset.holders and time.monotonic() >= dataset.shards_due_s:
-                await self._sweep(dataset)
+            try:
+                await self._claim(dataset)
+                if dataset.holders and time.monotonic() >= dataset.shards_due_s:
+                    await self._sweep(dataset)
+            except StoreError:
+                # The index cannot be read now: the next round tries again, and whoever asks for bytes is told.
+                dataset.holders = 0
             if dataset.holders:
                 retry_s = FIRST_RETRY_S
                 # With few holders the network is young: it may have grown round the key by the next minute.
@@ -105,6 +109,6 @@ class Announcer:
         try:
             shards = Layout.load(self._store, dataset.contents).known()
             held = [shard for shard in shards if self._store.has(shard)]
-        except (NotFoundError, FormatError):
+        except (NotFoundError, FormatError, IntegrityError):
             held = ()
         return [shard_key(dataset.manifest), *(shard_key(shard) for shard in held)]

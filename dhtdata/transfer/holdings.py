@@ -144,4 +144,7 @@ class Holdings:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size
+    try:
+        return path.stat().st_size
+    except OSError as failure:
+        raise NotFoundError(f"{path.name} was evicted just now") from failure

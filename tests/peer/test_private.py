@@ -44,7 +44,8 @@ def test_a_private_peer_serves_nobody_and_knows_it(tmp_path: Path) -> None:
 def test_many_who_start_at_once_get_the_same_peer(tmp_path: Path) -> None:
     """Threads here, processes of other ranks beside them."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom dhtdata.control import PeerClient\nfrom dhtdata.store import Store\n"
+        "import sys\nfrom pathlib import Path\nfrom dhtdata.control import PeerClient\n"
+        "from dhtdata.store import Store\n"
         "from tests.peer.processes import settings_at\nsettings = settings_at(Path(sys.argv[1]))\n"
         "with Store.open(settings.store) as store, PeerClient.connect(store, settings, start=True) as client:\n"
         "    print(client.status().pid)\n    sys.stdin.read()\n"
@@ -184,7 +185,8 @@ def test_a_request_ends_with_the_program_that_asked(tmp_path: Path) -> None:
                 "from dhtdata.digest import Digest\nfrom dhtdata.store import Store\n"
                 "from tests.peer.processes import settings_at\nsettings = settings_at(Path(sys.argv[1]))\n"
                 "with Store.open(settings.store) as store, PeerClient.connect(store, settings, start=True) as client:\n"
-                "    client.fetch_dataset(Digest.parse(sys.argv[2]), on_progress=lambda seen: print(seen, flush=True))\n"
+                "    manifest = Digest.parse(sys.argv[2])\n"
+                "    client.fetch_dataset(manifest, on_progress=lambda seen: print(seen, flush=True))\n"
             )
             asker = subprocess.Popen(
                 [sys.executable, "-c", code, str(tmp_path / "b"), str(found.manifest)],
