@@ -32,7 +32,7 @@ from dhtdata.formats.records import Address
 DEFAULT_PORT = 8470
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 _FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap")
 
 
@@ -59,14 +59,12 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
     from_environment = {
         field: environment[variable] for field in _FIELDS if environment.get(variable := f"DHTDATA_{field.upper()}")
     }
-    home = Path(
-        given.get("home") or from_environment.get("home") or platformdirs.user_data_path("dhtdata")
-    ).expanduser()
+    home = _path("home", given.get("home") or from_environment.get("home") or platformdirs.user_data_path("dhtdata"))
     merged = _read_file(home / "config.toml") | from_environment | given
     merged.pop("home", None)
     return Settings(
-        home=home.absolute(),
-        store=Path(merged.pop("store", None) or home / "store").expanduser().absolute(),
+        home=home,
+        store=_path("store", merged.pop("store", None) or home / "store"),
         cache_limit=_optional_size(merged.pop("cache_limit", None)),
         listen=_ip(merged.pop("listen", Settings.listen)),
         port=_port(merged.pop("port", Settings.port)),
@@ -78,8 +76,10 @@ def parse_size(text: str | int) -> int:
     """Bytes from ``200GB``, ``1.5 GiB`` or a plain number. ConfigError otherwise."""
     match = _SIZE.fullmatch(str(text).strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{text!r} is not a size: write it like 200GB, 512MiB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        raise ConfigError(f"{str(text)[:80]!r} is not a size: write it like 200GB, 512MiB or 1000000")
+    whole, _, fraction = match[1].partition(".")
+    unit = _UNITS[match[2].upper()]
+    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
 
 
 def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -93,8 +93,13 @@ def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
         folder = Path(named) / "dhtdata"
     else:
         folder = Path(tempfile.gettempdir()) / f"dhtdata-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as failure:
+        raise ConfigError(
+            f"{folder} cannot be made: {failure.strerror}: set XDG_RUNTIME_DIR to a folder of yours"
+        ) from failure
     if status.st_uid != os.getuid() or folder.is_symlink() or status.st_mode & 0o077:
         raise ConfigError(f"{folder} is not a private folder of this user: remove it, or set XDG_RUNTIME_DIR")
     return folder
@@ -141,22 +146,35 @@ def _optional_size(value: str | int | None) -> int | None:
     return None if value is None else parse_size(value)
 
 
-def _ip(value: str) -> str:
+def _path(field: str, value: object) -> Path:
     try:
-        return str(ipaddress.ip_address(value))
+        if isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value):
+            return Path(value).expanduser().absolute()
+    except RuntimeError as failure:
+        raise ConfigError(f"{field}: {value!r}: there is no such user") from failure
+    raise ConfigError(f"{field}: {value!r} is not a path")
+
+
+def _ip(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
     except ValueError as failure:
         raise ConfigError(f"listen: {value!r} is not an IP address") from failure
 
 
-def _port(value: str | int) -> int:
+def _port(value: object) -> int:
     text = str(value)
-    if not text.isdigit() or not 0 <= int(text) <= 65_535:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65_535:
         raise ConfigError(f"port: {value!r} is not in 0 to 65535")
     return int(text)
 
 
-def _addresses(value: str | list[str] | tuple[str | Address, ...]) -> tuple[Address, ...]:
+def _addresses(value: object) -> tuple[Address, ...]:
     items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | Address) for item in items):
+        raise ConfigError(
+            f"bootstrap: {value!r} is not a list of addresses: write them as IP:PORT, separated by commas"
+        )
     try:
         return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError
+from dhtdata.formats.blocks import MAX_SHARD_BYTES
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_json, encode_json
 from dhtdata.formats.index import MAX_ROWS, MAX_SHARDS
 from dhtdata.formats.schema import Field, check_schema
@@ -88,6 +89,8 @@ def _check(contents: Contents) -> None:
     what = "contents"
     check_version(contents, VERSION, what)
     check_ext(contents.ext, what)
+    if contents.cutting < 1:
+        raise FormatError(f"{what}: there is no version {contents.cutting} of the cutting")
     check_schema(contents.columns, what)
     grouped = [name for group in contents.groups for name in group.columns]
     if sorted(grouped) != sorted(field.name for field in contents.columns) or not all(
@@ -112,5 +115,8 @@ def _check_split(split: Split, group_count: int, what: str) -> None:
         raise FormatError(f"{what}: split {split.name!r} lists {len(split.groups)} groups of {group_count}")
     for group in split.groups:
         needed = -(-group.shards // MAX_SHARDS)
-        if group.shards < 1 or group.bytes < 1 or len(group.indexes) != needed:
-            raise FormatError(f"{what}: split {split.name!r}: {len(group.indexes)} indexes for {group.shards} shards")
+        if group.shards < 1 or not 1 <= group.bytes <= group.shards * MAX_SHARD_BYTES or len(group.indexes) != needed:
+            raise FormatError(
+                f"{what}: split {split.name!r}: {len(group.indexes)} indexes and {group.bytes} bytes "
+                f"for {group.shards} shards"
+            )

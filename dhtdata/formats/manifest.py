@@ -17,6 +17,7 @@ VERSION = 1
 MAX_MANIFEST_BYTES = 256_000
 MAX_CARD_BYTES = 128_000
 MAX_SOURCES = 256
+_MAX_COUNT = 1 << 63
 
 
 class Source(Format, frozen=True):
@@ -78,3 +79,6 @@ def _check(manifest: Manifest) -> None:
         raise FormatError(f"{what}: the licence or the source URL is too long")
     if len(manifest.provenance.sources) > MAX_SOURCES:
         raise FormatError(f"{what}: more than {MAX_SOURCES} sources are listed")
+    counts = (manifest.provenance.files, *(source.bytes for source in manifest.provenance.sources))
+    if not all(0 <= count < _MAX_COUNT for count in counts):
+        raise FormatError(f"{what}: a number of files or bytes makes no sense")

@@ -8,7 +8,6 @@ means the newest version known.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 
@@ -67,7 +66,7 @@ def decode_key(text: str) -> bytes:
     """Inverse of `encode_key`; refuses text that is not the encoding of its own bytes."""
     try:
         key = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
-    except binascii.Error:
+    except ValueError:
         key = b""
     if len(key) != 32 or encode_key(key) != text:
         raise FormatError(f"{text[:80]!r} is not a key: expected {PUBLISHER_CHARACTERS} base32 characters")

@@ -68,7 +68,7 @@ class Address:
             canonical = str(ipaddress.ip_address(self.ip))
         except ValueError as failure:
             raise FormatError(f"{self.ip[:64]!r} is not an IP address") from failure
-        if canonical != self.ip or not 1 <= self.port <= 65_535:
+        if canonical != self.ip or "%" in canonical or not 1 <= self.port <= 65_535:
             raise FormatError(f"{self.ip[:64]!r} port {self.port} is not an address")
 
     @classmethod

@@ -13,7 +13,6 @@ At most 1,024 characters. Rejected: other prefixes, wrong checksum, other versio
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest, checksum
@@ -73,7 +72,7 @@ class Ticket:
         body = text[len(PREFIX) :]
         try:
             data = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
-        except binascii.Error as failure:
+        except ValueError as failure:
             raise FormatError("the ticket is damaged or cut short: copy it again, whole") from failure
         payload, check = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if body != body.lower() or len(data) <= _CHECKSUM_BYTES or checksum(payload, _CHECKSUM_BYTES) != check:
