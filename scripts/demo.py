@@ -33,9 +33,8 @@ from typing import Any, NoReturn
 from demo_rows import read_rows, write_parquet
 
 NAME = "sources"
-START_S = 60.0
+LEAST_BYTES = 4 << 20
 FOLLOW_S = 120.0
-TRAIN_S = 300.0
 END_S = 10.0
 
 
@@ -136,6 +135,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is left behind", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except DemoError as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return 1
@@ -158,10 +160,12 @@ def play(stage: Stage, path: Path, *, quiet: bool) -> dict[str, Any]:
             print(text, flush=True)
 
     rows = read_rows(path)
-    if len(rows) < 3:
-        raise DemoError(f"{path} holds {len(rows)} readable source files: a demo needs at least 3")
+    if (size := sum(row["size"] for row in rows)) < LEAST_BYTES:
+        raise DemoError(
+            f"{path} holds {_size(size)} of source files: to see a swarm at work takes {_size(LEAST_BYTES)}"
+        )
     write_parquet(rows, stage.folder / "rows.parquet")
-    say(f"1. {len(rows):,} source files of {path}, {_size(sum(row['size'] for row in rows))}")
+    say(f"1. {len(rows):,} source files of {path}, {_size(size)}")
 
     dhtdata = [sys.executable, "-P", "-m", "dhtdata"]
     publish = [*dhtdata, "publish", "rows.parquet", "--name", NAME, "--seed", "--json"]
@@ -198,6 +202,10 @@ def _train(
         if seen["event"] == "packages":
             say(f"   {seen['count']} packages, read from the small columns alone in {seen['seconds']:.1f} s")
             continue
+        if seen["event"] == "providers":
+            named = ", ".join(f"{entry['address']} ({entry['source']})" for entry in seen["providers"])
+            say(f"   it knows {len(seen['providers'])} providers: {named}")
+            continue
         if seen["event"] == "loss":
             say(f"   row {seen['rows']:>6,}   loss {seen['loss']:.3f} nats a byte")
             continue
@@ -224,7 +232,7 @@ def _train(
         "missing": missing,
         "bytes": seen["bytes"],
         "blocks_verified": seen["blocks_verified"],
-        "providers": seen["providers"],
+        "providers": {address: seen["providers"].get(address, 0) for address in providers} | seen["providers"],
         "publisher": origin,
         "follower": second,
         "publisher_killed": publisher.returncode == -signal.SIGKILL,
@@ -287,8 +295,19 @@ def _stage() -> Iterator[Stage]:
 
 def _wait_gone(pid: int) -> None:
     deadline_s = time.monotonic() + END_S
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    while _lives(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process that is not our child runs; one that ended and waits for its parent does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return not Path("/proc").exists()
 
 
 def _table(figures: dict[str, Any]) -> None:
@@ -296,20 +315,19 @@ def _table(figures: dict[str, Any]) -> None:
 
     from dhtdata.cli.output import table
 
-    named = {figures["publisher"]: "publisher, killed", figures["follower"]: "follower"}
+    after = _size(figures["bytes_after_kill"][figures["follower"]])
+    named = {figures["publisher"]: "publisher, then killed", figures["follower"]: f"follower, {after} after that"}
+    received = sorted(figures["providers"].items(), key=lambda entry: entry[0] != figures["publisher"])
     rows = [
         ("rows", f"{figures['rows']:,} of {figures['rows_expected']:,}, each exactly once"),
-        *(
-            (f"from {address} ({named.get(address, 'another')})", _size(count))
-            for address, count in figures["providers"].items()
-        ),
-        ("  of that after the kill", _size(figures["bytes_after_kill"][figures["follower"]])),
+        *((f"from {address}", f"{_size(count)} ({named.get(address, 'another')})") for address, count in received),
         ("blocks verified", f"{figures['blocks_verified']:,}"),
         ("time to first batch", f"{figures['first_batch_s']:.2f} s"),
         ("rows a second, training included", f"{figures['rows_s']:,.0f}"),
         ("loss", f"{figures['loss_first']:.3f} → {figures['loss_last']:.3f} nats a byte"),
         ("the whole demo", f"{figures['total_s']:.1f} s"),
     ]
+    print()
     Console(highlight=False).print(table("", "what", "figure", rows=rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,12 @@ _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Readable UTF-8 source files under a folder, by path. Symlinks, hidden and huge files are left out."""
+    """Readable UTF-8 source files under a folder, in an order drawn by lot, the same every time.
+
+    Symlinks, hidden and huge files are left out.
+    """
     rows = []
-    for path in sorted(_files(folder)):
+    for path in _files(folder):
         try:
             text = path.read_text("utf-8") if path.stat().st_size <= MAX_FILE_BYTES else ""
         except (UnicodeDecodeError, OSError):
@@ -24,7 +28,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             inside = path.relative_to(folder)
             package = inside.parts[0] if len(inside.parts) > 1 else ""
             rows.append({"path": str(inside), "text": text, "size": path.stat().st_size, "package": package})
-    return rows
+    return sorted(rows, key=lambda row: hashlib.sha256(row["path"].encode()).digest())
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,10 @@
 """The demo's trainer: mounts a dataset by name, trains for one epoch, prints lines of JSON.
 
-``packages`` first; ``loss`` now and then; ``third`` a third into the epoch, after which it waits for a line on standard
-input; ``end``.
+``packages`` and ``providers`` first; ``loss`` now and then; ``third`` a third into the epoch, after which it waits for
+a line on standard input; ``end``.
+
+The rows were published in an order drawn by lot, so they are read as they stand: what is to come is then what is not
+here yet, however small the dataset, and the death of a provider matters.
 """
 
 from __future__ import annotations
@@ -17,26 +20,27 @@ from demo_model import NextByte
 import dhtdata
 from dhtdata.config import load_settings
 from dhtdata.control.client import PeerClient
+from dhtdata.formats.names import Name
 from dhtdata.store import Store
 
 BATCH_ROWS = 16
-PREDOWNLOAD_BYTES = 1 << 20
+PREDOWNLOAD_BYTES = 64 << 10
 SEED = 7
 LOSS_LINES = 12
+PROVIDERS = 2
+FIND_S = 20.0
 
 
 def main(name: str) -> None:
     begun_s = time.monotonic()
     packages = _packages(name)
     _tell("packages", count=len(packages), seconds=round(time.monotonic() - begun_s, 3))
-    begun_s = time.monotonic()
+    _tell("providers", providers=_providers(name))
     dataset = dhtdata.mount(
         name,
         split="train",
         columns=["path", "text"],
         batch_size=BATCH_ROWS,
-        shuffle=True,
-        seed=SEED,
         format="python",
         predownload=PREDOWNLOAD_BYTES,
         remainder="uneven",
@@ -60,7 +64,7 @@ def main(name: str) -> None:
             _tell("third", **_traffic())
             sys.stdin.readline()
             paused_s = time.monotonic() - pause_s
-    spent_s = time.monotonic() - begun_s - paused_s
+    spent_s = time.monotonic() - begun_s - first_batch_s - paused_s
     _tell(
         "end",
         rows=len(seen),
@@ -79,16 +83,30 @@ def _packages(name: str) -> set[str]:
         return {package for batch in column for package in batch["package"]}
 
 
+def _providers(name: str) -> list[dict[str, Any]]:
+    """Who provides the dataset, and how that was found out; waits until there are two to choose from."""
+    settings = load_settings()
+    deadline_s = time.monotonic() + FIND_S
+    with Store.open(settings.store) as store, PeerClient.connect(store, settings, start=False) as peer:
+        contents = peer.resolve(Name.parse(name)).contents
+        while True:
+            found = peer.providers(contents)
+            if len(found) >= PROVIDERS or time.monotonic() > deadline_s:
+                return [{"address": entry.address, "source": entry.source} for entry in found]
+            time.sleep(0.1)
+
+
 def _traffic() -> dict[str, Any]:
     """What this machine's peer has received, from whom, and what is not here yet."""
     settings = load_settings()
     with Store.open(settings.store) as store, PeerClient.connect(store, settings, start=False) as peer:
         status = peer.status()
+        whole = sum(store.completeness(entry.digest).bytes for entry in store.manifests())
     return {
         "providers": {entry.address: entry.bytes for entry in status.traffic if entry.bytes},
         "bytes": sum(entry.bytes for entry in status.traffic),
         "blocks_verified": status.blocks_verified,
-        "outstanding": sum(entry.bytes - entry.bytes_held for entry in status.datasets),
+        "outstanding": max(0, whole - status.bytes_fetched),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
 from dhtdata.cli.output import number, percent, plain, size
@@ -75,7 +76,9 @@ def get(
         splits = choose_splits(contents, split or [])
         names = choose_columns(contents, listed(columns))
         if not entry.complete:
-            _fill(opened, blobs, entry, splits, names)
+            with opened.peer(blobs) as peer:
+                title = f"fetching {entry.label}"
+                fill(opened, peer, entry.digest, timeout, title=title, splits=splits, columns=names)
         files = _export(opened, entry, (splits, names), to, as_) if to is not None else []
         mirrored = _mirror(opened, blobs, entry, mirror) if mirror is not None else None
         entry = held(blobs, entry.digest.hex())
@@ -97,11 +100,6 @@ def get(
     if mirrored:
         lines.append(plain(f"The mirror in {mirror} is complete: serve that folder with any web server."))
     opened.output.result(document, *lines)
-
-
-def _fill(opened: Session, blobs: Store, entry: Held, splits: list[str], columns: list[str]) -> None:
-    with opened.peer(blobs) as peer, opened.output.progress(f"fetching {entry.label}") as report:
-        peer.fetch_dataset(entry.digest, splits, columns, on_progress=lambda seen: report(seen.bytes, seen.bytes_total))
 
 
 def _export(

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, all_held, find, held
 from dhtdata.cli.output import number, percent, plain, short, size, table
 from dhtdata.cli.session import (
+    SEARCH_S,
     BootstrapOption,
     CacheLimitOption,
     HomeOption,
@@ -16,6 +18,7 @@ from dhtdata.cli.session import (
     Session,
     StoreOption,
     TargetArgument,
+    TimeoutOption,
     session,
 )
 from dhtdata.digest import Digest
@@ -60,6 +63,7 @@ def verify(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
     """Read every stored byte again, and repair damage from peers.
@@ -75,7 +79,7 @@ def verify(
         before = {entry.digest: _bytes_held(blobs, entry.digest) for entry in blobs.manifests()}
         checked, damaged = _scrub(opened, blobs)
         hurt = [digest for digest, count in before.items() if _bytes_held(blobs, digest) < count]
-        failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt]))) if repair else []
+        failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt])), timeout) if repair else []
         remaining = [digest for digest in damaged if not blobs.has(digest)]
     document = {
         "checked": checked,
@@ -186,14 +190,14 @@ def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
     return checked, damaged
 
 
-def _repair(opened: Session, blobs: Store, manifests: list[Digest]) -> list[str]:
+def _repair(opened: Session, blobs: Store, manifests: list[Digest], timeout_s: float) -> list[str]:
     """Fetch these datasets again; what went wrong, one sentence each."""
     failures: list[str] = []
     for manifest in manifests:
         try:
-            with opened.peer(blobs) as peer, opened.output.progress("repairing") as report:
-                peer.resolve(opened.asking(manifest))
-                peer.fetch_dataset(manifest, on_progress=lambda seen: report(seen.bytes, seen.bytes_total))
+            with opened.peer(blobs) as peer:
+                peer.resolve(opened.asking(manifest), timeout_s)
+                fill(opened, peer, manifest, timeout_s, title="repairing")
         except DhtDataError as failure:
             failures.append(str(failure))
     return failures

@@ -30,13 +30,20 @@ Report = Callable[[int, int], None]
 """Told (done, total) as work goes on; a total of 0 means not known."""
 
 
+class _Console(Console):
+    """Leaves it to `dhtdata.__main__` what happens when whoever reads us goes away."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Output:
     """The two streams of one command."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self._out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
-        self._err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
+        self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
+        self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
 
     def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         """A command's one result: the document with ``--json``, else what people read."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from dhtdata.cli.held import held
 from dhtdata.cli.output import facts, number, plain, size
@@ -91,32 +92,13 @@ def publish(
             settings=opened.settings,
             progress=lambda seen: report(seen.source_done, seen.source_total),
         )
-    document: dict[str, Any] = {
-        "name": str(done.name),
-        "manifest": done.manifest.hex(),
-        "contents": done.contents.hex(),
-        "sequence": done.sequence,
-        "rows": done.rows,
-        "bytes": done.bytes,
-        "shards": done.shards,
-        "new_shards": done.new_shards,
-        "skipped_hidden": done.skipped_hidden,
-        "dry_run": dry_run,
-    }
-    shown = facts(
-        [
-            ("name", str(done.name)),
-            ("manifest", str(done.manifest)),
-            ("contents", str(done.contents)),
-            ("rows", number(done.rows)),
-            ("size", size(done.bytes)),
-            ("shards", f"{number(done.shards)}, {number(done.new_shards)} new"),
-        ]
-    )
-    if done.skipped_hidden:
-        opened.output.note(f"{number(done.skipped_hidden)} hidden files were skipped.")
+    document = _document(done)
+    shown = _shown(done)
+    for count, kind in ((done.skipped_hidden, "hidden files"), (done.skipped_links, "symbolic links")):
+        if count:
+            opened.output.note(f"{number(count)} {kind} were skipped.")
     if seed:
-        run_seed(opened, [str(done.manifest)], document, [shown])
+        run_seed(opened, [str(done.name).partition("@")[0]], document, [shown])
         return
     opened.output.result(document, shown, plain(_last_line(opened, name, done, dry_run)))
 
@@ -212,6 +194,42 @@ def expand_targets(targets: list[str]) -> list[str]:
     for target in found:
         parse_target(target)
     return found
+
+
+def _document(done: Published) -> dict[str, Any]:
+    return {
+        "name": str(done.name) if done.name else None,
+        "manifest": done.manifest.hex(),
+        "contents": done.contents.hex(),
+        "sequence": done.sequence,
+        "rows": done.rows,
+        "splits": dict(done.splits),
+        "bytes": done.bytes,
+        "new_bytes": done.new_bytes,
+        "shards": done.shards,
+        "new_shards": done.new_shards,
+        "unchanged": done.unchanged,
+        "files": done.files,
+        "skipped_hidden": done.skipped_hidden,
+        "skipped_links": done.skipped_links,
+        "dry_run": done.dry_run,
+    }
+
+
+def _shown(done: Published) -> RenderableType:
+    splits = ", ".join(f"{number(count)} {name}" for name, count in done.splits.items())
+    version = "unchanged: this version was published before" if done.unchanged else f"sequence {done.sequence}"
+    return facts(
+        [
+            ("name", str(done.name) if done.name else "made with the first real publish"),
+            ("version", version),
+            ("manifest", str(done.manifest)),
+            ("contents", str(done.contents)),
+            ("rows", f"{number(done.rows)} ({splits})"),
+            ("size", f"{size(done.bytes)}, {size(done.new_bytes)} new"),
+            ("shards", f"{number(done.shards)}, {number(done.new_shards)} new"),
+        ]
+    )
 
 
 def _splits(sources: list[str], named: list[str]) -> dict[str, list[str]]:

@@ -60,7 +60,10 @@ CacheLimitOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", help="Seconds to search for the dataset.", rich_help_panel=_NETWORK, min=0.1)
+    float,
+    typer.Option(
+        "--timeout", help="Seconds to search, and to wait while nothing arrives.", rich_help_panel=_NETWORK, min=0.1
+    ),
 ]
 TargetArgument = Annotated[
     str,

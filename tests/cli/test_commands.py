@@ -156,8 +156,8 @@ def test_verify_finds_damage_sets_it_aside_and_says_that_nobody_can_repair_it(tm
     damaged = bytearray(shard.read_bytes())
     damaged[-1] ^= 1
     shard.write_bytes(damaged)
-    sentence = machine.fails(4, "verify")
-    assert shard.name in sentence and "ticket" in sentence
+    sentence = machine.fails(4, "verify", "--timeout", "2")
+    assert shard.name in sentence and "nothing arrived for 2 s" in sentence
     assert not shard.exists()
     machine.stop_private_peer()
 
@@ -224,7 +224,7 @@ def test_a_file_where_the_store_should_be_is_a_store_error(tmp_path: Path) -> No
 
 def test_output_that_nobody_reads_ends_quietly(machine: Machine, published: dict[str, Any]) -> None:
     with subprocess.Popen(
-        ["sh", "-c", 'for i in 1 2 3; do "$@"; done; echo $? >&2', "sh", *machine.command("info", "rows")],
+        ["sh", "-c", 'for i in 1 2 3; do "$@"; done; echo $? >&2', "sh", *machine.command(["info", "rows"])],
         cwd=machine.work,
         env=machine.environment,
         stdout=subprocess.PIPE,
