@@ -70,10 +70,11 @@ class SeedProcess:
         return self.running.wait(10)
 
 
-def start_seed(settings: Settings, *targets: str) -> subprocess.Popen[str]:
+def start_seed(settings: Settings, *targets: str, first: str = "") -> subprocess.Popen[str]:
+    """A seed in a process of its own, which runs the statements in ``first`` before anything else."""
     arguments = [str(settings.store), str(settings.home), str(settings.port), ",".join(map(str, settings.bootstrap))]
     return subprocess.Popen(
-        [sys.executable, "-c", _SEED, *arguments, *targets],
+        [sys.executable, "-c", first + _SEED, *arguments, *targets],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -81,9 +82,9 @@ def start_seed(settings: Settings, *targets: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def seeding(settings: Settings, *targets: str) -> Iterator[SeedProcess]:
+def seeding(settings: Settings, *targets: str, first: str = "") -> Iterator[SeedProcess]:
     """A seed that listens, until the block ends."""
-    running = start_seed(settings, *targets)
+    running = start_seed(settings, *targets, first=first)
     try:
         assert running.stdout is not None
         said = running.stdout.readline().split()

@@ -8,8 +8,9 @@ import pytest
 from dhtdata.config import runtime_folder
 from dhtdata.control import PeerClient
 from dhtdata.control.client import socket_path
+from dhtdata.control.protocol import Progress
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import ConfigError, NotFoundError, StoreError
 from dhtdata.formats.records import Address
 from dhtdata.formats.ticket import LocalName, Ticket, parse_target
 from dhtdata.store import Store
@@ -37,7 +38,7 @@ def test_a_ticket_leads_to_every_byte(tmp_path: Path) -> None:
             found = client.resolve(Ticket(publisher.name(), (seed.address,)), 20)
             assert (found.manifest, found.contents, found.stale) == (world.manifest, world.contents, False)
             assert found.name == publisher.name(sequence=1)
-            seen = []
+            seen: list[Progress] = []
             client.fetch_dataset(found.manifest, on_progress=seen.append)
             assert world.held_by(store)
             assert seen[-1].bytes == seen[-1].bytes_total == sum(len(shard.body) for shard in world.shards)
@@ -212,3 +213,74 @@ def test_a_seed_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
         assert not path.exists()
         with pytest.raises(NotFoundError):
             PeerClient.connect(store, seed.settings, start=False)
+
+
+def test_a_provider_killed_in_the_middle_is_replaced_by_another(tmp_path: Path) -> None:
+    world = make_world(10, shards=6, blocks=40, block_bytes=500_000)
+    for name in ("a", "b"):
+        _published(tmp_path / name, world)
+    # The first to be known serves slowly, so that its bytes are still outstanding when it dies.
+    slow = "import os, time\npread = os.pread\nos.pread = lambda *about: (time.sleep(0.02), pread(*about))[1]\n"
+    with (
+        seeding(settings_at(tmp_path / "a"), first=slow) as dying,
+        seeding(settings_at(tmp_path / "b"), first=slow) as living,
+        opened(tmp_path / "c") as (store, settings),
+        PeerClient.connect(store, settings, start=True) as client,
+    ):
+        found = client.resolve(Ticket(world.manifest, (dying.address, living.address)), 20)
+        killed_at: list[int] = []
+
+        def kill_early(seen: Progress) -> None:
+            if not killed_at and client.status().blocks_verified > 20:
+                dying.kill()
+                killed_at.append(seen.bytes)
+
+        client.fetch_dataset(found.manifest, on_progress=kill_early)
+        assert world.held_by(store)
+        assert killed_at
+        assert killed_at[0] < sum(len(shard.body) for shard in world.shards)
+        delivered = {traffic.address: traffic.bytes for traffic in client.status().traffic}
+        assert delivered[str(dying.address)] > 0
+        assert delivered[str(living.address)] > 0
+        assert sum(delivered.values()) == sum(len(shard.body) for shard in world.shards)
+
+
+def test_a_followed_name_brings_its_next_version(tmp_path: Path) -> None:
+    old, new, publisher = make_world(11), make_world(12), Publisher.fresh()
+    _published(tmp_path / "a", old, publisher)
+    soon = "import dhtdata.peer.seeder as seeder\nseeder.FOLLOW_S = 0.3\n"
+    with seeding(settings_at(tmp_path / "a")) as first, opened(tmp_path / "a") as (store, settings):
+        ticket = str(Ticket(publisher.name(), (first.address,)))
+        with seeding(settings_at(tmp_path / "b"), ticket, first=soon) as second:
+            assert second.line().startswith("seeded")
+            new.publish(store)
+            store.put_name_record(publisher.sign(new, 2))
+            with Store.open(second.settings.store) as held:
+                until(lambda: new.held_by(held) and old.held_by(held))
+
+
+def test_a_seed_without_room_waits_and_goes_on_when_there_is(tmp_path: Path) -> None:
+    world = make_world(13)
+    _published(tmp_path / "a", world)
+    gate = tmp_path / "full"
+    gate.touch()
+    full = (
+        "import errno, os\nimport dhtdata.peer.seeder as seeder, dhtdata.store.partial as partial\n"
+        f"seeder.RETRY_S = 0.3\nwrite = partial.write_at\ngate = {str(gate)!r}\n"
+        "def limited(*about):\n    if os.path.exists(gate):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n    write(*about)\n"
+        "partial.write_at = limited\n"
+    )
+    with (
+        seeding(settings_at(tmp_path / "a")) as seed,
+        seeding(settings_at(tmp_path / "b"), str(Ticket(world.manifest, (seed.address,))), first=full),
+        opened(tmp_path / "b") as (store, settings),
+        PeerClient.connect(store, settings, start=False) as client,
+    ):
+        until(lambda: any("no room" in held.state for held in client.status().datasets))
+        shard = world.shards[0]
+        with pytest.raises(StoreError, match="no room"):
+            client.ensure_blocks(world.contents, shard.digest, shard.table_digest, [1], 10)
+        gate.unlink()
+        until(lambda: [held.state for held in client.status().datasets] == ["complete"])
+        assert world.held_by(store)

@@ -19,7 +19,7 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.providers import Remotes
-from dhtdata.transfer.search import Source
+from dhtdata.transfer.search import each
 from dhtdata.transfer.server import BlobServer
 from dhtdata.transfer.swarm import Swarm
 
@@ -81,12 +81,13 @@ class Node:
     def swarm(self, contents: Digest, *providers: Address) -> Swarm:
         """A swarm that knows these providers, and whoever they tell of."""
 
-        async def nobody(_: Digest) -> Source:
-            for address in ():
-                yield address
-
         swarm = Swarm(
-            contents, self.http, self.remotes, discover=nobody, guard=_not(self.address), changed=self.fetcher.wake
+            contents,
+            self.http,
+            self.remotes,
+            discover=lambda _: each(()),
+            guard=_not(self.address),
+            changed=self.fetcher.wake,
         )
         swarm.add(providers, "test", trusted=True)
         self.group.create_task(swarm.run())
