@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError, FormatError, NotFoundError
@@ -106,6 +107,9 @@ class BlobServer:
     @asynccontextmanager
     async def running(self, listen: str, port: int) -> AsyncIterator[int]:
         """Listens until the block ends; yields the port. ConfigError if it is in use."""
+        if HttpRequestParser is HttpRequestParserPy:
+            # Several request-smuggling bugs were in the pure Python parser alone.
+            raise ConfigError("this aiohttp lacks its compiled parser: install a wheel of it, then try again")
         runner = web.ServerRunner(_Gate(self.served, self._answer), shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
