@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhtdata.config import (
+    DEFAULT_PORT,
+    Settings,
+    launched_ranks,
+    load_settings,
+    local_folders,
+    parse_size,
+    runtime_folder,
+)
+from dhtdata.errors import ConfigError
+from dhtdata.formats.records import Address
+
+FILE = """
+store = "/from/file"
+cache_limit = "1GB"
+listen = "127.0.0.1"
+port = 1
+bootstrap = ["192.0.2.1:1", "[2001:db8::1]:1"]
+"""
+ENVIRONMENT = {
+    "DHTDATA_STORE": "/from/environment",
+    "DHTDATA_CACHE_LIMIT": "2GB",
+    "DHTDATA_LISTEN": "127.0.0.2",
+    "DHTDATA_PORT": "2",
+    "DHTDATA_BOOTSTRAP": "192.0.2.2:2, 192.0.2.3:2,",
+}
+FLAGS = {
+    "store": Path("/from/flag"),
+    "cache_limit": 3_000_000_000,
+    "listen": "127.0.0.3",
+    "port": 3,
+    "bootstrap": (Address("192.0.2.4", 3),),
+}
+
+
+def settings(home: Path, flags: Mapping[str, object] = {}, environment: Mapping[str, str] = {}) -> Settings:
+    return load_settings({"home": home, **flags}, environment)
+
+
+def test_without_any_source_the_defaults_hold(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    assert found == Settings(home=tmp_path, store=tmp_path / "store")
+    assert (found.cache_limit, found.listen, found.port, found.bootstrap) == (None, "0.0.0.0", DEFAULT_PORT, ())
+    assert found.keys == tmp_path / "keys"
+
+
+def test_the_home_is_the_users_data_folder_by_default() -> None:
+    found = load_settings({}, {"DHTDATA_STORE": "/elsewhere"})
+    assert found.home == platformdirs.user_data_path("dhtdata")
+
+
+def test_without_arguments_the_environment_is_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DHTDATA_HOME", str(tmp_path))
+    monkeypatch.setenv("DHTDATA_PORT", "77")
+    assert (load_settings().home, load_settings().port) == (tmp_path, 77)
+
+
+def test_flag_over_environment_over_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(FILE)
+    found = settings(tmp_path)
+    assert (found.store, found.cache_limit, found.listen, found.port) == (Path("/from/file"), 10**9, "127.0.0.1", 1)
+    assert found.bootstrap == (Address("192.0.2.1", 1), Address("2001:db8::1", 1))
+    found = settings(tmp_path, {}, ENVIRONMENT)
+    assert (found.store, found.cache_limit, found.listen, found.port) == (
+        Path("/from/environment"),
+        2 * 10**9,
+        "127.0.0.2",
+        2,
+    )
+    assert found.bootstrap == (Address("192.0.2.2", 2), Address("192.0.2.3", 2))
+    found = settings(tmp_path, FLAGS, ENVIRONMENT)
+    assert (found.store, found.cache_limit, found.listen, found.port) == (
+        Path("/from/flag"),
+        3 * 10**9,
+        "127.0.0.3",
+        3,
+    )
+    assert found.bootstrap == (Address("192.0.2.4", 3),)
+
+
+@pytest.mark.parametrize("field", FLAGS)
+def test_each_field_is_taken_from_the_best_source_that_has_it(tmp_path: Path, field: str) -> None:
+    (tmp_path / "config.toml").write_text(FILE)
+    flagged = settings(tmp_path, {field: FLAGS[field]}, ENVIRONMENT)
+    for other in FLAGS:
+        best = settings(tmp_path, FLAGS) if other == field else settings(tmp_path, {}, ENVIRONMENT)
+        assert getattr(flagged, other) == getattr(best, other)
+
+
+def test_a_flag_that_was_not_given_and_an_empty_variable_count_for_nothing(tmp_path: Path) -> None:
+    assert settings(tmp_path, {"port": None}, {"DHTDATA_PORT": ""}).port == DEFAULT_PORT
+
+
+def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    found = load_settings({"home": "here", "store": "~/there"}, {})
+    assert (found.home, found.store) == (tmp_path / "here", Path("/home/someone/there"))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("colour = 1", "unknown key 'colour'; known are store, cache_limit"),
+        ('home = "/elsewhere"', "unknown key 'home'"),
+        ("port =", "cannot be read"),
+        ("store = 5", "store: 5 is not a path"),
+        ('store = "a\\u0000b"', "is not a path"),
+        ('store = "~nobody-of-this-name/x"', "no such user"),
+        ("cache_limit = {}", "is not a size"),
+        ("cache_limit = true", "'True' is not a size"),
+        ('cache_limit = "lots"', "'lots' is not a size"),
+        ("listen = 5", "listen: 5 is not an IP address"),
+        ("listen = true", "listen: True is not an IP address"),
+        ('listen = "localhost"', "'localhost' is not an IP address"),
+        ("port = -1", "port: -1 is not in"),
+        ("port = 65536", "port: 65536 is not in"),
+        ("port = 1.5", "port: 1.5 is not in"),
+        ("port = []", "port: .* is not in"),
+        ('port = "²"', "port: '²' is not in"),
+        ("bootstrap = 5", "bootstrap: 5 is not a list"),
+        ("bootstrap = [5]", "bootstrap: .* is not a list"),
+        ("bootstrap = {}", "bootstrap: .* is not a list"),
+        ('bootstrap = "example.org:80"', "bootstrap: 'example.org' is not an IP address"),
+        ('bootstrap = "192.0.2.1"', "bootstrap: .* is not an address"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        settings(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.toml cannot be read"):
+        settings(tmp_path)
+    (tmp_path / "config.toml").unlink()
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.toml cannot be read"):
+        settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    {
+        "0": 0,
+        "12": 12,
+        " 12 B ": 12,
+        "1kb": 1_000,
+        "1KiB": 1_024,
+        "1.5 GiB": 3 << 29,
+        "200GB": 200 * 10**9,
+        "2TiB": 2 << 40,
+        "0.5MB": 500_000,
+        "9007199254740993": 9_007_199_254_740_993,
+    }.items(),
+)
+def test_a_size_is_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@given(size=st.integers(0, 10**18 - 1))
+def test_a_plain_number_is_that_many_bytes(size: int) -> None:
+    assert parse_size(size) == parse_size(str(size)) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "1 PB", "1.", ".5", "1.2.3", "٣", "1GB extra", "9" * 400])
+def test_other_text_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a size: write it like 200GB"):
+        parse_size(text)
+
+
+def test_sockets_live_in_the_sessions_folder_if_it_is_ours(tmp_path: Path) -> None:
+    folder = runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert folder == tmp_path / "dhtdata"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == folder
+
+
+@pytest.mark.parametrize("named", ["", "/nowhere at all"])
+def test_else_in_a_private_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = runtime_folder({"XDG_RUNTIME_DIR": named})
+    assert folder == tmp_path / f"dhtdata-{os.getuid()}"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dhtdata").mkdir()
+    (tmp_path / "dhtdata").chmod(0o755)
+    with pytest.raises(ConfigError, match="is not a private folder"):
+        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(0o700)
+    (tmp_path / "dhtdata").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is not a private folder"):
+        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dhtdata").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+
+
+def test_the_batch_jobs_folder_comes_first() -> None:
+    assert local_folders({"SLURM_TMPDIR": "/job", "TMPDIR": "/mine"})[:2] == (Path("/job"), Path("/mine"))
+    assert local_folders({"TMPDIR": "/tmp"}) == (Path("/tmp"), Path("/var/tmp"))
+
+
+def test_ranks_are_what_the_launcher_says() -> None:
+    assert launched_ranks({}) is None
+    assert launched_ranks({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}) == (3, 8, 4)
+    assert launched_ranks({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "0"}],
+)
+def test_ranks_that_make_no_sense_are_named(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="make no sense"):
+        launched_ranks(environment)
