@@ -307,7 +307,7 @@ class Vault:
             with self._lock:
                 shard.here.update(blocks)
                 whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
-            if whole:  # requests that met in one shard may each have missed that it became whole
+            if whole:  # from now on it is read as a stored shard: checked once, remembered for every process
                 self._fetch_blocks(shard, list(range(len(shard.table.blocks))))
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)

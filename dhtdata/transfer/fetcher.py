@@ -203,7 +203,7 @@ class Fetcher:
 
     def _dispatch(self, group: asyncio.TaskGroup) -> None:
         for job in list(self._jobs.values()):
-            if job.partial is not None and job.partial.complete and not job.finishing and job.reached is None:
+            if job.partial is not None and job.unfinished:
                 job.finishing = True
                 group.create_task(self._finish(job, job.partial))
         while len(self._transfers) < MAX_TRANSFERS:

@@ -57,8 +57,13 @@ class Job:
 
     @property
     def idle(self) -> bool:
-        """Nobody waits and nothing is on its way."""
-        return not (self.users or self.in_flight or self.finishing)
+        """Nobody waits, nothing is on its way, and no shard with all its blocks is still to be made a blob."""
+        return not (self.users or self.in_flight or self.finishing or self.unfinished)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether all blocks are here and nobody has begun to make the shard a blob."""
+        return self._partial is not None and self._partial.complete and not self.finishing and self.reached is None
 
     def opened(self, partial: Partial) -> None:
         self._partial = partial

@@ -14,10 +14,15 @@ from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, NotFoundError, StoreError
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.formats.records import Address
+from dhtdata.store import Store
 from dhtdata.store import partial as partial_module
 from tests.peer.worlds import Shard, make_world, world_of
 from tests.transfer.evil import KINDS, evil
 from tests.transfer.swarming import NewStore, node, run, until
+
+
+def _is_whole(store: Store, shard: Shard) -> bool:
+    return any(path.name == str(shard.digest) for path in (store.path / "blobs").rglob("*"))
 
 
 def _blobs(*shards: Shard) -> dict[str, bytes]:
@@ -96,6 +101,28 @@ def test_a_few_blocks_are_fetched_alone(new_store: NewStore) -> None:
             assert me.fetcher.blocks_verified == 2
             with pytest.raises(NotFoundError, match="22 blocks"):
                 await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [22], urgent=True)
+
+    run(main())
+
+
+def test_a_shard_asked_for_in_parts_becomes_a_blob_once_all_parts_are_here(new_store: NewStore) -> None:
+    world = make_world(shards=4, blocks=16)
+
+    a = new_store("a")
+    b = new_store("b")
+    world.publish(a)
+    world.publish_small(b)
+
+    async def main() -> None:
+        async with node(a) as seed, node(b) as me:
+            swarm = me.swarm(world.contents, seed.address)
+            async with asyncio.TaskGroup() as group:
+                for shard in world.shards:
+                    for position in range(len(shard.table.blocks)):
+                        group.create_task(
+                            me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [position], urgent=True)
+                        )
+            await until(lambda: all(_is_whole(b, shard) for shard in world.shards))
 
     run(main())
 
