@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +25,7 @@ from dhtdata.cli.session import (
     session,
 )
 from dhtdata.cli.summary import statistics_table
-from dhtdata.cli.values import cell, to_json
+from dhtdata.cli.values import as_document, cell, to_json
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.schema import Field
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
@@ -64,7 +63,7 @@ def head(
     rows = list(zip(*(columns_of[name] for name in names), strict=True))
     found = [{name: to_json(value) for name, value in zip(names, row, strict=True)} for row in rows]
     document = {"split": chosen, "rows_total": total, "rows": found}
-    drawn = rows_table(names, [[cell(value) for value in row] for row in rows])
+    drawn = rows_table(names, [[cell(value) for value in row] for row in rows], opened.output.width)
     opened.output.result(document, drawn, plain(f"{len(rows)} of {number(total)} rows of split {chosen}."))
 
 
@@ -133,7 +132,7 @@ def _document(entry: Held, stale: bool, statistics: Statistics | None) -> dict[s
             }
             for split in contents.splits
         ],
-        "statistics": json.loads(statistics.encode()) if statistics is not None else None,
+        "statistics": as_document(statistics) if statistics is not None else None,
     }
 
 

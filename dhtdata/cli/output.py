@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 160
-MANY_COLUMNS = 12
+MANY_COLUMNS = 8
+GAP_WIDTH = 3
 SHORT_DIGITS = 12
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -44,6 +45,11 @@ class Output:
         self.as_json = as_json
         self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
         self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
+
+    @property
+    def width(self) -> int:
+        """Columns of the screen, or what a pipe gets."""
+        return self._out.width
 
     def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         """A command's one result: the document with ``--json``, else what people read."""
@@ -116,17 +122,28 @@ def blank_table(*columns: str, right: Sequence[str] = ()) -> Table:
     return drawn
 
 
-def rows_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    """Rows of a dataset, one a line and cut to fit; with many columns one below the other, one value a line."""
+def rows_table(names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> RenderableType:
+    """Rows of a dataset, at least one: a line each, cut to fit; with many columns one value a line."""
     if len(names) > MANY_COLUMNS:
         blocks = [facts([("", f"row {number}"), *zip(names, row, strict=True)]) for number, row in enumerate(rows)]
         return Group(*(piece for block in blocks for piece in (block, "")))
     drawn = blank_table(*names)
-    for column in drawn.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
+    wanted = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    for column, fitted in zip(drawn.columns, fit(wanted, width - GAP_WIDTH * len(names)), strict=True):
+        column.no_wrap, column.overflow, column.max_width = True, "ellipsis", fitted
     for row in rows:
         drawn.add_row(*map(escape, row))
     return drawn
+
+
+def fit(wanted: Sequence[int], width: int) -> list[int]:
+    """Widths that share ``width``: short columns get what they want, long ones equal parts of the rest."""
+    fitted = [0] * len(wanted)
+    left = width
+    for done, place in enumerate(sorted(range(len(wanted)), key=lambda place: wanted[place])):
+        fitted[place] = max(1, min(wanted[place], left // (len(wanted) - done)))
+        left -= fitted[place]
+    return fitted
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Table:

@@ -10,7 +10,8 @@ from dhtdata.formats.statistics import ColumnStatistics, Histogram, SplitStatist
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN_TOP = 3
-_SHOWN_CHARACTERS = 20
+_SHOWN_CHARACTERS = 14
+_MOST_BARS = 10
 
 
 def statistics_table(split: SplitStatistics) -> RenderableType:
@@ -32,9 +33,11 @@ def statistics_table(split: SplitStatistics) -> RenderableType:
 
 
 def bars(histogram: Histogram) -> str:
-    """Counts as bars, the highest one full; an empty bin is blank."""
-    highest = max(histogram.counts) or 1
-    return "".join(_BARS[max(0, -(-count * len(_BARS) // highest) - 1)] if count else " " for count in histogram.counts)
+    """Counts as at most ten bars, the highest one full; an empty one is blank."""
+    together = -(-len(histogram.counts) // _MOST_BARS)
+    counts = [sum(histogram.counts[first : first + together]) for first in range(0, len(histogram.counts), together)]
+    highest = max(counts) or 1
+    return "".join(_BARS[max(0, -(-count * len(_BARS) // highest) - 1)] if count else " " for count in counts)
 
 
 def _range(column: ColumnStatistics) -> tuple[str, str]:
@@ -45,7 +48,7 @@ def _range(column: ColumnStatistics) -> tuple[str, str]:
 
 def _mean(column: ColumnStatistics) -> str:
     if column.mean is not None:
-        return f"{column.mean:,.4g}"
+        return f"{column.mean:,.0f}" if 1_000 <= abs(column.mean) < 1e15 else f"{column.mean:.4g}"
     return f"length {column.lengths.mean:,.0f}" if column.lengths is not None else ""
 
 
@@ -53,6 +56,6 @@ def _value(value: Value) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:,.6g}"
+        return f"{value:.6g}"
     text = cell(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

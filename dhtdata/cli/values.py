@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from dhtdata.formats.codec import encode_json
 
 CELL_CHARACTERS = 160
 _SHOWN_BYTES = 16
@@ -39,6 +42,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(inner) for inner in value]
     return str(value)
+
+
+def as_document(value: Any) -> Any:
+    """A struct of ours (a message, statistics) as plain JSON values; digests as hexadecimal digits."""
+    return json.loads(encode_json(value))
 
 
 def _visible(letter: str) -> str:

@@ -6,7 +6,6 @@ import platform
 import time
 from importlib.metadata import version as installed_version
 
-import msgspec
 from rich.console import RenderableType
 
 from dhtdata.cli.output import blank_table, facts, number, percent, short, size, table
@@ -22,6 +21,7 @@ from dhtdata.cli.session import (
     TargetArgument,
     session,
 )
+from dhtdata.cli.values import as_document
 from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.ticket import parse_target
@@ -43,7 +43,7 @@ def status(store: StoreOption = None, home: HomeOption = None, as_json: JsonOpti
 
 def show_status(opened: Session, seen: PeerStatus) -> None:
     """A peer's status as facts and two tables."""
-    document = msgspec.to_builtins(seen, enc_hook=str)
+    document = as_document(seen)
     where = ", ".join(seen.addresses) or "nowhere: it is private and serves nobody"
     shown = [
         ("peer", f"{seen.kind}, process {seen.pid}, version {seen.version}, up {_duration(seen.uptime_s)}"),
@@ -79,7 +79,7 @@ def peers(
                 if peer is None:
                     raise NotFoundError(f"no peer runs on the store {blobs.path}: start one with dhtdata seed")
                 traffic = peer.status().traffic
-            document = {"traffic": msgspec.to_builtins(traffic)}
+            document = {"traffic": as_document(traffic)}
             opened.output.result(
                 document, _traffic_table(traffic) if traffic else "No peer has delivered anything yet."
             )
@@ -90,7 +90,7 @@ def peers(
         document = {
             "manifest": found.manifest.hex(),
             "contents": found.contents.hex(),
-            "providers": msgspec.to_builtins(providers),
+            "providers": as_document(providers),
         }
         shown = _providers_table(providers) if providers else "Nobody who was asked provides this dataset now."
         opened.output.result(document, shown)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhtdata.cli.output import Output, percent, size
+from dhtdata.cli.output import Output, fit, percent, rows_table, size
+from dhtdata.cli.summary import bars
 from dhtdata.cli.values import CELL_CHARACTERS, cell, to_json
+from dhtdata.formats.statistics import Histogram
 
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.decimals(),
@@ -71,3 +73,33 @@ def test_a_json_result_is_exactly_one_line(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr()
     assert shown.err == ""
     assert shown.out.count("\n") == 1 and json.loads(shown.out) == {"text": "two\nlines, ünïcode"}
+
+
+@given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_a_histogram_becomes_at_most_ten_bars_and_no_count_vanishes(counts: list[int]) -> None:
+    drawn = bars(Histogram(of="values", low=0.0, high=1.0, counts=tuple(counts)))
+    assert 1 <= len(drawn) <= 10
+    assert ("█" in drawn) == any(counts)
+    assert (" " in drawn) <= (0 in counts)
+
+
+@given(wanted=st.lists(st.integers(1, 500), min_size=1, max_size=8), width=st.integers(40, 200))
+def test_columns_share_a_width_and_a_short_one_is_never_cut_before_a_longer_one(wanted: list[int], width: int) -> None:
+    fitted = fit(wanted, width)
+    assert sum(fitted) == min(width, sum(wanted))
+    assert all(1 <= given <= want for given, want in zip(fitted, wanted, strict=True))
+    longest_whole = max((want for given, want in zip(fitted, wanted, strict=True) if given == want), default=0)
+    assert all(given == want or want >= longest_whole for given, want in zip(fitted, wanted, strict=True))
+
+
+def test_a_short_column_is_shown_however_long_the_others_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=False).result({}, rows_table(["id", "text", "more"], [["1234567", "x" * 500, "y" * 90]], 100))
+    shown = capsys.readouterr().out
+    assert "1234567" in shown and max(map(len, shown.splitlines())) <= 100
+
+
+def test_rows_of_many_columns_show_every_value(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"column{number}" for number in range(30)]
+    Output(as_json=False).result({}, rows_table(names, [[f"value{number}" for number in range(30)]], 100))
+    shown = capsys.readouterr().out
+    assert all(f"value{number}" in shown for number in range(30))
