@@ -63,7 +63,7 @@ _MIB = 1 << 20
 def main() -> None:
     given = arguments(__doc__ or "")
     size = QUICK_BYTES if given.quick else FULL_BYTES
-    repeats = 1 if given.quick else 3
+    repeats = 3
     with temporary_folder() as folder:
         source = folder / "source.parquet"
         stored_bytes = write_source(source, size, SEED)

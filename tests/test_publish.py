@@ -663,17 +663,24 @@ def test_credentials_are_stripped_from_urls(url: str, kept: str) -> None:
     assert without_credentials(url) == kept
 
 
-def test_a_broken_file_among_good_ones_leaves_nothing_visible(store: Store, settings: Settings, tmp_path: Path) -> None:
+def test_a_file_that_breaks_off_midway_leaves_nothing_visible(store: Store, settings: Settings, tmp_path: Path) -> None:
     for number in range(3):
-        pq.write_table(random_table(3_000, number), tmp_path / f"{number}.parquet")
+        pq.write_table(random_table(12_000, number), tmp_path / f"{number}.parquet", write_page_checksum=True)
     content = (tmp_path / "2.parquet").read_bytes()
     middle = len(content) // 2
-    (tmp_path / "2.parquet").write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
-    # Zeros inside a page: whatever the reader finds wrong, the file is named, or the values are simply other ones.
-    with contextlib.suppress(FormatError, ConfigError):
-        publish(str(tmp_path / "*.parquet"), name="rows", store=store, settings=settings)
-        return
+    (tmp_path / "2.parquet").write_bytes(content[:middle] + bytes(4_096) + content[middle + 4_096 :])
+    rows: list[int] = []
+    with pytest.raises(FormatError, match=r"2\.parquet cannot be read as Parquet"):
+        publish(
+            str(tmp_path / "*.parquet"),
+            name="rows",
+            store=store,
+            settings=settings,
+            progress=lambda part: rows.append(part.rows),
+        )
+    assert rows[-1] >= 24_000
     assert (store.manifests(), store.names()) == ([], [])
+    assert not list((settings.store / "incoming").glob("*"))
 
 
 # Memory

@@ -16,7 +16,7 @@ import collections
 import decimal
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def _summary(array: pa.Array) -> ColumnSummary:
         if missing is not None:
             lengths = lengths[~missing]
         summary.lengths = (int(lengths.min()), int(lengths.max()), int(lengths.sum(dtype=np.int64)))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         bounds = pc.min_max(array.cast(pa.large_binary() if width == 8 else pa.binary()))
         summary.low, summary.high = bounds["min"].as_py(), bounds["max"].as_py()
     elif pa.types.is_decimal(kind):
@@ -137,14 +137,14 @@ def _numbers(array: pa.Array) -> NDArray[Any] | None:
     """Values that are not null, as numbers; None if the type has none."""
     kind = array.type
     types = pa.types
+    if not _is_number(kind):
+        return None
     if types.is_boolean(kind):
         array, number = array.cast(pa.uint8()), np.dtype("u1")
-    elif types.is_integer(kind) or types.is_floating(kind):
-        number = np.dtype(kind.to_pandas_dtype())
-    elif types.is_temporal(kind) and not types.is_interval(kind):
+    elif types.is_temporal(kind):
         number = np.dtype(f"i{kind.bit_width // 8}")
     else:
-        return None
+        number = np.dtype(kind.to_pandas_dtype())
     values = np.frombuffer(array.buffers()[1], number, len(array), array.offset * number.itemsize)
     missing = null_mask(array)
     return values if missing is None else values[~missing]
@@ -256,107 +256,97 @@ def _unless_all(default: Any, entries: list[Any]) -> tuple[Any, ...]:
     return () if all(entry == default for entry in entries) else tuple(entries)
 
 
-@dataclass
-class _Kept:
-    """What the sample holds of one column, row for row: a number or length, and a text or integer to count."""
-
-    numbers: list[NDArray[np.float64]] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
-
-
 class Sample:
     """Bounded sample of the rows of one split, for histograms and top values."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._cap = max(1, min(formats.MAX_SAMPLE_ROWS, _SAMPLED_VALUES // max(1, len(schema))))
-        self._limit = (1 << 64) - 1
+        self._limit = np.uint64((1 << 64) - 1)
         self._rows = 0
         self._keys = np.zeros(0, dtype=np.uint64)
-        self._kept = [_Kept() for _ in schema]
+        # Per column, parallel to the keys: lengths, NaN where there is none; and values to count.
+        self._lengths: list[list[NDArray[np.float64]]] = [[] for _ in schema]
+        self._values: list[list[pa.Array]] = [[] for _ in schema]
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Sees the next rows of the split."""
         keys = mixed(np.arange(self._rows + 1, self._rows + 1 + batch.num_rows, dtype=np.uint64))
         self._rows += batch.num_rows
-        chosen = np.nonzero(keys <= np.uint64(self._limit))[0]
+        chosen = np.nonzero(keys <= self._limit)[0]
+        if not len(chosen):
+            return
         self._keys = np.concatenate([self._keys, keys[chosen]])
-        for kept, column in zip(self._kept, batch.columns, strict=True):
-            kept.numbers.append(_sampled_numbers(column, chosen))
-            kept.values += _sampled_values(column, chosen)
-        self._shrink()
+        for position, column in enumerate(batch.columns):
+            if width := offset_width(column.type):
+                lengths = _lengths(column, width, chosen)
+                self._lengths[position].append(lengths)
+                if _is_text(column.type):
+                    # Long texts are not even copied.
+                    short = pa.array(chosen, pa.int64(), mask=~(lengths <= formats.PREFIX_BYTES))
+                    self._values[position].append(column.take(short))
+            elif _is_number(column.type):
+                self._values[position].append(column.take(pa.array(chosen)))
+        while np.count_nonzero(self._keys <= self._limit) > self._cap:
+            self._limit >>= np.uint64(1)
+        if len(self._keys) > 2 * self._cap:
+            self._shrink()
 
     def _shrink(self) -> None:
-        if len(self._keys) <= self._cap:
+        """Let go of the rows that missed the limit since they were drawn."""
+        stays = self._keys <= self._limit
+        if stays.all():
             return
-        while np.count_nonzero(self._keys <= np.uint64(self._limit)) > self._cap:
-            self._limit >>= 1
-        stays = self._keys <= np.uint64(self._limit)
         self._keys = self._keys[stays]
-        for kept in self._kept:
-            kept.numbers = [np.concatenate(kept.numbers)[stays]]
-            kept.values = [value for value, stay in zip(kept.values, stays.tolist(), strict=True) if stay]
+        mask = pa.array(stays)
+        self._lengths = [[np.concatenate(parts)[stays]] if parts else [] for parts in self._lengths]
+        self._values = [[pa.concat_arrays(parts).filter(mask)] if parts else [] for parts in self._values]
 
     @property
     def rows(self) -> int:
-        return len(self._keys)
+        return int(np.count_nonzero(self._keys <= self._limit))
 
     def histogram(self, position: int) -> Histogram | None:
-        numbers = self._kept[position].numbers
-        of = "lengths" if offset_width(self._schema.field(position).type) else "values"
-        return _histogram(np.concatenate(numbers), of) if numbers else None
+        self._shrink()
+        if self._lengths[position]:
+            return _histogram(np.concatenate(self._lengths[position]), "lengths")
+        if not self._values[position] or not len(self._keys):
+            return None
+        numbers = _numbers(pa.concat_arrays(self._values[position]))
+        return None if numbers is None else _histogram(numbers.astype(np.float64), "values")
 
     def top(self, position: int) -> tuple[TopValue, ...]:
         """Values seen at least twice, most frequent first, equal counts by their text."""
-        counts = collections.Counter(value for value in self._kept[position].values if value is not None)
+        self._shrink()
+        kind = self._schema.field(position).type
+        if not self._values[position] or pa.types.is_floating(kind):
+            return ()
+        values = pa.concat_arrays(self._values[position])
+        if pa.types.is_temporal(kind):
+            values = values.view(f"int{kind.bit_width}")
+        counts = collections.Counter(values.drop_null().to_pylist())
         repeated = [(value, count) for value, count in counts.items() if count > 1]
         repeated.sort(key=lambda entry: (-entry[1], str(entry[0])))
         return tuple(TopValue(value=value, count=count) for value, count in repeated[: formats.MAX_TOP])
 
 
-def _sampled_numbers(array: pa.Array, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One number for each chosen row; NaN where there is none."""
-    width = offset_width(array.type)
-    if width:
-        offsets = offsets_of(array, width)
-        numbers = (offsets[1:][chosen] - offsets[:-1][chosen]).astype(np.float64) if len(array) else np.zeros(0)
-        missing = null_mask(array)
-        if missing is not None:
-            numbers[missing[chosen]] = np.nan
-        return numbers
-    numbers = np.full(len(chosen), np.nan)
-    taken = array.take(pa.array(chosen)) if _countable(array.type) or pa.types.is_floating(array.type) else None
-    found = None if taken is None else _numbers(taken)
-    if found is not None:
-        missing = null_mask(taken)
-        numbers[slice(None) if missing is None else ~missing] = found.astype(np.float64)
-    return numbers
+def _lengths(array: pa.Array, width: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    offsets = offsets_of(array, width)
+    lengths = (offsets[1:][chosen] - offsets[:-1][chosen]).astype(np.float64)
+    missing = null_mask(array)
+    if missing is not None:
+        lengths[missing[chosen]] = np.nan
+    return lengths
 
 
-def _sampled_values(array: pa.Array, chosen: NDArray[np.int64]) -> list[Any]:
-    """One value to count for each chosen row; None where there is none, or a text is longer than 64 bytes."""
-    kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        offsets = offsets_of(array, offset_width(kind))
-        if not len(chosen):
-            return []
-        # Long texts are not even copied.
-        long = offsets[1:][chosen] - offsets[:-1][chosen] > formats.PREFIX_BYTES
-        texts: list[Any] = array.take(pa.array(chosen, pa.int64(), mask=long)).to_pylist()
-        return texts
-    if not _countable(kind):
-        return [None] * len(chosen)
-    taken = array.take(pa.array(chosen))
-    if not pa.types.is_boolean(kind):
-        taken = taken.view(f"int{kind.bit_width}") if pa.types.is_temporal(kind) else taken
-    values: list[Any] = taken.to_pylist()
-    return values
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _countable(kind: pa.DataType) -> bool:
+def _is_number(kind: pa.DataType) -> bool:
     types = pa.types
     temporal = types.is_temporal(kind) and not types.is_interval(kind)
-    return types.is_boolean(kind) or types.is_integer(kind) or temporal
+    return bool(types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or temporal)
 
 
 def _histogram(numbers: NDArray[np.float64], of: str) -> Histogram | None:

@@ -58,7 +58,13 @@ class ParquetReader:
                     yield from small(batch)
 
     def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=_READ_BUFFER_BYTES, memory_map=False)
+        return pq.ParquetFile(
+            self.path,
+            pre_buffer=False,
+            buffer_size=_READ_BUFFER_BYTES,
+            memory_map=False,
+            page_checksum_verification=True,
+        )
 
 
 def _row_bytes(batch: pa.RecordBatch) -> float:
