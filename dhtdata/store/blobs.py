@@ -61,8 +61,8 @@ class Blobs:
         """Make the folders, remove temporary files whose owner is gone. Callers hold the store's lock."""
         for folder in (self._final, self._incoming, self._quarantine):
             make_folder(folder)
-        for entry in os.scandir(self._incoming):
-            _remove_if_ownerless(Path(entry.path))
+        for name in os.listdir(self._incoming):
+            _remove_if_ownerless(self._incoming / name)
 
     def now_s(self) -> float:
         return self._clock()
@@ -72,19 +72,29 @@ class Blobs:
         return self._final / text[:2] / text
 
     def has(self, digest: Digest) -> bool:
-        """Whether the blob is here and as it should be."""
+        """Whether the blob is here and as it should be. To ask is not to use it."""
         try:
-            self.path_of(digest)
+            self._sound_path(digest)
         except (NotFoundError, IntegrityError):
             return False
         return True
 
+    def held(self) -> set[bytes]:
+        """Digests of all blobs that have a row."""
+        with self._database.reading() as connection:
+            return {row[0] for row in connection.execute("SELECT digest FROM blobs")}
+
     def size(self, digest: Digest) -> int:
-        with store_errors(path := self.path_of(digest)):
+        with store_errors(path := self._sound_path(digest)):
             return path.stat().st_size
 
     def path_of(self, digest: Digest) -> Path:
         """Where the blob is. NotFoundError if it is not here, IntegrityError if it was and its bytes have changed."""
+        path = self._sound_path(digest)
+        self._touch(digest)
+        return path
+
+    def _sound_path(self, digest: Digest) -> Path:
         path = self.final_path(digest)
         with self._database.reading() as connection:
             row = connection.execute("SELECT size, mtime_ns, inode FROM blobs WHERE digest = ?", (digest,)).fetchone()
@@ -95,7 +105,6 @@ class Blobs:
             raise NotFoundError(f"blob {digest} is not in this store")
         if row != _identity(status):
             self.verify(digest)
-        self._touch(digest)
         return path
 
     def read(self, digest: Digest, limit_bytes: int) -> bytes:
@@ -166,15 +175,13 @@ class Blobs:
 
     def all_digests(self) -> list[Digest]:
         """Every blob that has a row or a file, ascending."""
-        with self._database.reading() as connection:
-            found = {row[0] for row in connection.execute("SELECT digest FROM blobs")}
-        return [Digest(value) for value in sorted(found.union(self.filed()))]
+        return [Digest(value) for value in sorted(self.held().union(self.filed()))]
 
     def filed(self) -> Iterator[Digest]:
         """Digests of all files under a final path, with a row or without."""
         with store_errors(self._final):
-            for folder in os.scandir(self._final):
-                for name in os.listdir(folder.path):
+            for folder in os.listdir(self._final):
+                for name in os.listdir(self._final / folder):
                     try:
                         yield Digest.parse(name)
                     except FormatError:
@@ -259,7 +266,7 @@ class BlobWriter:
 
     def __init__(self, blobs: Blobs, folder: Path, digest: Digest | None) -> None:
         self._blobs = blobs
-        self._hasher = Hasher() if digest is None else None
+        self._hasher = Hasher()
         self._digest = digest
         self._written = 0
         self._path = folder
@@ -272,7 +279,7 @@ class BlobWriter:
 
     def digest(self) -> Digest:
         """Digest of what was written so far, or the one that was given."""
-        return self._hasher.digest() if self._hasher is not None else self._known()
+        return self._digest if self._digest is not None else self._hasher.digest()
 
     def write(self, *parts: Buffer) -> None:
         """Append bytes. StoreError if the disk is full."""
@@ -281,7 +288,7 @@ class BlobWriter:
         with store_errors(self._path, count):
             write_all(self._descriptor, views)
         self._written += count
-        if self._hasher is not None:
+        if self._digest is None:
             for view in views:
                 self._hasher.update(view)
 
@@ -311,11 +318,6 @@ class BlobWriter:
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _known(self) -> Digest:
-        if self._digest is None:
-            raise StoreError(f"{self._path}: no digest is known")
-        return self._digest
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

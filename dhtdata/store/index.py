@@ -53,20 +53,23 @@ class Database:
         self._fork_pending = False
         _databases.add(self)
 
-    def create(self, store_id: bytes) -> None:
-        """Make the schema if the file is new. StoreError if a newer program made it. Callers hold the store's lock."""
+    def create(self, new_id: bytes) -> bytes:
+        """Make the schema if the file is new; the store's id. StoreError if a newer program made it.
+
+        Callers hold the store's lock.
+        """
         with self._lend() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise StoreError(f"{self.path} has format version {version}: upgrade dhtdata, or use another store")
-            if version == SCHEMA_VERSION:
-                return
-            if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-                raise StoreError(f"{self.path}: this file system cannot hold a store: use a folder on a local disk")
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; "
-                f"INSERT INTO meta VALUES('id', x'{store_id.hex()}'); COMMIT;"
-            )
+            if version < SCHEMA_VERSION:
+                if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+                    raise StoreError(f"{self.path}: this file system cannot hold a store: use a folder on a local disk")
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; "
+                    f"INSERT INTO meta VALUES('id', x'{new_id.hex()}'); COMMIT;"
+                )
+            return bytes(connection.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -79,13 +82,8 @@ class Database:
         """One write transaction: committed at the end, rolled back by any exception. Excludes all other writers."""
         with self._lend() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            yield connection
+            connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close idle connections and refuse new ones. Lent connections are closed when they come back."""
@@ -111,11 +109,20 @@ class Database:
             with self._changed:
                 self._lent -= 1
                 if connection is not None:
-                    if self._closed or len(self._idle) >= _MAX_IDLE:
-                        connection.close()
-                    else:
-                        self._idle.append(connection)
+                    self._take_back(connection)
                 self._changed.notify_all()
+
+    def _take_back(self, connection: sqlite3.Connection) -> None:
+        """Roll back what was not committed; keep the connection for the next if it is sound."""
+        try:
+            connection.rollback()
+        except sqlite3.Error:
+            connection.close()  # which ends the transaction, too
+            return
+        if self._closed or len(self._idle) >= _MAX_IDLE:
+            connection.close()
+        else:
+            self._idle.append(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

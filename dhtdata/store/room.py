@@ -108,14 +108,14 @@ class Room:
     def missing(self, manifest: Digest) -> list[Digest]:
         """Blobs that the manifest is known to lead to and that are not here, ascending."""
         reach = self.reach(manifest)
-        held = self._held()
+        held = self._blobs.held()
         return [Digest(value) for value in sorted((reach.small | reach.sizes.keys()) - held)]
 
     def completeness(self, manifest: Digest) -> Completeness:
         reach = self.reach(manifest)
         if not reach.byte_count:
             raise NotFoundError(f"manifest {manifest} or its contents are not in this store: fetch them first")
-        held = self._held()
+        held = self._blobs.held()
         here = [digest for digest in reach.sequence if digest in held]
         begun: dict[bytes, int] = {}
         for entry in self._partials.entries():
@@ -128,20 +128,6 @@ class Room:
             bytes=reach.byte_count,
             complete=reach.whole and len(here) == len(reach.sequence) and reach.small <= held,
         )
-
-    def shard_bits(self, manifest: Digest) -> bytes:
-        """One bit a shard by ordinal, the lowest bit of each byte first; set if the whole shard is here.
-
-        NotFoundError unless every index is here: without them ordinals mean nothing.
-        """
-        reach = self.reach(manifest)
-        if not reach.mapped:
-            raise NotFoundError(f"indexes of manifest {manifest} are not in this store: fetch them first")
-        held = self._held()
-        bits = bytearray(-(-len(reach.sequence) // 8))
-        for ordinal, digest in enumerate(reach.sequence):
-            bits[ordinal >> 3] |= (digest in held) << (ordinal & 7)
-        return bytes(bits)
 
     def usage(self) -> Usage:
         """What the store takes."""
@@ -230,12 +216,8 @@ class Room:
                 "run dhtdata gc, or use another store (--store)"
             )
 
-    def _held(self) -> set[bytes]:
-        with self._database.reading() as connection:
-            return {row[0] for row in connection.execute("SELECT digest FROM blobs")}
-
     def _adopt_strays(self) -> None:
-        held = self._held()
+        held = self._blobs.held()
         for digest in self._blobs.filed():
             if digest not in held:
                 with suppress(IntegrityError, NotFoundError):  # quarantined, or gone by now: no garbage of ours

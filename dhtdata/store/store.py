@@ -20,7 +20,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +73,14 @@ class Store:
             refuse_network(path)
             os.chmod(path, 0o700)
         store = cls(path, Database(path / "index.sqlite"), cache_limit, clock)
-        with store_errors(path, 4_096), _locked(path / "store.lock"):
-            store._database.create(random_id())
-            store._blobs.create()
-            store._partials.create()
-        with store._database.reading() as connection:
-            store.id = connection.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0]
+        try:
+            with store_errors(path, 4_096), _locked(path / "store.lock"):
+                store.id = store._database.create(random_id())
+                store._blobs.create()
+                store._partials.create()
+        except BaseException:
+            store._database.close()
+            raise
         return store
 
     def close(self) -> None:
@@ -99,6 +101,11 @@ class Store:
     def has(self, digest: Digest) -> bool:
         """Whether the whole blob is here, as it should be."""
         return self._blobs.has(digest)
+
+    def held(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of many blobs that are here, by the index alone: milliseconds for 30,000, where `has` takes seconds."""
+        held = self._blobs.held()
+        return {digest for digest in digests if digest in held}
 
     def retain(self, digest: Digest) -> bool:
         """`has`, for who is about to publish something that refers to it: `gc` keeps it for another grace period."""
@@ -188,10 +195,6 @@ class Store:
     def completeness(self, manifest: Digest) -> Completeness:
         """How much of a dataset is here. NotFoundError if not even its contents are."""
         return self._room.completeness(manifest)
-
-    def shard_bits(self, manifest: Digest) -> bytes:
-        """One bit a shard by ordinal, lowest bit first. NotFoundError unless all indexes are here."""
-        return self._room.shard_bits(manifest)
 
     def gc(self, *, grace_s: float = GRACE_S) -> int:
         """Drop what no listed manifest leads to and is older than ``grace_s``; bytes freed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.store import Store
-from tests.store.samples import files_under, rot
+from tests.store.samples import files_under, rot, shard
 
 SIZES = {
     "nothing: an empty file is a blob too": 0,
@@ -270,3 +272,92 @@ def test_a_mapped_blob_stays_readable_after_it_was_dropped(tmp_path: Path) -> No
             assert store.gc(grace_s=0) == 6
             assert not store.has(digest)
             assert file.read() == b"mapped"
+
+
+def test_a_block_of_the_disk_that_cannot_be_read_is_damage_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tmp_path) as store:
+        bad, good = store.put(b"on a bad block"), store.put(b"elsewhere")
+        inode, real = store.path_of(bad).stat().st_ino, os.read
+
+        def read(descriptor: int, count: int) -> bytes:
+            if os.fstat(descriptor).st_ino == inode:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(descriptor, count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.read", read)
+            states = {result.digest: result.state for result in store.scrub()}
+        assert states == {bad: "corrupt", good: "ok"}
+
+
+def test_any_other_failure_to_read_is_an_operators_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path) as store:
+        digest = store.put(b"x")
+
+        def read(descriptor: int, count: int) -> bytes:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.read", read)
+            with pytest.raises(StoreError, match="Cannot allocate memory"):
+                list(store.scrub())
+        assert store.has(digest)
+        path = store.path_of(digest)
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.touch()
+        with pytest.raises(StoreError, match="Not a directory"):
+            store.path_of(digest)
+
+
+def test_a_sweep_between_making_and_locking_a_temporary_file_takes_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+    swept: list[Path] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not swept:
+            swept.extend((tmp_path / "incoming").iterdir())
+            swept[0].unlink()
+        real(descriptor, how)
+
+    with Store.open(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("fcntl.flock", flock)
+            writer = store.new_blob()
+        with writer:
+            writer.write(b"x")
+            assert writer.commit().read_bytes() == b"x"
+        assert len(swept) == 1
+
+
+def test_a_temporary_file_that_cannot_be_locked_is_an_operators_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with Store.open(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("fcntl.flock", flock)
+            with pytest.raises(StoreError, match="No locks available"):
+                store.new_blob()
+            with pytest.raises(StoreError, match="No locks available"):
+                store.partial(shard(1).digest, shard(1).table)
+        assert store.partials() == []
+
+
+def test_a_stray_that_is_no_file_is_an_operators_matter(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    (tmp_path / "incoming" / "folder").mkdir()
+    with pytest.raises(StoreError, match="incoming/folder"):
+        Store.open(tmp_path)
+
+
+def test_many_blobs_are_looked_up_at_once(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        here = {store.put(bytes([i])) for i in range(5)}
+        assert store.held([*here, Digest.of(b"not here")]) == here

@@ -141,6 +141,8 @@ def dies_at_step(number: int, act: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.slow_e2e
+@pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["put", "partial"])
 def test_a_crash_between_any_two_steps_leaves_a_sound_store(tmp_path: Path, kind: str) -> None:
@@ -349,6 +351,27 @@ def test_a_disk_full_to_the_last_byte_still_serves_and_recovers(small_disk: Path
         stored += [store.put(f"small {i}".encode() * 300) for i in range(200)]
         assert all(store.has(digest) for digest in before + stored)
     check_sound(small_disk / "store", before + stored)
+
+
+def test_a_store_cannot_be_made_on_a_full_disk_and_can_once_there_is_room(small_disk: Path) -> None:
+    ballast = (small_disk / "ballast").open("wb", buffering=0)
+    with ballast, pytest.raises(OSError):
+        while True:
+            ballast.write(bytes(4_096))
+    refused = 0
+    # A page more each time, so that making a store fails at another step each time.
+    while True:
+        try:
+            Store.open(small_disk / "store").close()
+            break
+        except StoreError as failure:
+            assert str(small_disk) in str(failure)
+            refused += 1
+            os.truncate(small_disk / "ballast", (small_disk / "ballast").stat().st_size - 4_096)
+    assert refused > 3
+    (small_disk / "ballast").unlink()
+    with Store.open(small_disk / "store") as store:
+        assert store.has(store.put(b"x"))
 
 
 def test_a_shard_that_outgrows_the_disk_keeps_its_blocks_and_goes_on(small_disk: Path) -> None:

@@ -211,6 +211,27 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
         assert not store.trusts(b"\0")
 
 
+def test_a_connection_that_cannot_even_roll_back_is_given_up(tmp_path: Path) -> None:
+    class Broken(sqlite3.Connection):
+        def rollback(self) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with Store.open(tmp_path) as store:
+        database = store._database
+        database._close_idle()
+        whole = database._connect
+
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(database.path, isolation_level=None, factory=Broken)
+
+        database._connect = connect  # type: ignore[method-assign]
+        store.trust_publisher(b"\0")
+        assert database._idle == []
+        database._connect = whole  # type: ignore[method-assign]
+        assert store.trusts(b"\0")
+        assert len(database._idle) == 1
+
+
 def test_many_threads_share_a_few_connections(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         digest = store.put(b"x")

@@ -322,3 +322,51 @@ def test_a_table_is_kept_with_its_partial(tmp_path: Path) -> None:
         assert isinstance(located.partial.table, BlockTable)
         assert located.partial.table == sample.table
         assert located.partial.has(2)
+
+
+def test_a_second_store_on_a_shard_that_was_dropped_elsewhere_starts_it_anew(tmp_path: Path) -> None:
+    sample = shard(22)
+    with Store.open(tmp_path) as store:
+        partial = store.partial(sample.digest, sample.table)
+        partial.path.unlink()
+        again = store.partial(sample.digest, sample.table)
+        assert again is not partial
+        again.accept(0, sample.blocks[0])
+        assert again.path.exists()
+
+
+def test_a_partial_whose_file_is_gone_is_garbage_like_any_other(tmp_path: Path) -> None:
+    sample = shard(23)
+    with Store.open(tmp_path) as store:
+        store.partial(sample.digest, sample.table).path.unlink()
+        assert store.evict(1) == len(sample.content)
+        assert store.partials() == []
+
+
+def test_a_disk_that_cannot_tell_holes_from_bytes_is_an_operators_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = shard(24)
+    real = os.lseek
+
+    def lseek(descriptor: int, offset: int, how: int) -> int:
+        if how == os.SEEK_DATA:
+            raise OSError(5, "Input/output error")
+        return real(descriptor, offset, how)
+
+    with Store.open(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.lseek", lseek)
+            with pytest.raises(StoreError, match="Input/output error"):
+                store.partial(sample.digest, sample.table)
+        assert store.partial(sample.digest, sample.table).missing() == list(range(8))
+
+
+def test_a_partial_in_use_survives_an_eviction_that_had_chosen_it(tmp_path: Path) -> None:
+    sample = shard(25)
+    with Store.open(tmp_path) as store, Store.open(tmp_path) as other:
+        store.partial(sample.digest, sample.table)
+        census = store._room._census(0)
+        partial = other.partial(sample.digest, sample.table)
+        assert store._room._evict(census, 1 << 40) == 0
+        assert partial.path.exists()

@@ -38,7 +38,6 @@ def test_a_whole_dataset_is_complete(tmp_path: Path) -> None:
         assert (found.bytes_held, found.bytes) == (shard_bytes(sample),) * 2
         assert found.complete
         assert store.missing_blobs(sample.manifest) == []
-        assert store.shard_bits(sample.manifest) == b"\x07"
 
 
 @given(missing=st.sets(st.integers(0, 10)))
@@ -63,8 +62,8 @@ def test_what_is_missing_agrees_with_a_count_of_what_was_left_out(tmp_path: Path
         assert found.shards_held == len(whole)
         assert found.bytes_held == sum(len(item.content) for item in whole)
         assert found.complete == (not left_out)
-        bits = sum(1 << i for i, item in enumerate(sample.shards) if item.digest not in left_out)
-        assert store.shard_bits(sample.manifest) == bytes([bits])
+        shards = [item.digest for item in sample.shards]
+        assert store.held(shards) == set(shards) - left_out
 
 
 def test_blocks_of_a_partial_count_as_held_bytes(tmp_path: Path) -> None:
@@ -95,8 +94,6 @@ def test_a_dataset_of_which_only_the_digest_is_known_is_not_found(tmp_path: Path
     with Store.open(tmp_path) as store:
         with pytest.raises(NotFoundError, match="fetch them first"):
             store.completeness(sample.manifest)
-        with pytest.raises(NotFoundError, match="fetch them first"):
-            store.shard_bits(sample.manifest)
         assert store.missing_blobs(sample.manifest) == [sample.manifest]
         store.put(sample.small[-1])
         assert sample.contents in store.missing_blobs(sample.manifest)
@@ -248,6 +245,21 @@ def test_the_least_recently_used_shard_leaves_first(tmp_path: Path) -> None:
         assert everything(sample) - set(digests) <= held(store), "small blobs stay with a listed dataset"
 
 
+def test_asking_whether_a_shard_is_here_is_not_using_it(tmp_path: Path) -> None:
+    clock = Clock()
+    sample = dataset(26)
+    with Store.open(tmp_path, clock=clock) as store:
+        sample.put(store)
+        clock.now_s += 1
+        store.path_of(sample.shards[1].digest)
+        clock.now_s += 1
+        assert store.has(sample.shards[0].digest)
+        assert store.size(sample.shards[0].digest) == len(sample.shards[0].content)
+        store.evict(1)
+        store.evict(1)
+        assert [store.has(item.digest) for item in sample.shards] == [False, True, False]
+
+
 def test_use_is_remembered_by_the_next_process(tmp_path: Path) -> None:
     clock = Clock()
     sample = dataset(15)
@@ -277,7 +289,7 @@ def test_use_is_noted_now_and_then_by_a_process_that_stays(tmp_path: Path) -> No
     picks=st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=3, max_size=3),
     needed=st.integers(0, 12),
 )
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_eviction_never_takes_what_a_pinned_dataset_leads_to(
     tmp_path: Path, pins: list[bool], picks: list[set[int]], needed: int
 ) -> None:
