@@ -141,10 +141,9 @@ def _numbers(array: pa.Array) -> NDArray[Any] | None:
         return None
     if types.is_boolean(kind):
         array, number = array.cast(pa.uint8()), np.dtype("u1")
-    elif types.is_temporal(kind):
-        number = np.dtype(f"i{kind.bit_width // 8}")
     else:
-        number = np.dtype(kind.to_pandas_dtype())
+        letter = "f" if types.is_floating(kind) else "u" if types.is_unsigned_integer(kind) else "i"
+        number = np.dtype(f"<{letter}{kind.bit_width // 8}")
     values = np.frombuffer(array.buffers()[1], number, len(array), array.offset * number.itemsize)
     missing = null_mask(array)
     return values if missing is None else values[~missing]
