@@ -79,7 +79,8 @@ def parse_size(text: str | int) -> int:
         raise ConfigError(f"{str(text)[:80]!r} is not a size: write it like 200GB, 512MiB or 1000000")
     whole, _, fraction = match[1].partition(".")
     unit = _UNITS[match[2].upper()]
-    return int(whole) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
+    below: int = 10 ** len(fraction)
+    return int(whole) * unit + int(fraction or 0) * unit // below
 
 
 def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import NotFoundError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import NameRecord
-from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
-from dhtdata.store import Store
-
-PREFIX_DIGITS = 8
+from dhtdata.formats.ticket import parse_target
+from dhtdata.store import Store, name_records, version_of
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,8 @@ class Held:
 
 def known_names(store: Store) -> list[Known]:
     """Every name record of the store, by name."""
-    found = []
-    for signed in store.names():
-        record = signed.record
-        if isinstance(record, NameRecord):
-            found.append(Known(record.target, record.manifest, record.stale(time.time())))
-    return sorted(found, key=lambda known: (known.name.name, known.name.publisher))
+    now_s = time.time()
+    return [Known(record.target, record.manifest, record.stale(now_s)) for record in name_records(store)]
 
 
 def all_held(store: Store) -> Iterator[Held]:
@@ -65,45 +58,12 @@ def all_held(store: Store) -> Iterator[Held]:
 
 def held(store: Store, text: str) -> Held:
     """The dataset of the store that a user means. NotFoundError, or ConfigError if it is ambiguous."""
-    digest = find(store, parse_target(text))
+    digest = version_of(parse_target(text), store)
     names = {known.manifest: known for known in known_names(store)}
     entry = next((entry for entry in store.manifests() if entry.digest == digest), None)
     if entry is None:
         raise NotFoundError(f"{text[:80]} is not in this store: fetch it with dhtdata get")
     return _held(store, digest, entry.pinned, names.get(digest))
-
-
-def find(store: Store, target: Target) -> Digest:
-    """Manifest digest of a target, from what the store knows. NotFoundError, or ConfigError if it is ambiguous."""
-    if isinstance(target, Ticket):
-        target = target.target
-    if isinstance(target, Digest):
-        return target
-    if isinstance(target, LocalName):
-        return _find_by_name(store, target.name)
-    record = store.name_record(target.publisher, target.name).record
-    if not isinstance(record, NameRecord) or target.sequence not in (None, record.sequence):
-        raise NotFoundError(f"{target} is not in this store: fetch it with dhtdata get")
-    return record.manifest
-
-
-def _find_by_name(store: Store, name: str) -> Digest:
-    known = [entry for entry in known_names(store) if entry.name.name == name]
-    if len(known) > 1:
-        raise ConfigError(
-            f"{name} has {len(known)} publishers here: say which, " + " or ".join(str(entry.name) for entry in known)
-        )
-    if known:
-        return known[0].manifest
-    digests = [entry.digest for entry in store.manifests()]
-    named = [digest for digest in digests if _manifest(store, digest).name == name]
-    if not named and len(name) >= PREFIX_DIGITS:
-        named = [digest for digest in digests if digest.hex().startswith(name)]
-    if len(named) > 1:
-        raise ConfigError(f"{name} stands for {len(named)} datasets here: give the manifest digest, see dhtdata ls")
-    if not named:
-        raise NotFoundError(f"no dataset called {name} is in this store: see dhtdata ls, or give a name or ticket")
-    return named[0]
 
 
 def _manifest(store: Store, digest: Digest) -> Manifest:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dhtdata.cli.filling import fill
-from dhtdata.cli.held import Held, all_held, find, held
+from dhtdata.cli.held import Held, all_held, held
 from dhtdata.cli.output import number, percent, plain, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
@@ -24,7 +24,7 @@ from dhtdata.cli.session import (
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, IntegrityError, NotFoundError
 from dhtdata.formats.ticket import parse_target
-from dhtdata.store import Store
+from dhtdata.store import Store, version_of
 
 
 def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -111,7 +111,7 @@ def pin(
 def unpin(
     target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
-    """Let a dataset be evicted when the cache limit asks for room.
+    """Let a dataset be evicted when the cache limit asks for room; a running seed stops announcing it.
 
     Example: `dhtdata unpin my-dataset`
     """
@@ -119,7 +119,7 @@ def unpin(
 
 
 def rm(target: TargetArgument, store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Take a dataset off the list of this store; its bytes go with the next gc.
+    """Take a dataset off the list of this store and of a running seed; its bytes go with the next gc.
 
     Example: `dhtdata rm my-dataset`
     """
@@ -127,6 +127,7 @@ def rm(target: TargetArgument, store: StoreOption = None, home: HomeOption = Non
     with opened.store() as blobs:
         entry = held(blobs, target)
         blobs.remove_manifest(entry.digest)
+        _tell(opened, blobs, entry.digest)
     document = {"removed": entry.digest.hex(), "name": entry.label}
     opened.output.result(document, plain(f"Removed {entry.label} ({entry.digest}). dhtdata gc frees its bytes."))
 
@@ -205,15 +206,20 @@ def _repair(opened: Session, blobs: Store, manifests: list[Digest], timeout_s: f
 
 def _set_pin(opened: Session, target: str, *, pinned: bool) -> None:
     with opened.store() as blobs:
-        digest = find(blobs, parse_target(target))
+        digest = version_of(parse_target(target), blobs)
         if digest not in {entry.digest for entry in blobs.manifests()}:
             raise NotFoundError(f"{target[:80]} is not in this store: fetch it with dhtdata get")
         if pinned:
             blobs.pin(digest)
-            with opened.running_peer(blobs) as peer:
-                if peer is not None:
-                    peer.announce(digest)
         else:
             blobs.unpin(digest)
+        _tell(opened, blobs, digest)
     word = "Pinned" if pinned else "Unpinned"
     opened.output.result({"manifest": digest.hex(), "pinned": pinned}, plain(f"{word} {digest}."))
+
+
+def _tell(opened: Session, blobs: Store, manifest: Digest) -> None:
+    """A running seed takes up what is pinned now, and lets go of what is not any more."""
+    with opened.running_peer(blobs) as peer:
+        if peer is not None:
+            peer.announce(manifest)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dhtdata.cli.held import Held, find, held
+from dhtdata.cli.held import Held, held
 from dhtdata.cli.session import Session
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.contents import Contents
 from dhtdata.formats.ticket import LocalName, Target, parse_target
 from dhtdata.signing import load_or_create_key
-from dhtdata.store import Store
+from dhtdata.store import Store, version_of
 
 RELEASE_KEY = "release.key"
 
@@ -72,7 +72,7 @@ def listed(columns: str | None) -> list[str]:
 def _local(blobs: Store, target: Target) -> Held | None:
     """What the store knows of a target, if it has manifest and contents."""
     try:
-        found = held(blobs, find(blobs, target).hex())
+        found = held(blobs, version_of(target, blobs).hex())
     except NotFoundError:
         return None
     return found if found.contents is not None else None

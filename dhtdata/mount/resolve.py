@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, FormatError, IntegrityError, NotFoundError
+from dhtdata.errors import FormatError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents, Split
 from dhtdata.formats.index import MAX_INDEX_BYTES, MAX_RANGES_BYTES, Index, decode_ranges
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name, encode_key
-from dhtdata.formats.records import NameRecord
 from dhtdata.formats.ticket import LocalName, Target, Ticket
-from dhtdata.store import Store
+from dhtdata.store import Store, meaning_of, name_records, version_of
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
@@ -42,17 +41,16 @@ def find_stored(target: Target, store: Store) -> Dataset:
     if isinstance(target, Ticket):
         target = target.target
     if isinstance(target, LocalName):
-        target = _named(target.name, store)
-    if isinstance(target, Name):
-        return read_dataset(_version(target, store), store, target.publisher)
-    return read_dataset(target, store, None)
+        target = meaning_of(target, store)
+    publisher = target.publisher if isinstance(target, Name) else None
+    return read_dataset(version_of(target, store), store, publisher)
 
 
 def read_dataset(digest: Digest, store: Store, publisher: bytes | None) -> Dataset:
     manifest = Manifest.decode(store.read(digest, limit_bytes=MAX_MANIFEST_BYTES))
     contents = Contents.decode(store.read(manifest.contents, limit_bytes=MAX_CONTENTS_BYTES))
     if publisher is None:
-        publisher = next((record.delegation.root for record in _records(store) if record.manifest == digest), None)
+        publisher = next((record.delegation.root for record in name_records(store) if record.manifest == digest), None)
     return Dataset(digest, manifest, manifest.contents, contents, publisher)
 
 
@@ -81,41 +79,3 @@ def read_indexes(
         digest: Index.decode(store.read(digest, limit_bytes=MAX_INDEX_BYTES)) for digest in dict.fromkeys(wanted)
     }
     return ranges, [[indexes[digest] for digest in split.groups[number].indexes] for number in groups]
-
-
-def _version(name: Name, store: Store) -> Digest:
-    record = store.name_record(name.publisher, name.name).record
-    if not isinstance(record, NameRecord) or name.sequence not in (None, record.sequence):
-        raise NotFoundError(f"{name} is not in this store")
-    return record.manifest
-
-
-def _named(name: str, store: Store) -> Name | Digest:
-    """What a bare name means here: the one name record, else the one listed manifest, that has it."""
-    records = [record for record in _records(store) if record.name == name]
-    if len(records) > 1:
-        shown = ", ".join(str(Name(record.delegation.root, name)) for record in records)
-        raise ConfigError(f"{name!r} is the name of several datasets in this store: give one of {shown}")
-    if records:
-        return Name(records[0].delegation.root, name)
-    listed = []
-    for entry in store.manifests():
-        try:
-            manifest = Manifest.decode(store.read(entry.digest, limit_bytes=MAX_MANIFEST_BYTES))
-        except (NotFoundError, IntegrityError):
-            continue
-        if manifest.name == name:
-            listed.append(entry.digest)
-    if len(listed) == 1:
-        return listed[0]
-    if listed:
-        raise ConfigError(
-            f"{name!r} names {len(listed)} versions in this store: give one of {', '.join(map(str, listed))}"
-        )
-    raise NotFoundError(
-        f"no dataset named {name!r} is in this store: see dhtdata ls, or give a ticket or dhtdata:// name"
-    )
-
-
-def _records(store: Store) -> list[NameRecord]:
-    return [signed.record for signed in store.names() if isinstance(signed.record, NameRecord)]

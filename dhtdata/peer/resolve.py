@@ -22,13 +22,11 @@ from dhtdata.formats.records import Address, NameRecord, Signed
 from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.swarms import Swarms
-from dhtdata.signing import load_or_create_key
-from dhtdata.store import Store
+from dhtdata.store import Store, meaning_of
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.search import Search, each
 
-_ROOT_KEY = "root.key"
 JOIN_GRACE_S = 5.0
 
 
@@ -50,7 +48,7 @@ class Resolver:
             direct, target = target.addresses, target.target
             self.finder.known.trust(direct)
         if isinstance(target, LocalName):
-            target = await asyncio.to_thread(self.local_name, target)
+            target = await asyncio.to_thread(meaning_of, target, self.store)
         if isinstance(target, Digest):
             return await self._version(target, None, direct)
         signed = await self._newest(target, direct)
@@ -74,7 +72,9 @@ class Resolver:
         await asyncio.to_thread(self.store.add_manifest, manifest)
         if record is None:
             return Resolved(manifest=manifest, contents=contents)
-        return Resolved(manifest=manifest, contents=contents, name_uri=str(record.target), stale=is_stale(record))
+        return Resolved(
+            manifest=manifest, contents=contents, name_uri=str(record.target), stale=record.stale(time.time())
+        )
 
     async def _manifest_contents(self, manifest: Digest, direct: Sequence[Address]) -> Digest:
         if not await asyncio.to_thread(self.store.has, manifest):
@@ -159,27 +159,3 @@ class Resolver:
                 "this peer knows nobody to ask: use a ticket (dhtdata1...) instead, "
                 "or name a peer with --bootstrap IP:PORT or DHTDATA_BOOTSTRAP"
             )
-
-    def local_name(self, target: LocalName) -> Name:
-        """A bare name: our own, or the only one of that name in the store."""
-        names = [signed.record.target for signed in self.store.names() if isinstance(signed.record, NameRecord)]
-        matching = [Name(name.publisher, name.name) for name in names if name.name == target.name]
-        root = self.settings.keys / _ROOT_KEY
-        if len(matching) > 1 and root.exists():
-            own = load_or_create_key(root).public
-            matching = [name for name in matching if name.publisher == own] or matching
-        if not matching:
-            raise NotFoundError(
-                f"no dataset named {target.name!r} is in this store: use its ticket or dhtdata://PUBLISHER/{target.name}"
-            )
-        if len(matching) > 1:
-            raise ConfigError(
-                f"several publishers name a dataset {target.name!r}: choose one of {', '.join(map(str, matching))}"
-            )
-        return matching[0]
-
-
-def is_stale(record: NameRecord) -> bool:
-    """Past its promise of freshness: usable, but there may be a newer version."""
-    vouched = record.voucher.fresh_until if record.voucher is not None else 0
-    return max(record.fresh_until, vouched) < time.time()

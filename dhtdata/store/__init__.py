@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dhtdata.store.blobs import BlobWriter, ScrubResult
 from dhtdata.store.catalogue import ManifestEntry
+from dhtdata.store.meaning import meaning_of, name_records, version_of
 from dhtdata.store.partial import Partial
 from dhtdata.store.room import Completeness, Usage
 from dhtdata.store.store import Located, Store
@@ -17,4 +18,7 @@ __all__ = [
     "ScrubResult",
     "Store",
     "Usage",
+    "meaning_of",
+    "name_records",
+    "version_of",
 ]

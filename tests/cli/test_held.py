@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dhtdata.cli.held import PREFIX_DIGITS, all_held, find, held
+from dhtdata.cli.held import all_held, held
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.manifest import VERSION, Manifest
@@ -17,6 +17,7 @@ from dhtdata.formats.records import Delegation, NameRecord, Signed, sign
 from dhtdata.formats.ticket import LocalName, Ticket, parse_target
 from dhtdata.signing import SigningKey
 from dhtdata.store import Store
+from dhtdata.store.meaning import PREFIX_DIGITS, version_of
 
 ROOT, OTHER, RELEASE = (SigningKey(bytes([number]) * 32) for number in (1, 2, 3))
 
@@ -48,7 +49,7 @@ def test_every_way_to_write_a_dataset_means_the_same(store: Store) -> None:
     name = Name(ROOT.public, "poems")
     ticket = str(Ticket(name))
     for text in ("poems", str(name), f"{name}@1", str(digest), digest.hex()[:PREFIX_DIGITS], ticket, f" {ticket}\n"):
-        assert find(store, parse_target(text)) == digest, text
+        assert version_of(parse_target(text), store) == digest, text
 
 
 def test_a_name_of_two_publishers_is_ambiguous_until_one_is_given(store: Store) -> None:
@@ -56,22 +57,22 @@ def test_a_name_of_two_publishers_is_ambiguous_until_one_is_given(store: Store) 
     store.put_name_record(record(ROOT, "poems", first))
     store.put_name_record(record(OTHER, "poems", second))
     with pytest.raises(ConfigError, match=str(Name(OTHER.public, "poems"))):
-        find(store, LocalName("poems"))
-    assert find(store, Name(OTHER.public, "poems")) == second
+        version_of(LocalName("poems"), store)
+    assert version_of(Name(OTHER.public, "poems"), store) == second
 
 
 def test_versions_without_a_name_record_are_found_by_the_name_in_their_manifest(store: Store) -> None:
     first = add_manifest(store, "poems")
-    assert find(store, LocalName("poems")) == first
+    assert version_of(LocalName("poems"), store) == first
     add_manifest(store, "poems", licence="MIT")
     with pytest.raises(ConfigError, match="give the manifest digest"):
-        find(store, LocalName("poems"))
+        version_of(LocalName("poems"), store)
 
 
 def test_a_sequence_that_is_not_the_one_here_is_not_found(store: Store) -> None:
     store.put_name_record(record(ROOT, "poems", add_manifest(store, "poems"), sequence=2))
     with pytest.raises(NotFoundError, match="dhtdata get"):
-        find(store, Name(ROOT.public, "poems", 1))
+        version_of(Name(ROOT.public, "poems", 1), store)
 
 
 @pytest.mark.parametrize("text", ["nothing", "0" * 64, "abcdef01"])

@@ -271,7 +271,7 @@ def test_a_name_means_the_only_dataset_that_has_it(made, home):
     assert dhtdata.mount("made", home=home).num_rows == ROWS
     with Store.open(home / "store") as store:
         put_dataset(store, sample_table(50), name="made")
-    with pytest.raises(ConfigError, match="2 versions"):
+    with pytest.raises(ConfigError, match="2 datasets"):
         dhtdata.mount("made", home=home)
 
 
