@@ -7,7 +7,8 @@ A ticket with a secret gives whoever reads it access to that network.
 
 At most 1,024 characters. Rejected: other prefixes, wrong checksum, other versions, neither or both targets.
 
-`parse_target` reads whatever a user may paste where a dataset is asked for.
+`parse_target` reads whatever a user may paste where a dataset is asked for. It refuses a ticket with a secret: peers do
+not speak in private networks yet, and the secret must not be ignored in silence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import base64
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest, checksum
-from dhtdata.errors import FormatError
+from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
 from dhtdata.formats.names import SCHEME, Name, check_name
 from dhtdata.formats.records import MAX_ADDRESSES, Address, AddressWire
@@ -107,10 +108,19 @@ Target = Name | Digest | Ticket | LocalName
 
 
 def parse_target(text: str) -> Target:
-    """What a user pasted: a ticket, ``dhtdata://…``, a manifest digest, or a bare name. FormatError otherwise."""
+    """What a user pasted: a ticket, ``dhtdata://…``, a manifest digest, or a bare name. FormatError otherwise.
+
+    ConfigError for the ticket of a private network.
+    """
     text = text.strip()
     if text.startswith(PREFIX) and len(text) > 63:
-        return Ticket.parse(text)
+        ticket = Ticket.parse(text)
+        if ticket.secret is not None:
+            raise ConfigError(
+                f"the ticket for {ticket.target} leads into a private network (it carries a secret), "
+                "which this release cannot enter: ask for a ticket to a public network"
+            )
+        return ticket
     if text.startswith(SCHEME):
         return Name.parse(text)
     if len(text) == 64 and all(character in "0123456789abcdef" for character in text):
