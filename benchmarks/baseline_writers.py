@@ -12,10 +12,12 @@ import importlib.machinery
 import importlib.util
 import json
 import multiprocessing
+import os
 import sys
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,20 @@ def write_litdata(source: str, target: str, processes: int) -> None:
     )
 
 
+def sync_files(target: str, threads: int) -> None:
+    """Make what was written durable, as the others in the comparison do: the libraries leave it to the system."""
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(_sync, (path for path in Path(target).rglob("*") if path.is_file())))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def count_rows(name: str, target: str) -> int:
     if name == "mds":
         index = json.loads((Path(target) / "index.json").read_text())
@@ -146,6 +162,7 @@ def main() -> None:
         import litdata  # noqa: F401
     started = time.perf_counter()
     (write_mds if name == "mds" else write_litdata)(source, target, processes)
+    sync_files(target, processes)
     seconds = time.perf_counter() - started
     rows = count_rows(name, target)
     if rows != pq.ParquetFile(source).metadata.num_rows:

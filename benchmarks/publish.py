@@ -7,8 +7,12 @@ file, made from a fixed seed in bounded memory. Measured in one run, alternating
             fsync and rename of every shard.
 *ceiling*   what no publisher can leave out: the same pyarrow read, pyarrow's IPC writer, BLAKE3 and fsync of 32 MiB
             files, on as many threads, nothing else.
-*baselines* MosaicML's MDSWriter and LitData's optimize on the same rows with as many processes as there are cores;
-            neither digests nor syncs anything. (Nulls, which MDS cannot hold, become empty texts for both.)
+*baselines* MosaicML's MDSWriter and LitData's optimize on the same rows with as many processes as there are cores,
+            and an fsync of every file at the end. They digest nothing. (Nulls, which MDS cannot hold, become empty
+            texts and zeros for both.)
+
+Every run starts after a sync of the disk, and what is compared runs right before or after: other work on the machine
+then hits both.
 
 Every byte is verified before a speed is printed: shards are digested again and rows compared with the source. Peak
 memory is that of a process that only publishes, at the input's size and at twice that.
@@ -56,6 +60,7 @@ ROW_BYTES = 2_470  # about, in Arrow
 FULL_BYTES = 2 << 30
 QUICK_BYTES = 192 << 20
 SHARD_BYTES = 32 << 20
+BASELINES = ("mds", "litdata")
 _WORDS = 4_096
 _MIB = 1 << 20
 
@@ -71,16 +76,20 @@ def main() -> None:
         twice.mkdir()
         os.link(source, twice / "1.parquet")
         write_source(twice / "2.parquet", size, SEED + 1)
-        ours, ceilings = [], []
-        for _ in range(repeats):
+        ours, ceilings, baselines = [], [], {}
+        for repeat in range(repeats):
             ceilings.append(_measured("ceiling", source, folder / "ceiling")["seconds"])
             ours.append(_measured("ours", source, folder / "ours")["seconds"])
+            if repeat < len(BASELINES):
+                baselines[BASELINES[repeat]] = _baseline(BASELINES[repeat], source, folder / "baseline")
         once = _measured("ours", source, folder / "ours", verify=True)
         double = _measured("ours", twice, folder / "ours")
-        baselines = {name: _baseline(name, source, folder / "baseline") for name in ("mds", "litdata")}
         mib = stored_bytes / _MIB
         ratio = statistics.median(ceiling / own for own, ceiling in zip(ours, ceilings, strict=True))
-        best = min(baselines.values())
+        # A baseline lies between two runs of ours.
+        faster = min(
+            baselines[name] / statistics.mean(ours[position : position + 2]) for position, name in enumerate(BASELINES)
+        )
         figures = {
             "input_mib": round(mib, 1),
             "source_mib": round(source.stat().st_size / _MIB, 1),
@@ -93,7 +102,7 @@ def main() -> None:
         }
     checks = [
         Check("of the ceiling", round(ratio, 3), ">=", 0.5),
-        Check("times the faster baseline", round(best / statistics.median(ours), 2), ">=", 4.0),
+        Check("times the faster baseline", round(faster, 2), ">=", 4.0),
         Check("peak MiB", round(figures["peak_mib"], 1), "<=", 600.0),
         Check("peak MiB at twice the input", round(figures["peak_twice_mib"], 1), "<=", 600.0),
         Check("peak at twice the input, ratio", round(double["peak_bytes"] / once["peak_bytes"], 3), "<=", 1.15),
@@ -156,6 +165,7 @@ def make_rows(seed: int, first: int, count: int) -> pa.Table:
 
 def _measured(what: str, source: Path, target: Path, *, verify: bool = False) -> dict[str, float]:
     target.mkdir()
+    os.sync()
     try:
         command = [sys.executable, "-m", "benchmarks.publish", "--child", what, str(source), str(target)]
         return run_child([*command, "verify"] if verify else command, timeout_s=1_800).result
@@ -168,6 +178,7 @@ def _baseline(name: str, source: Path, target: Path) -> float:
     if not python:
         raise RuntimeError("the baselines are not installed: run scripts/bench publish")
     target.mkdir()
+    os.sync()
     try:
         script = Path(__file__).parent / "baseline_writers.py"
         return float(run_child([python, script, name, source, target, str(cores())], timeout_s=1_800).result["seconds"])
