@@ -192,7 +192,7 @@ class SplitPublisher:
             for group_pass in passes:
                 group_pass.finish()
             lanes.drain()
-            return self._indexed(name, row_count, passes, sample)
+            return self._indexed(name, row_count, passes, sample, committer)
 
     def _pass(
         self,
@@ -227,10 +227,13 @@ class SplitPublisher:
                 "several rows, or leave the row out"
             )
 
-    def _indexed(self, name: str, row_count: int, passes: Sequence[_GroupPass], sample: Sample) -> PublishedSplit:
+    def _indexed(
+        self, name: str, row_count: int, passes: Sequence[_GroupPass], sample: Sample, committer: Executor
+    ) -> PublishedSplit:
         written = [shard for group_pass in passes for shard in group_pass.writer.shards()]
-        indexed = [index_group(group_pass.writer, self._destination) for group_pass in passes]
+        waiting = [committer.submit(index_group, group_pass.writer, self._destination) for group_pass in passes]
         ranges = encode_ranges(row_ranges([group_pass.writer.blocks() for group_pass in passes]))
+        indexed = [future.result() for future in waiting]
         split = Split(
             name=name,
             rows=row_count,
