@@ -5,9 +5,12 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -223,6 +226,14 @@ def test_globs_reach_into_folders(tmp_path: Path) -> None:
     assert (len(opened.readers), opened.skipped_hidden) == (2, 1)
 
 
+@pytest.mark.parametrize("sources", [["a*.csv", "*1.csv"], ["a1.csv", "./a1.csv"], [".", "a1.csv"]])
+def test_a_file_that_is_meant_twice_is_named(sources: list[str], tmp_path: Path) -> None:
+    for name in ("a1.csv", "a2.csv", "b1.csv"):
+        (tmp_path / name).write_text("a\n1\n")
+    with pytest.raises(ConfigError, match="a1.csv is meant twice: .*name it once"):
+        open_source([f"{tmp_path}/{source}" for source in sources])
+
+
 def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:
     (tmp_path / ".only-hidden.csv").write_bytes(b"a\n1\n")
     with pytest.raises(ConfigError, match=r"no file matches '.*\*\.csv' \(hidden files"):
@@ -404,6 +415,16 @@ def test_a_later_json_value_that_does_not_fit_is_named_with_its_row(tmp_path: Pa
         assert "row 9001: " + complaint in str(raised.value)
 
 
+def test_csv_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "old.csv"
+    path.write_bytes("a,b\n1,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(FormatError, match="old.csv: column 'b' is not UTF-8: convert"):
+        read(path)
+    path.write_bytes("a,caf\xe9\n1,x\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="old.csv has a column whose name is not UTF-8: rename it, or convert"):
+        read(path)
+
+
 def test_a_later_csv_value_that_does_not_fit_is_named_with_its_row(tmp_path: Path) -> None:
     lines = b"a,t\n" + (b"7," + b"x" * 1_000 + b"\n") * 9_000
     (tmp_path / "rows.csv").write_bytes(lines + b"word,x\n")
@@ -505,6 +526,79 @@ def test_dicts_have_their_types_from_the_first_rows() -> None:
         read({"a": n if n < 1_200 else "x"} for n in range(2_000))
     with pytest.raises(ConfigError, match="column 'a' has no one type"):
         read([{"a": 1}, {"a": "x"}])
+
+
+_NOON = datetime(2026, 7, 1, 12, 0, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (1, 1.5),
+        (1, Decimal("1.5")),
+        (1, True),
+        (True, 1),
+        (np.float32(0.5), 0.1),
+        ("x", b"x"),
+        (b"x", "x"),
+        (date(2026, 7, 1), _NOON),
+        (_NOON, _NOON.replace(tzinfo=UTC)),
+        (_NOON.replace(tzinfo=UTC), _NOON),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ([{"a": 1}], [{"a": 1.5}]),
+        ([1], [1.5]),
+        ([1], {"a": 1}),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_later_value_of_a_dict_is_never_changed_to_fit(first: Any, later: Any) -> None:
+    with pytest.raises(ConfigError, match=r"row 1003: .* is no .* \(column 'a'\)"):
+        read({"a": first if n != 1_003 else later} for n in range(1_010))
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "expected"),
+    [
+        (1.5, 2, 2.0),
+        (0.5, np.float32(0.25), 0.25),
+        ({"a": 1, "b": 2}, {"b": 3}, {"a": None, "b": 3}),
+        ([1.5], [2], [2.0]),
+        ([1], [], []),
+        (_NOON, None, None),
+        (Decimal("10.5"), 2, Decimal("2.0")),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_later_value_that_the_type_covers_is_taken(first: Any, later: Any, expected: Any) -> None:
+    found = read({"a": first if n != 1_003 else later} for n in range(1_500))["a"].to_pylist()
+    assert found[1_003] == expected and found[:1_003] == [first] * 1_003
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["x", b"x"], [date(2026, 7, 1), _NOON], [1.5, True], [_NOON, _NOON.replace(tzinfo=UTC)]],
+    ids=["text", "date", "bool", "zone"],
+)
+def test_unlike_values_have_no_one_type(values: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="column 'a' has no one type: .* mixed"):
+        read([{"a": value} for value in values])
+
+
+def test_values_take_the_type_that_another_source_declares() -> None:
+    declared = pa.schema([("f", pa.float32()), ("i", pa.int8()), ("t", pa.timestamp("s")), ("d", pa.date64())])
+    table = pa.table({"f": [0.5], "i": [1], "t": [0], "d": [date(2026, 7, 1)]}, schema=declared)
+    row = {"f": 0.1, "i": 2, "t": datetime(2026, 7, 1), "d": date(2026, 7, 2)}
+    sources = [open_source(table), open_source([row])]
+    (found,) = sources[1].rows(agreed_schema(sources))
+    assert found.batch.schema == declared and found.batch.to_pylist() == [row | {"f": float(np.float32(0.1))}]
+    for column, value in (("i", 300), ("t", _NOON)):
+        sources = [open_source(table), open_source([row | {column: value}])]
+        with pytest.raises(ConfigError, match=rf"row 0: .* is no .* \(column '{column}'\)"):
+            list(sources[1].rows(agreed_schema(sources)))
+
+
+def test_a_zero_byte_in_a_column_name_does_not_cut_it() -> None:
+    assert read(pa.table({"a\0b": [1], "a": [2]})).column_names == ["a\0b", "a"]
 
 
 def test_dicts_with_other_columns_are_named() -> None:

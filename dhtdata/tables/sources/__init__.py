@@ -1,8 +1,8 @@
 """Sources: whatever a user has rows in, as record batches of bounded size with one schema.
 
 Modules, lowest first: ``reading`` (what a reader is, errors), ``files`` (which files are meant), ``parquet``, ``ipc``,
-``text`` (CSV and JSON lines), ``folder`` (one row a file), ``objects`` (Python), ``opened`` (all of them behind
-`open_source`, and the schema on which several agree).
+``text`` (CSV and JSON lines), ``folder`` (one row a file), ``values`` and ``objects`` (Python), ``opened`` (all of them
+behind `open_source`, and the schema on which several agree).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Symbolic links are not followed: one that is named outright is refused, one inside a folder or glob is skipped and
 counted, as are hidden files and folders (their name starts with a dot; a folder counts once) and special files.
+Two sources that mean the same file are refused.
 A folder that holds only table files of one kind stands for these tables; any other folder is a *folder of files*
 (`dhtdata.tables.sources.folder`). Order: as given; inside a folder or glob by path, compared as text.
 """
@@ -72,7 +73,19 @@ def find(sources: Sequence[str | Path]) -> Found:
             _add_matches(found, text)
         else:
             _add_path(found, Path(text))
+    _check_once(found)
     return found
+
+
+def _check_once(found: Found) -> None:
+    """ConfigError if two sources mean the same file: overlapping patterns would double its rows."""
+    seen: set[str] = set()
+    for item in found.items:
+        paths = [item.path] if isinstance(item, FoundFile) else [item.root / name for name, _ in item.files]
+        for path in map(os.path.abspath, paths):
+            if path in seen:
+                raise ConfigError(f"{path} is meant twice: make patterns that do not overlap, or name it once")
+            seen.add(path)
 
 
 def _add_matches(found: Found, pattern: str) -> None:

@@ -1,7 +1,8 @@
 """Python objects as sources: anything with ``__arrow_c_stream__``, iterators of dicts or of record batches.
 
 A stream is read once; its first batch is looked at early, for the schema, and handed out first. Dicts get their types
-from the first 1,000 rows (or the first 8 MiB of text and bytes, whichever ends first); later rows must fit them.
+from the first 1,000 rows (or the first 8 MiB of text and bytes, whichever ends first); later rows must fit them as they
+are (``values``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.tables.sources.reading import BATCH_BYTES, check_names, small
+from dhtdata.tables.sources.values import REFUSED, guessed_type, to_array
 
 _BATCH_ROWS = 1_000
 
@@ -31,7 +33,9 @@ class StreamReader:
         if isinstance(source, pa.Table):
             self.byte_count = source.nbytes
         try:
-            self._reader = pa.RecordBatchReader.from_stream(source)
+            # Tables are not exported: C strings would cut a column's name at a zero byte.
+            is_table = isinstance(source, pa.Table)
+            self._reader = source.to_reader() if is_table else pa.RecordBatchReader.from_stream(source)
         except (pa.ArrowException, TypeError, ValueError) as failure:
             raise ConfigError(f"{name}: {type(source).__name__} gives no Arrow stream: {failure}") from failure
 
@@ -105,8 +109,8 @@ class DictsReader:
         fields = []
         for name in names:
             try:
-                kind = pa.array([row.get(name) for row in self._first]).type
-            except (pa.ArrowException, OverflowError, TypeError, ValueError) as failure:
+                kind = guessed_type([row.get(name) for row in self._first])
+            except REFUSED as failure:
                 raise ConfigError(f"{self.name}: column {name!r} has no one type: {failure}") from failure
             fields.append(pa.field(name, kind))
         schema = pa.schema(fields)
@@ -127,9 +131,9 @@ class DictsReader:
         for field in columns:
             values = [row.get(field.name) for row in rows]
             try:
-                arrays.append(pa.array(values, field.type))
-            except (pa.ArrowException, OverflowError, TypeError, ValueError):
-                raise self._misfit(values, field) from None
+                arrays.append(to_array(values, field.type, guessed=self._is_guess(field)))
+            except REFUSED as failure:
+                raise self._misfit(values, field, failure) from None
         self._row += len(rows)
         return pa.RecordBatch.from_arrays(arrays, schema=columns)
 
@@ -148,14 +152,18 @@ class DictsReader:
                 "or allow_missing=True"
             )
 
-    def _misfit(self, values: list[Any], field: pa.Field) -> ConfigError:
+    def _is_guess(self, field: pa.Field) -> bool:
+        """Whether the column's type was guessed from the first rows, not declared by another source."""
+        return bool(self._guessed.field(field.name).type.equals(field.type))
+
+    def _misfit(self, values: list[Any], field: pa.Field, failure: Exception) -> ConfigError:
         for position, value in enumerate(values):
             try:
-                pa.array([value], field.type)
-            except (pa.ArrowException, OverflowError, TypeError, ValueError):
+                to_array([value], field.type, guessed=self._is_guess(field))
+            except REFUSED:
                 where = f"row {self._row + position}"
                 return ConfigError(f"{self.name}: {where}: {_shown(value)} is no {field.type} (column {field.name!r})")
-        return ConfigError(f"{self.name}: column {field.name!r} cannot be made {field.type}")
+        return ConfigError(f"{self.name}: column {field.name!r} cannot be made {field.type}: {failure}")
 
 
 def _some(rows: Iterable[Any]) -> Iterator[Any]:

@@ -83,10 +83,14 @@ def rows_for(size: int, rows: int, target_bytes: int = BATCH_BYTES) -> int:
 
 def check_names(name: str, schema: pa.Schema) -> None:
     """ConfigError unless there are columns and every one has a name of its own."""
-    if not schema.names:
+    try:
+        columns = schema.names
+    except UnicodeDecodeError as failure:
+        raise ConfigError(f"{name} has a column whose name is not UTF-8: rename it, or convert the file") from failure
+    if not columns:
         raise ConfigError(f"{name} has no columns")
     seen: set[str] = set()
-    for column in schema.names:
+    for column in columns:
         if column in seen:
             raise ConfigError(f"{name} has two columns named {column!r}: rename one of them")
         seen.add(column)

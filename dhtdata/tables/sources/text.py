@@ -49,6 +49,7 @@ class TextReader:
             if self.byte_count > _GUESS_BYTES[0] and any(_holds_null(field.type) for field in schema):
                 schema = self._guess(_GUESS_BYTES[1])
         check_names(self.name, schema)
+        self._check_text(schema)
         return pa.schema([field.with_type(_without_times(field.type)) for field in schema]) if self._is_json else schema
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -71,6 +72,14 @@ class TextReader:
                     ) from failure
             # A row longer than a block: go on behind what was read, with larger blocks.
             block_bytes *= 8
+
+    def _check_text(self, schema: pa.Schema) -> None:
+        """FormatError unless all values looked at are UTF-8: of those that are not, Arrow makes bytes."""
+        for field in schema:
+            if pa.types.is_binary(field.type):
+                raise FormatError(
+                    f"{self.path}: column {field.name!r} is not UTF-8: convert the file first (iconv -f LATIN1 -t UTF-8)"
+                )
 
     def _guess(self, block_bytes: int) -> pa.Schema:
         while True:
