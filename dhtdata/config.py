@@ -30,6 +30,7 @@ from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.records import Address
 
 DEFAULT_PORT = 8470
+MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
@@ -86,14 +87,16 @@ def parse_size(text: str | int) -> int:
 def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
     """Where control sockets live: ``XDG_RUNTIME_DIR`` if it exists and is ours, else a private temporary folder.
 
-    Created with mode 0700. ConfigError if somebody else owns it.
+    A folder whose path leaves no room for a Unix socket's name (batch systems make long ones) is passed over. Created
+    with mode 0700. ConfigError if somebody else owns it.
     """
     environment = os.environ if environment is None else environment
     named = environment.get("XDG_RUNTIME_DIR")
+    private = f"dhtdata-{os.getuid()}"
+    folders = [Path(tempfile.gettempdir()) / private, Path("/tmp") / private]
     if named and Path(named).is_dir() and Path(named).stat().st_uid == os.getuid():
-        folder = Path(named) / "dhtdata"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"dhtdata-{os.getuid()}"
+        folders.insert(0, Path(named) / "dhtdata")
+    folder = next((folder for folder in folders if len(os.fsencode(folder)) <= MAX_RUNTIME_PATH_BYTES), folders[0])
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dhtdata.config import (
     DEFAULT_PORT,
+    MAX_RUNTIME_PATH_BYTES,
     Settings,
     launched_ranks,
     load_settings,
@@ -184,39 +185,53 @@ def test_other_text_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-def test_sockets_live_in_the_sessions_folder_if_it_is_ours(tmp_path: Path) -> None:
-    folder = runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
-    assert folder == tmp_path / "dhtdata"
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for a Unix socket's name; pytest's own are too long for that."""
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        yield Path(folder)
+
+
+def test_sockets_live_in_the_sessions_folder_if_it_is_ours(short_path: Path) -> None:
+    folder = runtime_folder({"XDG_RUNTIME_DIR": str(short_path)})
+    assert folder == short_path / "dhtdata"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == folder
+    assert runtime_folder({"XDG_RUNTIME_DIR": str(short_path)}) == folder
+
+
+def test_a_folder_too_long_for_a_socket_is_passed_over(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    long = short_path / ("x" * MAX_RUNTIME_PATH_BYTES)
+    long.mkdir(0o700)
+    assert runtime_folder({"XDG_RUNTIME_DIR": str(long)}) == short_path / f"dhtdata-{os.getuid()}"
 
 
 @pytest.mark.parametrize("named", ["", "/nowhere at all"])
-def test_else_in_a_private_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_else_in_a_private_temporary_folder(short_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     folder = runtime_folder({"XDG_RUNTIME_DIR": named})
-    assert folder == tmp_path / f"dhtdata-{os.getuid()}"
+    assert folder == short_path / f"dhtdata-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "dhtdata").mkdir()
-    (tmp_path / "dhtdata").chmod(0o755)
+def test_a_folder_that_others_may_enter_is_refused(short_path: Path) -> None:
+    (short_path / "dhtdata").mkdir()
+    (short_path / "dhtdata").chmod(0o755)
     with pytest.raises(ConfigError, match="is not a private folder"):
-        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+        runtime_folder({"XDG_RUNTIME_DIR": str(short_path)})
 
 
-def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir(0o700)
-    (tmp_path / "dhtdata").symlink_to(tmp_path / "elsewhere")
+def test_a_link_in_place_of_the_folder_is_refused(short_path: Path) -> None:
+    (short_path / "elsewhere").mkdir(0o700)
+    (short_path / "dhtdata").symlink_to(short_path / "elsewhere")
     with pytest.raises(ConfigError, match="is not a private folder"):
-        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+        runtime_folder({"XDG_RUNTIME_DIR": str(short_path)})
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "dhtdata").touch()
+def test_a_file_in_place_of_the_folder_is_refused(short_path: Path) -> None:
+    (short_path / "dhtdata").touch()
     with pytest.raises(ConfigError, match="cannot be made"):
-        runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+        runtime_folder({"XDG_RUNTIME_DIR": str(short_path)})
 
 
 def test_the_batch_jobs_folder_comes_first() -> None:
