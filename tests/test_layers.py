@@ -55,6 +55,7 @@ LAYERS: list[list[str]] = [
         "tables.sizes",
         "tables.sources.files",
         "tables.sources.reading",
+        "tables.sources.values",
     ],
     [
         "tables.forms",

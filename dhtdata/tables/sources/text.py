@@ -78,7 +78,7 @@ class TextReader:
         for field in schema:
             if pa.types.is_binary(field.type):
                 raise FormatError(
-                    f"{self.path}: column {field.name!r} is not UTF-8: convert the file first (iconv -f LATIN1 -t UTF-8)"
+                    f"{self.path}: column {field.name!r} is not UTF-8: convert the file first (iconv -t UTF-8)"
                 )
 
     def _guess(self, block_bytes: int) -> pa.Schema:
