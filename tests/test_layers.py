@@ -132,7 +132,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "kademlia": ("dht",),
     "rpcudp": ("dht",),
     "umsgpack": ("dht",),
-    "zstandard": ("tables.sources",),
+    "zstandard": ("transfer",),
     "sqlite3": ("store",),
     "typer": ("cli",),
     "rich": ("cli",),
