@@ -7,29 +7,90 @@ under its nulls); ``layout`` sees to those.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.tables.forms import assemble, convert_children
 from dhtdata.tables.schema import stored_type
-from dhtdata.tables.sizes import null_mask
+from dhtdata.tables.sizes import Mask, null_mask, offset_width, offsets_of, union_codes, union_of
 
 
 def to_stored(batch: pa.RecordBatch, stored: pa.Schema) -> pa.RecordBatch:
     """The batch with the stored types, sharing memory wherever a column is plain already.
 
-    ConfigError names a column whose values are not what its type says (text that is not UTF-8, offsets out of range)
-    or that would pass 2 GiB once decoded: such a batch must be handed over in smaller slices.
+    ConfigError names a column whose values are not what its type says (text that is not UTF-8, offsets out of range,
+    a null in a field that has none at any depth) or that would pass 2 GiB once decoded: such a batch must be handed
+    over in smaller slices.
     """
     columns = []
     for field, column in zip(batch.schema, batch.columns, strict=True):
         try:
             column.validate(full=True)
-            columns.append(plain(column, stored_type(field.type)))
+            values = plain(column, stored_type(field.type))
         except (pa.ArrowException, OverflowError) as failure:
             raise ConfigError(f"column {field.name!r} holds malformed values: {failure}") from failure
+        _check_nulls(field, values, None, field.name)
+        columns.append(values)
     return pa.RecordBatch.from_arrays(columns, schema=stored)
+
+
+def _check_nulls(field: pa.Field, array: pa.Array, hidden: Mask | None, path: str) -> None:
+    """ConfigError if a field that has no nulls has one, but for slots under a null ancestor (``hidden``)."""
+    if not field.nullable:
+        nulls = np.ones(len(array), np.bool_) if pa.types.is_null(array.type) else null_mask(array)
+        if nulls is not None and (nulls if hidden is None else nulls & ~hidden).any():
+            raise ConfigError(f"column {path!r} has a null, but its schema says it has none: make the field nullable")
+    if not len(array) or not _promises(array.type):
+        return
+    kind = array.type
+    blank = union_of(null_mask(array), hidden)
+    if isinstance(kind, pa.StructType):
+        for position in range(kind.num_fields):
+            child = kind.field(position)
+            _check_nulls(child, array.field(position), blank, f"{path}.{child.name}")
+    elif isinstance(kind, pa.FixedSizeListType):
+        values = array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size)
+        _check_nulls(kind.value_field, values, None if blank is None else blank.repeat(kind.list_size), f"{path}.item")
+    elif isinstance(kind, pa.UnionType):
+        codes = union_codes(array, None)
+        for position, code in enumerate(kind.type_codes):
+            child, chosen = kind.field(position), codes == code
+            if hidden is not None:
+                chosen &= ~hidden
+            member = array.field(position)
+            if kind.mode == "dense":
+                places = np.frombuffer(array.buffers()[2], np.int32, len(array), array.offset * 4)
+                member = member.take(pa.array(places[chosen]))
+            _check_nulls(child, member, ~chosen if kind.mode == "sparse" else None, f"{path}.{child.name}")
+    else:
+        _check_item_nulls(array, blank, path)
+
+
+def _check_item_nulls(array: pa.Array, blank: Mask | None, path: str) -> None:
+    """`_check_nulls` of what lists and maps hold."""
+    kind = array.type
+    offsets = offsets_of(array, offset_width(kind))
+    first, last = int(offsets[0]), int(offsets[-1])
+    hidden = None if blank is None else blank.repeat(np.diff(offsets))
+    children = (
+        [(kind.key_field, array.keys), (kind.item_field, array.items)]
+        if isinstance(kind, pa.MapType)
+        else [(kind.value_field, array.values)]
+    )
+    for child, values in children:
+        _check_nulls(child, values.slice(first, last - first), hidden, f"{path}.{child.name}")
+
+
+@functools.lru_cache
+def _promises(kind: pa.DataType) -> bool:
+    """Whether a field somewhere inside has no nulls, keys of maps apart: Arrow sees to those."""
+    if isinstance(kind, pa.MapType):
+        return not kind.item_field.nullable or _promises(kind.item_type) or _promises(kind.key_type)
+    children = [kind.field(position) for position in range(kind.num_fields)]
+    return any(not child.nullable or _promises(child.type) for child in children)
 
 
 def plain(array: pa.Array, target: pa.DataType) -> pa.Array:

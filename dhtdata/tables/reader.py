@@ -141,6 +141,8 @@ class _Walk:
         if pa.types.is_null(kind) or isinstance(kind, pa.UnionType):
             if null_count != (count if pa.types.is_null(kind) else 0):
                 self._refuse(f"{field.name!r} of type {kind} has {null_count} nulls")
+        elif null_count and not field.nullable:
+            self._refuse(f"{field.name!r} has {null_count} nulls, its field none")
         elif not 0 <= null_count <= count:
             self._refuse(f"{field.name!r} has {null_count} nulls of {count} values")
         elif null_count:

@@ -13,7 +13,8 @@ contents, is what a reader gets back: the same types, with the names of list and
 | extension | its storage |
 | everything else | itself, children mapped alike |
 
-The stored schema keeps names and nullable flags, and no metadata: those are in the contents.
+The stored schema keeps names and nullable flags, and no metadata: those are in the contents. A null in a field that is
+not nullable, at any depth, is refused by publisher and reader alike.
 
 **Extension types** are on an allow-list, because a reader rebuilds them from a stranger's metadata: `EXTENSIONS` are
 rebuilt, `NAMED_EXTENSIONS` have no class in pyarrow and travel as their storage and field metadata. Their parameters

@@ -176,3 +176,62 @@ def test_null_structs_hide_the_nulls_and_values_of_their_children() -> None:
     messy = pa.Array.from_buffers(kind, 2, [bitmap], children=child)
     assert column_bytes(messy) == column_bytes(pa.array([{"a": 1, "b": "x"}, None], kind))
     assert pc.is_null(messy).to_pylist() == [False, True]
+
+
+_NEVER = pa.field("x", pa.int8(), nullable=False)  # lists and maps rename it
+_PAIR = pa.struct([_NEVER])
+_PROMISES = {
+    "struct": (_PAIR, [{"x": 1}, None], [{"x": None}]),
+    "list": (pa.list_(_NEVER), [[1], None, []], [[1, None]]),
+    "large list of structs": (pa.large_list(_PAIR), [[{"x": 1}], [None], None], [[{"x": None}]]),
+    "list view": (pa.list_view(_NEVER), [[1], None], [[None]]),
+    "fixed-size list": (pa.list_(_NEVER, 2), [[1, 2], None], [[1, None]]),
+    "fixed-size list of structs": (pa.list_(_PAIR, 1), [[{"x": 1}], [None], None], [[{"x": None}]]),
+    "map": (pa.map_(pa.string(), _NEVER), [[("k", 1)], None], [[("k", None)]]),
+    "map of structs": (pa.map_(pa.string(), _PAIR), [[("k", None)], None], [[("k", {"x": None})]]),
+    "struct of structs": (pa.struct([("s", _PAIR)]), [None, {"s": None}, {"s": {"x": 1}}], [{"s": {"x": None}}]),
+}
+
+
+@pytest.mark.parametrize("name", _PROMISES)
+def test_a_null_where_the_schema_says_there_is_none_is_refused_at_any_depth(name: str) -> None:
+    kind, kept, broken = _PROMISES[name]
+    for first in range(len(kept)):
+        assert stored(pa.RecordBatch.from_arrays([pa.array(kept, kind).slice(first)], ["c"])).num_rows
+    whole = pa.array(kept + broken, kind)
+    assert stored(pa.RecordBatch.from_arrays([whole.slice(0, len(kept))], ["c"])).num_rows == len(kept)
+    for first in range(len(whole)):
+        with pytest.raises(ConfigError, match=r"column 'c\.[a-z.]+' has a null, but its schema says it has none"):
+            stored(pa.RecordBatch.from_arrays([whole.slice(first)], ["c"]))
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_only_the_selected_members_of_unions_must_keep_to_the_schema(mode: str) -> None:
+    members = [pa.array([1, None], pa.int8()), pa.array([None, 2], pa.int8())]
+    kind = pa.union([pa.field("x", pa.int8(), nullable=False), pa.field("y", pa.int8())], mode=mode)
+    places = [pa.array([0, 0], pa.int32()).buffers()[1]] if mode == "dense" else []
+
+    def union(*codes: int) -> pa.RecordBatch:
+        buffers = [None, pa.array(codes, pa.int8()).buffers()[1], *places]
+        return pa.RecordBatch.from_arrays([pa.Array.from_buffers(kind, 2, buffers, children=members)], ["c"])
+
+    assert stored(union(0, 1)).num_rows == 2
+    if mode == "sparse":
+        with pytest.raises(ConfigError, match="column 'c.x' has a null"):
+            stored(union(0, 0))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, None]),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), pa.array(["a", None])),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array(["a", None])),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int8()), pa.nulls(1)),
+    ],
+    ids=["plain", "dictionary", "runs", "dictionary of nulls"],
+)
+def test_encodings_do_not_hide_a_null_that_the_schema_denies(column: pa.Array) -> None:
+    schema = pa.schema([pa.field("c", column.type, nullable=False)])
+    with pytest.raises(ConfigError, match="column 'c' has a null, but its schema says it has none"):
+        stored(pa.RecordBatch.from_arrays([column], schema=schema))

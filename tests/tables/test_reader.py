@@ -149,6 +149,18 @@ def test_bits_behind_the_last_value_are_refused() -> None:
         read_block(bytes(bitmap), block_for(data, 3), stored)
 
 
+def test_nulls_that_the_schema_denies_are_refused() -> None:
+    inner = pa.struct([("x", pa.int8())])
+    for values, kind, denied in (
+        ([1, None], pa.int8(), pa.int8()),
+        ([{"x": 1}, {"x": None}], inner, pa.struct([pa.field("x", pa.int8(), nullable=False)])),
+    ):
+        data = block_bytes(pa.RecordBatch.from_arrays([pa.array(values, kind)], ["c"]))
+        schema = pa.schema([pa.field("c", denied, nullable=kind is inner)])
+        with pytest.raises(FormatError, match="has 1 nulls, its field none"):
+            read_block(data, block_for(data, 2), schema)
+
+
 def test_a_block_of_another_length_or_row_count_than_its_table_says_is_refused() -> None:
     data, stored = sample()
     with pytest.raises(FormatError, match="the block table says 4"):
