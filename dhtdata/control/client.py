@@ -58,12 +58,12 @@ def socket_path(store_id: bytes) -> Path:
 
 
 def ask_running(store_id: bytes, request: protocol.Request, timeout_s: float) -> protocol.Answer:
-    """One request to a running peer, without starting one. NotFoundError if there is none."""
+    """One request to a running peer, without starting one. NotFoundError if there is none, or it ends meanwhile."""
     with _Link.open(store_id, keeps_alive=False) as link:
         try:
             return next(link.ask(request, timeout_s))
         except _EndOfFile as failure:
-            raise PeerError("the peer ended before it answered") from failure
+            raise NotFoundError("the peer ended before it answered") from failure
 
 
 def answers(store_id: bytes) -> bool:
@@ -251,7 +251,7 @@ class PeerClient:
         return self._ask(lambda left_s: protocol.Seed(target=text, timeout_s=left_s), Seeded, timeout_s)
 
     def announce(self, manifest: Digest) -> None:
-        """Tell a running seed that a manifest was published or pinned here."""
+        """Tell a running seed that a manifest was published, pinned, unpinned or removed here."""
         self._ask(lambda _: protocol.Announce(manifest=manifest), protocol.Done, DEFAULT_TIMEOUT_S)
 
     def ticket(self, target: Target | str) -> str:

@@ -140,7 +140,10 @@ class Seeded(Format, frozen=True, tag="seeded"):
 
 
 class Announce(Format, frozen=True, tag="announce"):
-    """A manifest was published or pinned on this machine: a seed takes it up and announces it now; others ignore it."""
+    """A manifest was published, pinned, unpinned or removed on this machine.
+
+    A seed takes it up and announces it now, or lets it go, as the store says; others ignore it.
+    """
 
     manifest: Digest
 

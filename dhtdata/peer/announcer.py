@@ -1,7 +1,8 @@
 """Tell the DHT what this seed provides: contents first and at once, then every shard by sweep; renew before expiry.
 
-Only a seed announces. While nobody in the DHT holds a claim (no contacts yet) it is put again soon, with growing
-pauses; renewals come with jitter, so that many seeds that started together drift apart.
+Only a seed announces. While nobody in the DHT holds a claim (no contacts yet), or few do (the network is young and may
+have grown round the key by the next minute), it is put again soon, with growing pauses; renewals come with jitter, so
+that many seeds that started together drift apart.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Announcer:
         self._node = node
         self._store = store
         self._chance = chance or random.Random()
+        self._sequence = 0
 
     async def keep(self, dataset: Announced) -> None:
         """Announce now, then before claims expire or when nudged, for ever."""
@@ -69,14 +71,12 @@ class Announcer:
             except StoreError:
                 # The index cannot be read now: the next round tries again, and whoever asks for bytes is told.
                 dataset.holders = 0
-            if dataset.holders:
-                retry_s = FIRST_RETRY_S
-                # With few holders the network is young: it may have grown round the key by the next minute.
-                renewal_s = PROVIDER_RENEWAL_S if dataset.holders >= THIN_HOLDERS else THIN_RENEWAL_S
-                pause_s = renewal_s * self._chance.uniform(1 - _JITTER, 1 + _JITTER)
+            if dataset.holders >= THIN_HOLDERS:
+                retry_s, pause_s = FIRST_RETRY_S, PROVIDER_RENEWAL_S
             else:
-                pause_s = retry_s
-                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+                pause_s = min(retry_s, THIN_RENEWAL_S if dataset.holders else LONGEST_RETRY_S)
+                retry_s = min(2 * retry_s, THIN_RENEWAL_S)
+            pause_s *= self._chance.uniform(1 - _JITTER, 1 + _JITTER)
             try:
                 async with asyncio.timeout(pause_s):
                     await dataset.nudge.wait()
@@ -86,16 +86,23 @@ class Announcer:
 
     async def _claim(self, dataset: Announced) -> None:
         now = int(time.time())
-        claim = ProviderClaim(
-            contents=dataset.contents, seed=dataset.complete, sequence=now, expires=now + PROVIDER_LIFETIME_S
-        )
-        dataset.holders = await self._node.announce(contents_key(dataset.contents), sign(claim, self._node.key))
+        dataset.holders = await self._put(dataset.contents, dataset.complete, now + PROVIDER_LIFETIME_S)
         if dataset.holders:
             dataset.announced = now
         for signed in await asyncio.to_thread(self._store.names):
             record = signed.record
             if isinstance(record, NameRecord) and record.manifest == dataset.manifest:
                 await self._node.announce(record.target.dht_key, signed)
+
+    async def withdraw(self, contents: Digest) -> None:
+        """Replace the claim by one that has expired. Shard claims run out by themselves, in a day."""
+        await self._put(contents, False, int(time.time()))
+
+    async def _put(self, contents: Digest, seed: bool, expires: int) -> int:
+        """Put a claim that replaces those before it: holders reached."""
+        self._sequence = max(int(time.time()), self._sequence + 1)
+        claim = ProviderClaim(contents=contents, seed=seed, sequence=self._sequence, expires=expires)
+        return await self._node.announce(contents_key(contents), sign(claim, self._node.key))
 
     async def _sweep(self, dataset: Announced) -> None:
         keys = await asyncio.to_thread(self._keys, dataset)
@@ -108,7 +115,7 @@ class Announcer:
         held: Iterable[Digest] = ()
         try:
             shards = Layout.load(self._store, dataset.contents).known()
-            held = [shard for shard in shards if self._store.has(shard)]
+            held = self._store.held(shards)
         except (NotFoundError, FormatError, IntegrityError):
             held = ()
         return [shard_key(dataset.manifest), *(shard_key(shard) for shard in held)]

@@ -45,7 +45,7 @@ from dhtdata.peer.collect import Collection, Tally
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
 from dhtdata.peer.swarms import Swarms
-from dhtdata.store import Store
+from dhtdata.store import Store, meaning_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import Layout
@@ -100,7 +100,7 @@ class Desk:
                 return await _within(request.timeout_s, self._seed(request), f"a search for {request.target[:100]}")
             case Announce():
                 if self.seeder is not None:
-                    await self.seeder.keep(request.manifest)
+                    await self.seeder.consider(request.manifest)
                 return Done()
             case MakeTicket():
                 return TicketText(ticket=await self._ticket(parse_target(request.target)))
@@ -128,7 +128,7 @@ class Desk:
         name = resolved.name
         asked = target.target if isinstance(target, Ticket) else target
         if name is not None and not (isinstance(asked, Name) and asked.sequence is not None):
-            seeder.follow(name)
+            await seeder.follow(name)
         lasting: Name | Digest = resolved.manifest if name is None else Name(name.publisher, name.name)
         return Seeded(
             manifest=resolved.manifest,
@@ -243,7 +243,7 @@ class Desk:
         if isinstance(target, Ticket):
             target = target.target
         if isinstance(target, LocalName):
-            target = await asyncio.to_thread(self.resolver.local_name, target)
+            target = await asyncio.to_thread(meaning_of, target, self.store)
         if isinstance(target, Name):
             await asyncio.to_thread(self.store.name_record, target.publisher, target.name)
         else:

@@ -91,5 +91,8 @@ class Known:
         if len(self._followed) < _MAX_FOLLOWED:
             self._followed[Name(name.publisher, name.name)] = None
 
+    def unfollow(self, name: Name) -> None:
+        self._followed.pop(Name(name.publisher, name.name), None)
+
     def followed(self) -> list[Name]:
         return list(self._followed)

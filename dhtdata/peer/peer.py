@@ -144,6 +144,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     group.create_task(_remember(remotes, known))
                     if seeder is not None:
                         group.create_task(seeder.follow_all())
+                        group.create_task(seeder.watch_pins())
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))
                     else:
                         group.create_task(_end_when_unused(control, stop))
@@ -198,14 +199,13 @@ async def _seed_all(
     desk: Desk, seeder: Seeder, targets: Sequence[Target], events: Events, failures: list[DhtDataError]
 ) -> None:
     """Take up what is pinned and what was asked for; a target that cannot be found ends the peer with its error."""
-    await seeder.keep_pinned()
-    for target in targets:
-        try:
+    try:
+        await seeder.keep_pinned()
+        for target in targets:
             events.on_seeded(await desk.seed(target))
-        except DhtDataError as failure:
-            failures.append(failure)
-            desk.stop.set()
-            return
+    except DhtDataError as failure:
+        failures.append(failure)
+        desk.stop.set()
 
 
 async def _end_when_unused(control: ControlServer, stop: asyncio.Event) -> None:

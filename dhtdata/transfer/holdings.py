@@ -139,7 +139,8 @@ class Holdings:
             layout = Layout.load(self._store, contents)
         except (FormatError, IntegrityError) as failure:
             raise NotFoundError(f"no contents {contents} are here") from failure
-        held = (ordinal for shard, ordinal in layout.known().items() if self._store.has(shard))
+        known = layout.known()
+        held = (known[shard] for shard in self._store.held(known))
         return _Known(layout, bytearray(pack_bits(held, layout.shard_count)), time.monotonic())
 
 

@@ -117,8 +117,8 @@ class BlobServer:
         except OSError as failure:
             await runner.cleanup()
             raise ConfigError(
-                f"TCP port {port} on {listen} cannot be used ({failure.strerror or failure}): another program has it; "
-                f"see who with: ss -lptn 'sport = :{port}'; then stop it, or choose another with --port"
+                f"TCP port {port} on {listen} cannot be used ({os.strerror(failure.errno or 0)}): see who has it with: "
+                f"ss -lptn 'sport = :{port}'; then stop that, or choose another with --port"
             ) from failure
         try:
             yield int(runner.addresses[0][1])

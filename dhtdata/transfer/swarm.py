@@ -186,6 +186,8 @@ class Swarm:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._look())
                 group.create_task(self._poll_all())
+            # Those whom the look has found: a round ends when everybody known was asked.
+            await self._poll_all()
             self._looking = False
             self.rounds += 1
             self._tell()

@@ -284,3 +284,77 @@ def test_a_seed_without_room_waits_and_goes_on_when_there_is(tmp_path: Path) -> 
         gate.unlink()
         until(lambda: [held.state for held in client.status().datasets] == ["complete"])
         assert world.held_by(store)
+
+
+def _claims(client: PeerClient, world: World) -> list[str]:
+    return [one.address for one in client.providers(world.contents) if one.source == "dht"]
+
+
+def test_what_is_unpinned_or_removed_is_neither_kept_nor_announced_nor_followed_any_more(tmp_path: Path) -> None:
+    unpinned, removed, stays = (make_world(seed, name=f"world-{seed}") for seed in (21, 22, 23))
+    publisher = Publisher.fresh()
+    worlds = (unpinned, removed, stays)
+    for world in worlds:
+        _published(tmp_path / "a", world)
+    with Store.open(settings_at(tmp_path / "a").store) as store:
+        store.put_name_record(publisher.sign(unpinned, text="unpinned"))
+    with seeding(settings_at(tmp_path / "hub")) as hub:
+        wanted = str(Ticket(publisher.name("unpinned"), (hub.address,)))
+        with (
+            seeding(settings_at(tmp_path / "a", bootstrap=(hub.address,)), wanted) as seed,
+            opened(tmp_path / "a") as (store, settings),
+            opened(tmp_path / "b", bootstrap=(hub.address,)) as (_, reader),
+            PeerClient.connect(store, settings, start=False) as client,
+        ):
+            assert seed.line().startswith("seeded")
+            until(lambda: [held.holders > 0 for held in client.status().datasets] == [True] * 3)
+            followed = settings.store / "peers.json"
+            assert "/unpinned" in followed.read_text()
+            store.unpin(unpinned.manifest)
+            client.announce(unpinned.manifest)
+            store.remove_manifest(removed.manifest)
+            client.announce(removed.manifest)
+            assert [held.manifest for held in client.status().datasets] == [stays.manifest]
+
+            def announced(world: World) -> bool:
+                # A look of its own each time: a peer that looked lately does not look again.
+                with opened(tmp_path / "b", bootstrap=(hub.address,)) as (other, asking):
+                    with PeerClient.connect(other, asking, start=True) as looking:
+                        return bool(_claims(looking, world))
+
+            until(lambda: not announced(unpinned) and not announced(removed))
+            assert announced(stays)
+        assert reader.store.exists()
+        assert "/unpinned" not in followed.read_text()
+
+
+def test_a_pin_that_changed_without_a_word_is_noticed(tmp_path: Path) -> None:
+    first, second = make_world(24), make_world(25)
+    _published(tmp_path / "a", first)
+    soon = "import dhtdata.peer.seeder as seeder\nseeder.PINS_S = 0.1\n"
+    with (
+        seeding(settings_at(tmp_path / "a"), first=soon),
+        opened(tmp_path / "a") as (store, settings),
+        PeerClient.connect(store, settings, start=False) as client,
+    ):
+        until(lambda: [held.manifest for held in client.status().datasets] == [first.manifest])
+        second.publish(store)
+        store.unpin(first.manifest)
+        until(lambda: [held.manifest for held in client.status().datasets] == [second.manifest])
+
+
+def test_a_seed_repairs_what_it_lost(tmp_path: Path) -> None:
+    world = make_world(26)
+    _published(tmp_path / "a", world)
+    soon = "import dhtdata.peer.seeder as seeder\nseeder.LOSS_S = 0.1\n"
+    with (
+        seeding(settings_at(tmp_path / "a")) as other,
+        seeding(settings_at(tmp_path / "b"), str(Ticket(world.manifest, (other.address,))), first=soon),
+        opened(tmp_path / "b") as (store, settings),
+        PeerClient.connect(store, settings, start=False) as client,
+    ):
+        until(lambda: [held.state for held in client.status().datasets] == ["complete"])
+        lost = store.path_of(world.shards[1].digest)
+        lost.unlink()
+        until(lambda: not store.has(world.shards[1].digest) or lost.exists())
+        until(lambda: world.held_by(store))
