@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,16 @@ def mount(
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
-    crew = find_ranks(rank, world_size, lanes)
+    crew = find_ranks(
+        None if rank is None else _whole("rank", rank),
+        None if world_size is None else _whole("world_size", world_size),
+        None if lanes is None else _whole("lanes", lanes),
+    )
     loop = Loop(
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        window=shuffle_window,
+        batch_size=None if batch_size is None else _whole("batch_size", batch_size),
+        shuffle=bool(shuffle),
+        seed=_whole("seed", seed),
+        window=_whole("shuffle_window", shuffle_window),
         remainder=remainder if remainder is not None else ("uneven" if crew.ranks == 1 else "pad"),
         format=format,
         predownload_bytes=None if predownload is None else parse_size(predownload),
@@ -99,3 +104,13 @@ def mount(
     except BaseException:
         view.close()
         raise
+
+
+def _whole(name: str, value: int) -> int:
+    """An int, also from numpy."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ConfigError(f"{name}: {value!r} is not a whole number")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import item, part
+from dhtdata.mount.columns import held, item, part
 from dhtdata.mount.gather import Gatherer
 
 VALID = "_valid"
@@ -74,12 +74,15 @@ class _Arrow:
 
 class _Python(_Arrow):
     def batch(self, first: int, stop: int, valid: Valid) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = super().batch(first, stop, valid).to_pydict()
+        batch = super().batch(first, stop, valid)
+        found = {}
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            with held(field.name, field.type):
+                found[field.name] = column.to_pylist()
         return found
 
     def row(self, number: int, valid: Valid) -> dict[str, Any]:
-        found: dict[str, Any] = super().batch(number, number + 1, valid).to_pylist()[0]
-        return found
+        return {name: values[0] for name, values in self.batch(number, number + 1, valid).items()}
 
 
 Read = Callable[[Gatherer, Rows], Gathered]

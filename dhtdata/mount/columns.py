@@ -19,12 +19,16 @@ logical types. Arrays are writable and share memory with nothing but batches of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from dhtdata.errors import ConfigError
 
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
@@ -117,8 +121,20 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
             return kind
 
 
+@contextmanager
+def held(name: str, kind: pa.DataType) -> Iterator[None]:
+    """ConfigError that names the column if a value is none of Python's: years after 9999, nanoseconds, twin fields."""
+    try:
+        yield
+    except (pa.ArrowException, OverflowError, ValueError) as failure:
+        raise ConfigError(
+            f"column {name!r} of type {kind} holds what Python cannot ({failure}): leave it out of columns, "
+            'or mount with format="arrow"'
+        ) from failure
+
+
 def to_numpy(array: pa.Array, kind: pa.DataType) -> Column:
-    """A column in its stored form as arrays. ``kind`` is the logical type."""
+    """A column in its stored form as arrays; ``kind`` is the logical type. To be called within `held`."""
     kind = plain_type(kind)
     flat = Flat.of(kind)
     if flat is not None:
@@ -129,6 +145,8 @@ def to_numpy(array: pa.Array, kind: pa.DataType) -> Column:
         return shaped.reshape(len(array), *kind.shape) if isinstance(shaped, np.ndarray) else shaped
     if pa.types.is_struct(kind):
         fields = [kind.field(position) for position in range(kind.num_fields)]
+        if len({field.name for field in fields}) < len(fields):
+            raise ValueError("two fields of a struct have the same name")
         return {field.name: to_numpy(child, field.type) for field, child in zip(fields, array.flatten(), strict=True)}
     if pa.types.is_fixed_size_list(kind):
         size = kind.list_size

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Column, Flat, to_numpy
+from dhtdata.mount.columns import Column, Flat, held, to_numpy
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
 
@@ -53,7 +53,9 @@ class Gatherer:
             if others:
                 batch = self._arrow_columns(others, runs, order)
                 for name in others:
-                    found[name] = to_numpy(batch.column(name), self.logical.field(name).type)
+                    kind = self.logical.field(name).type
+                    with held(name, kind):
+                        found[name] = to_numpy(batch.column(name), kind)
         return {name: found[name] for name in self.logical.names}
 
     def stored(self, rows: Rows) -> pa.RecordBatch:

@@ -52,8 +52,8 @@ class MapStyleDataset:
         rows = np.asarray(keys)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             raise ConfigError(f"{keys!r} is neither a row number, a slice nor a list of row numbers")
+        beyond = (rows < -len(self)) | (rows >= len(self))
+        if beyond.any():
+            raise IndexError(f"row {rows[beyond][0]} of {len(self)}")
         rows = rows.astype(np.int64)
-        rows = np.where(rows < 0, rows + len(self), rows)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"row {rows[(rows < 0) | (rows >= len(self))][0]} of {len(self)}")
-        return rows
+        return np.where(rows < 0, rows + len(self), rows)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dhtdata.config import launched_ranks
 from dhtdata.errors import ConfigError
+from dhtdata.order import MAX_LANES
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
         found = launched[:2] if launched is not None else (0, 1)
     if not 0 <= found[0] < found[1]:
         raise ConfigError(f"rank {found[0]} of world size {found[1]}: ranks count from 0")
-    if lanes is not None and lanes < 1:
-        raise ConfigError(f"lanes: {lanes} is less than 1")
+    if lanes is not None and not 1 <= lanes <= MAX_LANES:
+        raise ConfigError(f"lanes: {lanes} is not in 1 to {MAX_LANES}")
     local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
     nodes = found[1] // local if found[1] % local == 0 else 1
     return Ranks(*found, lanes if lanes is not None else nodes)

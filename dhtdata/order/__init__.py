@@ -28,10 +28,11 @@ the number of ranks, so a run that goes from one rank to two would refuse its ow
 """
 
 from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
-from dhtdata.order.state import OrderKey, State
+from dhtdata.order.state import MAX_LANES, OrderKey, State
 from dhtdata.order.steps import REMAINDERS, Dealt, Share, Steps
 
 __all__ = [
+    "MAX_LANES",
     "MAX_PIECE_ROWS",
     "REMAINDERS",
     "Dealt",

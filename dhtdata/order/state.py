@@ -17,6 +17,7 @@ from dhtdata.errors import ConfigError
 
 VERSION = 1
 ALGORITHM = 1
+MAX_LANES = 1 << 14
 _COUNTS = ("seed", "epoch", "rows", "global_batch", "lanes")
 
 
@@ -74,6 +75,6 @@ class State:
                 )
         if value["seed"] != seed:
             raise ConfigError(f"the state was saved with seed={value['seed']}, this mount has seed={seed}")
-        if not value["lanes"] or not value["global_batch"]:
-            raise ConfigError("the state is damaged: no lanes or no batch")
+        if not 1 <= value["lanes"] <= MAX_LANES or not value["global_batch"]:
+            raise ConfigError(f"the state is damaged: no batch, or lanes that are not in 1 to {MAX_LANES}")
         return cls(contents, key, *(value[name] for name in _COUNTS))

@@ -172,6 +172,42 @@ def test_a_state_of_another_dataset_is_refused(made, home):
         dhtdata.mount(made, home=home).load_state_dict(state)
 
 
+def test_a_state_of_more_lanes_than_memory_holds_is_refused(made, home):
+    dataset = dhtdata.mount(made, home=home, shuffle=True, seed=np.int64(3))
+    state = json.loads(json.dumps(dataset.state_dict()))
+    with pytest.raises(ConfigError, match="the state is damaged: .* lanes"):
+        dataset.load_state_dict(state | {"lanes": 10**9})
+    dataset.load_state_dict(state)
+
+
+_FAR = pa.array([1 << 30], pa.int32()).cast(pa.date32())
+
+
+@pytest.mark.parametrize(
+    ("column", "formats"),
+    [
+        (_FAR, ["python"]),
+        (pa.array([1], pa.time64("ns")), ["python"]),
+        (pa.ListArray.from_arrays([0, 1], pa.StructArray.from_arrays([_FAR], ["d"])), ["python", "numpy", "torch"]),
+        (pa.MapArray.from_arrays([0, 1], ["k"], _FAR), ["python", "numpy", "torch"]),
+        (pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]), ["python", "numpy", "torch"]),
+    ],
+    ids=["date", "nanoseconds", "list", "map", "twin fields"],
+)
+def test_a_value_that_python_cannot_hold_is_named_by_its_column(home, column, formats):
+    table = pa.table({"fine": [1], "odd": column})
+    with Store.open(home / "store") as store:
+        digest = str(put_dataset(store, table))
+    assert dhtdata.mount(digest, home=home).to_arrow().equals(table)
+    for format in formats:
+        for batch_size in (None, 1):
+            dataset = dhtdata.mount(digest, home=home, format=format, batch_size=batch_size)
+            with pytest.raises(ConfigError, match="column 'odd' of type .* holds what Python cannot .*columns"):
+                list(dataset)
+            with pytest.raises(ConfigError, match="column 'odd'"):
+                dataset.map_style()[0]
+
+
 def test_a_dataset_goes_on_in_another_process_by_pickle(made, home):
     dataset = dhtdata.mount(made, home=home, batch_size=50, shuffle=True, columns=["number"])
     next(iter(dataset))
@@ -190,8 +226,10 @@ def test_random_access_gives_rows_and_batches(made, home):
     assert [row["number"] for row in view.__getitems__([7, 5])] == [7, 5]
     assert pickle.loads(pickle.dumps(view))[5]["number"] == 5
     for beyond in (ROWS, -ROWS - 1):
-        with pytest.raises(IndexError, match=str(ROWS)):
+        with pytest.raises(IndexError, match=f"row {beyond} of {ROWS}"):
             view[beyond]
+    with pytest.raises(IndexError, match=f"row {2**63} of"):
+        view[np.array([2**63], np.uint64)]
     with pytest.raises(ConfigError, match="row number"):
         view["a"]
     with pytest.raises(ConfigError, match="no rows"):
@@ -298,6 +336,12 @@ def test_splits_are_read_apart(home):
         ({"rank": 1}, "give both"),
         ({"rank": 2, "world_size": 2}, "rank 2"),
         ({"lanes": 0}, "lanes"),
+        ({"lanes": 10**9}, "lanes: 1000000000 is not in 1 to 16384"),
+        ({"batch_size": 1.5}, "batch_size: 1.5 is not a whole number"),
+        ({"batch_size": True}, "batch_size: True is not"),
+        ({"seed": "one"}, "seed: 'one' is not"),
+        ({"seed": 1.5}, "seed: 1.5 is not"),
+        ({"world_size": 2.0, "rank": 0}, "world_size: 2.0 is not"),
         ({"predownload": "many"}, "not a size"),
         ({"timeout": 0}, "timeout"),
         ({"batch_size": 1000, "remainder": "drop"}, "smaller batch_size"),
