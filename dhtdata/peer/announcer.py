@@ -61,7 +61,7 @@ class Announcer:
 
     async def keep(self, dataset: Announced) -> None:
         """Announce now, then before claims expire or when nudged, for ever."""
-        retry_s = FIRST_RETRY_S
+        retry_s: float = FIRST_RETRY_S
         while True:
             dataset.nudge.clear()
             try:
@@ -72,7 +72,7 @@ class Announcer:
                 # The index cannot be read now: the next round tries again, and whoever asks for bytes is told.
                 dataset.holders = 0
             if dataset.holders >= THIN_HOLDERS:
-                retry_s, pause_s = FIRST_RETRY_S, PROVIDER_RENEWAL_S
+                retry_s, pause_s = FIRST_RETRY_S, float(PROVIDER_RENEWAL_S)
             else:
                 pause_s = min(retry_s, THIN_RENEWAL_S if dataset.holders else LONGEST_RETRY_S)
                 retry_s = min(2 * retry_s, THIN_RENEWAL_S)

@@ -69,6 +69,25 @@ class Served:
     refused_connections: int = 0
 
 
+class _Conversation(web.RequestHandler):
+    """One connection. What a stranger sends that is no request is neither logged nor sent back: both were floods."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status == 500:
+            return super().handle_error(request, status, exc, message)
+        refusal = _plain(status, "no request of this interface\n")
+        refusal.force_close()
+        return refusal
+
+
 class _Gate(web.Server):
     """Counts connections by address, and drops one too many before a byte of it is read."""
 
@@ -85,6 +104,9 @@ class _Gate(web.Server):
             auto_decompress=False,
         )
         self._served = served
+
+    def __call__(self) -> _Conversation:
+        return _Conversation(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
