@@ -63,7 +63,7 @@ def export(
                         progress(done, total)
                     if path is not None:
                         written.append(path)
-    except (pa.ArrowException, OSError) as failure:
+    except OSError as failure:
         raise StoreError(f"{folder} cannot be written: {failure}") from failure
     return written
 
@@ -106,12 +106,35 @@ def _write_split(dataset: StreamingDataset, split: Split, folder: Path, kind: st
 
 
 @contextmanager
+def _fitting(kind: str, schema: pa.Schema) -> Iterator[None]:
+    """ConfigError that names a column whose type or values files of this kind cannot hold."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as failure:
+        if isinstance(failure, OSError) and failure.errno is not None:  # Parquet's own complaints have no number
+            raise
+        named = [f"column {field.name!r} of type {field.type}" for field in schema if not _fits(kind, field)]
+        raise ConfigError(
+            f"{named[0] if named else 'a value of these rows'} cannot be written as {kind} ({failure}): "
+            "export as arrow, or leave the column out"
+        ) from failure
+
+
+def _fits(kind: str, field: pa.Field) -> bool:
+    try:
+        with _writer(pa.BufferOutputStream(), kind, pa.schema([field])):
+            return True
+    except (pa.ArrowException, OSError):
+        return False
+
+
+@contextmanager
 def _writing(path: Path, kind: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """A file that appears under its name at the end of the block, if that ends well."""
     temporary = path.with_name(f".{path.name}.{random_id(4).hex()}")
     try:
         with temporary.open("xb") as file:
-            with _writer(file, kind, schema) as writer:
+            with _fitting(kind, schema), _writer(file, kind, schema) as writer:
                 yield writer.write_table
             file.flush()
             os.fsync(file.fileno())
