@@ -156,7 +156,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     known = modules()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
+            names: list[tuple[str, str | None]] = [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [(node.module or "", alias.name) for alias in node.names]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import dhtdata
 from dhtdata.errors import ConfigError
@@ -20,12 +25,12 @@ ROWS = 230
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
-def made(home):
+def made(home: Path) -> str:
     table = pa.table(
         {
             "number": pa.array(range(ROWS), pa.int64()),
@@ -37,7 +42,7 @@ def made(home):
         return str(put_dataset(store, table, groups=[["number", "vector"], ["text"]]))
 
 
-def batches(items):
+def batches(items: Iterable[Mapping[str, torch.Tensor]]) -> list[list[int]]:
     return [batch["number"].tolist() for batch in items]
 
 
@@ -45,13 +50,13 @@ def batches(items):
 @pytest.mark.slow_e2e
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_yield_the_batches_of_the_main_process_epoch_after_epoch(made, home, context, persistent):
-    how = {"home": home, "batch_size": 16, "shuffle": True, "seed": 4}
-    alone = dhtdata.mount(made, **how)
+def test_workers_yield_the_batches_of_the_main_process_epoch_after_epoch(
+    made: str, home: Path, context: str, persistent: bool
+) -> None:
+    mounted = partial(dhtdata.mount, made, home=home, batch_size=16, shuffle=True, seed=4)
+    alone = mounted()
     expected = [batches(alone) for _ in range(3)]
-    loader = DataLoader(
-        dhtdata.mount(made, **how), num_workers=2, multiprocessing_context=context, persistent_workers=persistent
-    )
+    loader = DataLoader(mounted(), num_workers=2, multiprocessing_context=context, persistent_workers=persistent)
     assert len(loader) == len(expected[0]) == 15
     for epoch in range(2):
         received = list(loader)
@@ -69,16 +74,16 @@ def test_workers_yield_the_batches_of_the_main_process_epoch_after_epoch(made, h
 @pytest.mark.slow_e2e
 @pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 2), (2, 0), (2, 1)])
 def test_the_state_counts_what_the_loop_received_whatever_the_workers_made_ahead(
-    made, home, workers_before, workers_after
-):
-    how = {"home": home, "batch_size": 16, "shuffle": True, "columns": ["number"]}
-    expected = batches(dhtdata.mount(made, **how))
-    loader = DataLoader(dhtdata.mount(made, **how), num_workers=workers_before)
+    made: str, home: Path, workers_before: int, workers_after: int
+) -> None:
+    mounted = partial(dhtdata.mount, made, home=home, batch_size=16, shuffle=True, columns=["number"])
+    expected = batches(mounted())
+    loader = DataLoader(mounted(), num_workers=workers_before)
     iterator = iter(loader)
     received = batches([next(iterator) for _ in range(4)])
     saved = json.dumps(loader.state_dict())
     del iterator
-    after = DataLoader(dhtdata.mount(made, **how), num_workers=workers_after)
+    after = DataLoader(mounted(), num_workers=workers_after)
     after.load_state_dict(json.loads(saved))
     assert received + batches(after) == expected
     assert after.state_dict()["epoch"] == 1
@@ -86,7 +91,7 @@ def test_the_state_counts_what_the_loop_received_whatever_the_workers_made_ahead
 
 @pytest.mark.timeout(60)
 @pytest.mark.slow_e2e
-def test_a_dataset_in_use_may_be_given_to_forked_workers(made, home):
+def test_a_dataset_in_use_may_be_given_to_forked_workers(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=16)
     iterator = iter(dataset)
     next(iterator)
@@ -96,7 +101,7 @@ def test_a_dataset_in_use_may_be_given_to_forked_workers(made, home):
     assert next(iterator)["number"].tolist() == list(range(16, 32))
 
 
-def test_the_dataset_refers_to_the_loader_while_workers_iterate(made, home):
+def test_the_dataset_refers_to_the_loader_while_workers_iterate(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=16)
     loader = DataLoader(dataset)
     iterator = iter(loader)
@@ -108,12 +113,12 @@ def test_the_dataset_refers_to_the_loader_while_workers_iterate(made, home):
     assert dataset.state_dict() == loader.state_dict()
 
 
-def test_rows_are_tensors_too(made, home):
+def test_rows_are_tensors_too(made: str, home: Path) -> None:
     row = next(iter(DataLoader(dhtdata.mount(made, home=home))))
     assert row["number"].shape == () and row["vector"].shape == (3,) and row["text"] == "row 0"
 
 
-def test_padding_is_a_tensor(made, home):
+def test_padding_is_a_tensor(made: str, home: Path) -> None:
     loader = DataLoader(dhtdata.mount(made, home=home, batch_size=100, remainder="pad"))
     assert list(loader)[-1]["_valid"].tolist() == [True] * 30 + [False] * 70
 
@@ -128,17 +133,19 @@ def test_padding_is_a_tensor(made, home):
         ({"in_order": False}, "in_order"),
     ],
 )
-def test_what_the_mount_decides_is_rejected_by_name(made, home, option, named):
+def test_what_the_mount_decides_is_rejected_by_name(
+    made: str, home: Path, option: dict[str, object], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named):
         DataLoader(dhtdata.mount(made, home=home), **option)
 
 
-def test_only_mounted_datasets_are_loaded():
+def test_only_mounted_datasets_are_loaded() -> None:
     with pytest.raises(ConfigError, match="list"):
-        DataLoader([1, 2])
+        DataLoader([1, 2])  # type: ignore[arg-type]
 
 
-def test_random_access_works_with_torch_samplers(made, home):
+def test_random_access_works_with_torch_samplers(made: str, home: Path) -> None:
     view = dhtdata.mount(made, home=home, format="torch", columns=["number"]).map_style()
     sampler = torch.utils.data.SequentialSampler(view)
     loader = torch.utils.data.DataLoader(view, batch_size=50, sampler=sampler)
@@ -154,11 +161,11 @@ def test_random_access_works_with_torch_samplers(made, home):
         (np.array([5], "timedelta64[us]"), torch.tensor([5])),
     ],
 )
-def test_arrays_become_tensors_of_the_same_values(column, expected):
+def test_arrays_become_tensors_of_the_same_values(column: NDArray[Any], expected: torch.Tensor) -> None:
     assert torch.equal(to_tensor("x", column), expected)
 
 
-def test_what_no_tensor_holds_is_a_list_and_nests():
+def test_what_no_tensor_holds_is_a_list_and_nests() -> None:
     column = np.fromiter([np.array([1, 2]), None], object, 2)
     first, second = to_tensor("x", column)
     assert first.tolist() == [1, 2] and second is None
@@ -166,6 +173,6 @@ def test_what_no_tensor_holds_is_a_list_and_nests():
 
 
 @pytest.mark.parametrize("column", [np.ma.MaskedArray([1, 2], mask=[False, True]), np.array(["NaT"], "datetime64[s]")])
-def test_nulls_that_no_tensor_holds_are_refused_by_column(column):
+def test_nulls_that_no_tensor_holds_are_refused_by_column(column: NDArray[Any]) -> None:
     with pytest.raises(ConfigError, match=r"'s\.x' has nulls"):
         to_tensor("s", {"x": column})

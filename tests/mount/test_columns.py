@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from dhtdata.mount.columns import Flat, item, part, to_numpy
 
@@ -15,12 +17,12 @@ DAY = datetime.date(2024, 2, 29)
 NOON = datetime.datetime(2024, 2, 29, 12, 30, 1, 5000)
 
 
-def plain(value):
+def plain(value: object) -> object:
     """A converted value as Arrow's own Python values have it, for comparison."""
     if isinstance(value, dict):
         return {name: plain(child) for name, child in value.items()}
     if isinstance(value, np.ma.MaskedArray):
-        return [None if value.mask[i] is np.True_ else plain(value[i]) for i in range(len(value))]
+        return [None if mask is np.True_ else plain(value[i]) for i, mask in enumerate(np.ma.getmaskarray(value))]
     if isinstance(value, np.ndarray):
         return [plain(child) for child in value]
     if isinstance(value, np.datetime64 | np.timedelta64):
@@ -30,13 +32,21 @@ def plain(value):
     return [plain(child) for child in value] if isinstance(value, list) else value
 
 
-def expected(array):
+def expected(array: pa.Array) -> list[object]:
     """Arrow's Python values; dates and times as counts of their unit."""
     kind = array.type
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         width = pa.int32() if kind.bit_width == 32 else pa.int64()
         array = array.view(width)
-    return array.to_pylist()
+    values: list[object] = array.to_pylist()
+    return values
+
+
+def array_of(array: pa.Array, kind: pa.DataType) -> NDArray[Any]:
+    """What a column of any type but a struct becomes."""
+    column = to_numpy(array, kind)
+    assert isinstance(column, np.ndarray)
+    return column
 
 
 ALL_TYPES = {
@@ -76,14 +86,14 @@ ALL_TYPES = {
 
 
 @pytest.mark.parametrize("name", ALL_TYPES)
-def test_values_are_those_of_arrow(name):
+def test_values_are_those_of_arrow(name: str) -> None:
     array = ALL_TYPES[name]
     column = to_numpy(array, array.type)
     assert [plain(item(column, row)) for row in range(3)] == expected(array)
 
 
 @pytest.mark.parametrize("name", ALL_TYPES)
-def test_a_slice_converts_like_the_whole(name):
+def test_a_slice_converts_like_the_whole(name: str) -> None:
     array = pa.concat_arrays([ALL_TYPES[name]] * 7)[4:14]
     column = to_numpy(array, array.type)
     assert [plain(item(column, row)) for row in range(10)] == expected(array)
@@ -91,10 +101,11 @@ def test_a_slice_converts_like_the_whole(name):
 
 
 @pytest.mark.parametrize("name", [name for name, array in ALL_TYPES.items() if Flat.of(array.type)])
-def test_flat_types_gather_like_an_arrow_take(name):
+def test_flat_types_gather_like_an_arrow_take(name: str) -> None:
     array = pa.concat_arrays([ALL_TYPES[name]] * 7)[4:14]
     rows = np.array([9, 0, 3, 3, 7])
     flat = Flat.of(array.type)
+    assert flat is not None
     values, valid = flat.take(array, rows)
     column = flat.shown(values, valid)
     assert [plain(item(column, row)) for row in range(5)] == expected(array.take(pa.array(rows)))
@@ -109,55 +120,56 @@ def test_flat_types_gather_like_an_arrow_take(name):
         ("fixed_list_of_bools", "bool"), ("decimal128", "object"),
     ],
 )  # fmt: skip
-def test_types_map_as_the_table_says(name, dtype):
-    column = to_numpy(ALL_TYPES[name], ALL_TYPES[name].type)
+def test_types_map_as_the_table_says(name: str, dtype: str) -> None:
+    column = array_of(ALL_TYPES[name], ALL_TYPES[name].type)
     assert column.dtype == np.dtype(dtype)
     assert column.flags.writeable
 
 
-def test_fixed_size_lists_have_a_dimension_per_level():
+def test_fixed_size_lists_have_a_dimension_per_level() -> None:
     array = ALL_TYPES["fixed_list_of_fixed_lists"]
-    assert to_numpy(array, array.type).shape == (3, 1, 2)
+    assert array_of(array, array.type).shape == (3, 1, 2)
 
 
-def test_integers_with_nulls_are_masked_and_without_are_plain():
+def test_integers_with_nulls_are_masked_and_without_are_plain() -> None:
     column = to_numpy(ALL_TYPES["int8"], pa.int8())
     assert isinstance(column, np.ma.MaskedArray) and column.tolist() == [1, None, -3]
     assert type(part(column, 2, 3)) is np.ndarray
     assert item(column, 1) is None
 
 
-def test_nulls_inside_fixed_size_lists_are_marked_one_by_one():
+def test_nulls_inside_fixed_size_lists_are_marked_one_by_one() -> None:
     floats = pa.array([[1.0, None], None], pa.list_(pa.float32(), 2))
-    assert np.isnan(to_numpy(floats, floats.type)).tolist() == [[False, True], [True, True]]
+    assert np.isnan(array_of(floats, floats.type)).tolist() == [[False, True], [True, True]]
     ints = pa.array([[1, None], None, [3, 4]], pa.list_(pa.int32(), 2))
-    column = to_numpy(ints, ints.type)
+    column = array_of(ints, ints.type)
+    assert isinstance(column, np.ma.MaskedArray)
     assert column.mask.tolist() == [[False, True], [True, True], [False, False]]
     assert type(item(column, 2)) is np.ndarray
 
 
-def test_a_null_struct_has_null_fields():
+def test_a_null_struct_has_null_fields() -> None:
     array = pa.array([{"a": 1, "b": "x"}, None], pa.struct([("a", pa.int8()), ("b", pa.string())]))
     column = to_numpy(array, array.type)
     assert column["a"].tolist() == [1, None] and column["b"].tolist() == ["x", None]
 
 
 @pytest.mark.parametrize("permutation", [None, [1, 0], [0, 1]])
-def test_tensors_have_the_shape_and_order_of_arrow(permutation):
+def test_tensors_have_the_shape_and_order_of_arrow(permutation: list[int] | None) -> None:
     kind = pa.fixed_shape_tensor(pa.int32(), [2, 3], permutation=permutation)
     storage = pa.array([list(range(6)), list(range(6, 12))], pa.list_(pa.int32(), 6))
-    column = to_numpy(storage, kind)
+    column = array_of(storage, kind)
     assert column.tolist() == pa.ExtensionArray.from_storage(kind, storage).to_numpy_ndarray().tolist()
 
 
-def test_encodings_are_read_as_their_values():
+def test_encodings_are_read_as_their_values() -> None:
     values = pa.array(["a", None, "b"])
     for kind in (pa.dictionary(pa.int8(), pa.string()), pa.run_end_encoded(pa.int32(), pa.string())):
-        assert to_numpy(values, kind).tolist() == ["a", None, "b"]
-    assert to_numpy(pa.array([b"0" * 16], pa.binary(16)), pa.uuid()).tolist() == [b"0" * 16]
+        assert array_of(values, kind).tolist() == ["a", None, "b"]
+    assert array_of(pa.array([b"0" * 16], pa.binary(16)), pa.uuid()).tolist() == [b"0" * 16]
 
 
-def test_no_rows_convert_too():
+def test_no_rows_convert_too() -> None:
     for array in ALL_TYPES.values():
         column = to_numpy(array[:0], array.type)
         assert all(len(child) == 0 for child in (column.values() if isinstance(column, dict) else [column]))

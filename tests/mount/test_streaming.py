@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 import dhtdata
 from dhtdata.config import load_settings
 from dhtdata.control.client import PeerClient
+from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.store import Store
 from tests.mount.making import put_dataset
@@ -23,13 +29,13 @@ pytestmark = [pytest.mark.slow_e2e, pytest.mark.timeout(60)]
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path: Path) -> Iterator[Path]:
     with peer_of(tmp_path / "reader"):
         yield tmp_path / "reader"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Digest]:
     """A seed's home and a manifest: 6 MB in 120 blocks of 40 shards, and as many small ones of another group."""
     home = tmp_path_factory.mktemp("seed")
     table = pa.table(
@@ -46,12 +52,12 @@ def published(tmp_path_factory):
     return home, digest
 
 
-def check(batch):
+def check(batch: Mapping[str, NDArray[Any]]) -> None:
     for number, filling, text in zip(batch["number"], batch["filling"], batch["text"], strict=True):
         assert filling == int(number).to_bytes(2, "big") * 1_000 and text == f"row {number}"
 
 
-def test_an_epoch_streams_from_a_seed_and_the_next_needs_nobody(home, published):
+def test_an_epoch_streams_from_a_seed_and_the_next_needs_nobody(home: Path, published: tuple[Path, Digest]) -> None:
     with seed(*published) as (ticket, process):
         dataset = dhtdata.mount(ticket, home=home, batch_size=64, shuffle=True, shuffle_window=2, timeout=20)
         seen = []
@@ -74,7 +80,7 @@ def test_an_epoch_streams_from_a_seed_and_the_next_needs_nobody(home, published)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_stream_through_the_one_peer(home, published, context):
+def test_workers_stream_through_the_one_peer(home: Path, published: tuple[Path, Digest], context: str) -> None:
     from dhtdata.torch import DataLoader
 
     with seed(*published) as (ticket, _):
@@ -90,7 +96,7 @@ def test_workers_stream_through_the_one_peer(home, published, context):
         dataset.close()
 
 
-def test_columns_that_are_stored_apart_are_not_fetched(home, published):
+def test_columns_that_are_stored_apart_are_not_fetched(home: Path, published: tuple[Path, Digest]) -> None:
     with seed(*published) as (ticket, _):
         with dhtdata.mount(ticket, home=home, columns=["text"], batch_size=500, timeout=20) as dataset:
             assert [text for batch in dataset for text in batch["text"]] == [f"row {n}" for n in range(ROWS)]
@@ -98,7 +104,9 @@ def test_columns_that_are_stored_apart_are_not_fetched(home, published):
 
 
 @pytest.mark.parametrize("predownload", [0, 400_000])
-def test_no_more_is_fetched_ahead_than_was_allowed(home, published, predownload):
+def test_no_more_is_fetched_ahead_than_was_allowed(
+    home: Path, published: tuple[Path, Digest], predownload: int
+) -> None:
     with seed(*published) as (ticket, _):
         with dhtdata.mount(
             ticket, home=home, columns=["number", "filling"], batch_size=10, predownload=predownload, timeout=20
@@ -114,10 +122,11 @@ def test_no_more_is_fetched_ahead_than_was_allowed(home, published, predownload)
             for _ in range(40):
                 next(items)
             assert settled_status(home).bytes_fetched <= allowed + 40 * 10 * 8 * ROW_BYTES
+            assert isinstance(items, Generator)
             items.close()
 
 
-def test_a_window_is_fetched_whole_and_nothing_of_the_next(home, published):
+def test_a_window_is_fetched_whole_and_nothing_of_the_next(home: Path, published: tuple[Path, Digest]) -> None:
     with seed(*published) as (ticket, _):
         with dhtdata.mount(
             ticket, home=home, columns=["number", "filling"], batch_size=16, shuffle=True, shuffle_window=1,
@@ -128,10 +137,11 @@ def test_a_window_is_fetched_whole_and_nothing_of_the_next(home, published):
                 next(items)
             # One row range of 300 rows, rounded to blocks at its ends, and the stranger's first shard.
             assert settled_status(home).bytes_fetched <= (300 + 6 * BLOCK_ROWS) * (ROW_BYTES + 50) + 100_000
+            assert isinstance(items, Generator)
             items.close()
 
 
-def test_random_access_fetches_the_blocks_it_reads(home, published):
+def test_random_access_fetches_the_blocks_it_reads(home: Path, published: tuple[Path, Digest]) -> None:
     with seed(*published) as (ticket, _):
         view = dhtdata.mount(ticket, home=home, columns=["number", "filling"], timeout=20).map_style()
         assert view[[1500, 7]]["number"].tolist() == [1500, 7]
@@ -141,7 +151,9 @@ def test_random_access_fetches_the_blocks_it_reads(home, published):
         assert table["number"].to_pylist() == list(range(ROWS))
 
 
-def test_when_all_providers_are_gone_it_waits_and_then_says_what_is_missing(home, published, caplog):
+def test_when_all_providers_are_gone_it_waits_and_then_says_what_is_missing(
+    home: Path, published: tuple[Path, Digest], caplog: pytest.LogCaptureFixture
+) -> None:
     with seed(*published) as (ticket, process):
         dataset = dhtdata.mount(ticket, home=home, batch_size=16, predownload=100_000, timeout=3)
         items = iter(dataset)
@@ -157,23 +169,24 @@ def test_when_all_providers_are_gone_it_waits_and_then_says_what_is_missing(home
         dataset.close()
 
 
-def test_an_interrupted_mount_goes_on_when_a_provider_is_back(home, published):
-    how = {"home": home, "batch_size": 16, "shuffle": True, "predownload": 100_000, "timeout": 20}
+def test_an_interrupted_mount_goes_on_when_a_provider_is_back(home: Path, published: tuple[Path, Digest]) -> None:
+    mounted = partial(dhtdata.mount, home=home, batch_size=16, shuffle=True, predownload=100_000, timeout=20)
     with seed(*published) as (ticket, _):
-        dataset = dhtdata.mount(ticket, **how)
+        dataset = mounted(ticket)
         items = iter(dataset)
         seen = [number for _ in range(8) for number in next(items)["number"].tolist()]
         state = dataset.state_dict()
+        assert isinstance(items, Generator)
         items.close()
         dataset.close()
     with seed(*published) as (ticket, _):
-        with dhtdata.mount(ticket, **how) as dataset:
+        with mounted(ticket) as dataset:
             dataset.load_state_dict(state)
             seen += np.concatenate([batch["number"] for batch in dataset]).tolist()
     assert sorted(seen) == list(range(ROWS))
 
 
-def test_a_shard_that_rots_between_epochs_is_fetched_again(home, published):
+def test_a_shard_that_rots_between_epochs_is_fetched_again(home: Path, published: tuple[Path, Digest]) -> None:
     with seed(*published) as (ticket, _):
         with dhtdata.mount(ticket, home=home, batch_size=500, timeout=20) as dataset:
             assert len(list(dataset)) == len(dataset)
@@ -190,6 +203,6 @@ def test_a_shard_that_rots_between_epochs_is_fetched_again(home, published):
         assert path.read_bytes() != bytes(content)
 
 
-def test_without_anybody_to_ask_a_ticket_is_asked_for_at_once(home):
+def test_without_anybody_to_ask_a_ticket_is_asked_for_at_once(home: Path) -> None:
     with pytest.raises((ConfigError, NotFoundError), match="ticket"):
         dhtdata.mount("ab" * 32, home=home, timeout=20)

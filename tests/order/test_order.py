@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import tracemalloc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,18 +17,22 @@ from dhtdata.errors import ConfigError
 from dhtdata.order import MAX_PIECE_ROWS, EpochOrder, OrderKey, Pieces, Share, State, Steps
 from dhtdata.order.permutation import permutation
 
+_Item = TypeVar("_Item")
+
 ranges = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 remainders = st.sampled_from(["pad", "drop", "uneven"])
 
 
-def order_of(rows, *, shuffle=True, seed=1, epoch=0, window=3, lanes=1):
+def order_of(
+    rows: Sequence[int], *, shuffle: bool = True, seed: int = 1, epoch: int = 0, window: int = 3, lanes: int = 1
+) -> EpochOrder:
     return EpochOrder(Pieces(rows), seed=seed, epoch=epoch, shuffle=shuffle, window=window, lanes=lanes)
 
 
-def slow_sequence(counts, *, seed, epoch, window, lanes):
+def slow_sequence(counts: list[int], *, seed: int, epoch: int, window: int, lanes: int) -> list[int]:
     """The package's docstring, word for word, in plain Python; pieces are ranges as long as these are short."""
 
-    def permuted(items, what, lane=0, number=0):
+    def permuted(items: Sequence[_Item], what: int, lane: int = 0, number: int = 0) -> list[_Item]:
         return [items[i] for i in permutation(len(items), (seed, epoch), what, lane, number)]
 
     firsts = [0, *itertools.accumulate(counts)]
@@ -54,16 +60,21 @@ def slow_sequence(counts, *, seed, epoch, window, lanes):
 
 @given(ranges, st.integers(0, 99), st.integers(0, 9), st.integers(1, 5), st.integers(1, 7))
 @settings(deadline=None, max_examples=60)
-def test_the_sequence_is_the_one_the_docstring_describes(counts, seed, epoch, window, lanes):
+def test_the_sequence_is_the_one_the_docstring_describes(
+    counts: list[int], seed: int, epoch: int, window: int, lanes: int
+) -> None:
     order = order_of(counts, seed=seed, epoch=epoch, window=window, lanes=lanes)
     steps = Steps(order, Share(), global_batch=lanes, remainder="uneven")
     rows = steps.deal(range(len(steps))).rows
     assert rows.tolist() == slow_sequence(counts, seed=seed, epoch=epoch, window=window, lanes=lanes)
 
 
-def deal_all(order, *, ranks, workers, batch, remainder, consumed=0):
+def deal_all(
+    order: EpochOrder, *, ranks: int, workers: int, batch: int, remainder: str, consumed: int = 0
+) -> tuple[dict[tuple[int, int], list[int]], list[int]]:
     """Per step, per rank: the valid rows; and the number of steps of each rank."""
-    table, lengths = {}, []
+    table: dict[tuple[int, int], list[int]] = {}
+    lengths = []
     for rank in range(ranks):
         dealt_steps = 0
         for worker in range(workers):
@@ -92,8 +103,16 @@ def deal_all(order, *, ranks, workers, batch, remainder, consumed=0):
 )  # fmt: skip
 @settings(deadline=None, max_examples=120)
 def test_every_row_comes_exactly_once_over_all_ranks_and_workers(
-    counts, shuffle, lanes, window, ranks, workers, batch, remainder, epoch
-):
+    counts: list[int],
+    shuffle: bool,
+    lanes: int,
+    window: int,
+    ranks: int,
+    workers: int,
+    batch: int,
+    remainder: str,
+    epoch: int,
+) -> None:
     order = order_of(counts, shuffle=shuffle, lanes=lanes, window=window, epoch=epoch)
     table, lengths = deal_all(order, ranks=ranks, workers=workers, batch=batch, remainder=remainder)
     seen = sorted(itertools.chain(*table.values()))
@@ -113,13 +132,15 @@ def test_every_row_comes_exactly_once_over_all_ranks_and_workers(
     remainder=remainders, crew=st.tuples(st.integers(1, 12), st.integers(1, 3)),
 )  # fmt: skip
 @settings(deadline=None, max_examples=100)
-def test_global_batches_do_not_depend_on_ranks_and_workers(counts, shuffle, lanes, global_batch, remainder, crew):
+def test_global_batches_do_not_depend_on_ranks_and_workers(
+    counts: list[int], shuffle: bool, lanes: int, global_batch: int, remainder: str, crew: tuple[int, int]
+) -> None:
     ranks, workers = crew
     if global_batch % ranks:
         ranks = 1
     order = order_of(counts, shuffle=shuffle, lanes=lanes)
 
-    def global_batches(ranks, workers):
+    def global_batches(ranks: int, workers: int) -> list[list[int]]:
         table, _ = deal_all(order, ranks=ranks, workers=workers, batch=global_batch // ranks, remainder=remainder)
         return [
             list(itertools.chain(*(table.get((step, rank), ()) for rank in range(ranks))))
@@ -135,9 +156,12 @@ def test_global_batches_do_not_depend_on_ranks_and_workers(counts, shuffle, lane
                    max_size=4),
 )  # fmt: skip
 @settings(deadline=None, max_examples=100)
-def test_an_epoch_resumes_at_any_step_with_other_ranks_workers_and_batches(counts, shuffle, lanes, crews):
+def test_an_epoch_resumes_at_any_step_with_other_ranks_workers_and_batches(
+    counts: list[int], shuffle: bool, lanes: int, crews: list[tuple[int, int, int, int]]
+) -> None:
     order = order_of(counts, shuffle=shuffle, lanes=lanes)
-    seen, consumed = [], 0
+    seen: list[int] = []
+    consumed = 0
     for ranks, workers, batch, steps_taken in crews:
         table, _ = deal_all(order, ranks=ranks, workers=workers, batch=batch, remainder="pad", consumed=consumed)
         seen += [row for (step, _), rows in table.items() if step < steps_taken for row in rows]
@@ -153,11 +177,13 @@ def test_an_epoch_resumes_at_any_step_with_other_ranks_workers_and_batches(count
     counts=ranges, lanes=st.integers(1, 4), ranks=st.integers(1, 4), batch=st.integers(1, 6), after=st.integers(0, 9)
 )
 @settings(deadline=None, max_examples=80)
-def test_windows_cover_what_the_coming_steps_need_before_they_need_it(counts, lanes, ranks, batch, after):
+def test_windows_cover_what_the_coming_steps_need_before_they_need_it(
+    counts: list[int], lanes: int, ranks: int, batch: int, after: int
+) -> None:
     order = order_of(counts, lanes=lanes)
     for rank in range(ranks):
         steps = Steps(order, Share(rank, ranks), global_batch=batch * ranks, remainder="uneven")
-        announced = {}
+        announced: dict[int, int] = {}
         for position, window in steps.windows(after):
             for first, count in window.spans:
                 announced |= dict.fromkeys(range(first, first + count), position)
@@ -166,7 +192,7 @@ def test_windows_cover_what_the_coming_steps_need_before_they_need_it(counts, la
                 assert announced[row] < steps.position(step + 1)
 
 
-def test_windows_of_source_order_are_in_source_order():
+def test_windows_of_source_order_are_in_source_order() -> None:
     order = order_of([100, 50, 7], shuffle=False)
     steps = Steps(order, Share(), global_batch=10, remainder="uneven")
     spans = [tuple(span) for _, window in steps.windows(3) for span in window.spans.tolist()]
@@ -177,7 +203,7 @@ def test_windows_of_source_order_are_in_source_order():
 
 @given(st.lists(st.integers(1, 5 * MAX_PIECE_ROWS), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=30)
-def test_pieces_tile_the_ranges_and_none_is_long(counts):
+def test_pieces_tile_the_ranges_and_none_is_long(counts: list[int]) -> None:
     pieces = Pieces(counts)
     assert pieces.counts.max() <= MAX_PIECE_ROWS and pieces.counts.min() >= 1
     stops = pieces.firsts + pieces.counts
@@ -187,14 +213,14 @@ def test_pieces_tile_the_ranges_and_none_is_long(counts):
 
 @given(st.integers(0, 3000), st.integers(0, 1 << 55), st.integers(0, 1 << 55), st.integers(0, 1 << 40))
 @settings(deadline=None, max_examples=60)
-def test_a_permutation_is_the_stable_argsort_of_philox_words(count, seed, epoch, number):
+def test_a_permutation_is_the_stable_argsort_of_philox_words(count: int, seed: int, epoch: int, number: int) -> None:
     counter = np.array([0, 0, (2 << 56) | 5, number], np.uint64)
     words = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=counter).random_raw(count)
     expected = np.argsort(words >> np.uint64(32), kind="stable")
     assert permutation(count, (seed, epoch), 2, 5, number).tolist() == expected.tolist()
 
 
-def test_golden_sequences_never_change():
+def test_golden_sequences_never_change() -> None:
     assert permutation(10, (0, 0), 0).tolist() == GOLDEN_PERMUTATION
     order = order_of([5, 3, 9, 4], seed=7, epoch=2, window=2, lanes=2)
     steps = Steps(order, Share(), global_batch=4, remainder="uneven")
@@ -205,15 +231,15 @@ GOLDEN_PERMUTATION = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 GOLDEN_ORDER = [4, 7, 12, 20, 3, 0, 8, 11, 5, 1, 16, 9, 2, 6, 14, 15, 19, 17, 10, 13, 18]
 
 
-def test_epochs_and_seeds_give_different_sequences():
-    def rows(**how):
-        steps = Steps(order_of([50] * 9, **how), Share(), global_batch=450, remainder="uneven")
+def test_epochs_and_seeds_give_different_sequences() -> None:
+    def rows(*, seed: int = 1, epoch: int = 0) -> tuple[int, ...]:
+        steps = Steps(order_of([50] * 9, seed=seed, epoch=epoch), Share(), global_batch=450, remainder="uneven")
         return tuple(steps.deal(range(1)).rows.tolist())
 
     assert len({rows(seed=1), rows(seed=2), rows(epoch=1), rows(epoch=2)}) == 4
 
 
-def test_the_first_batch_of_a_small_dataset_touches_one_slot_wherever_it_is():
+def test_the_first_batch_of_a_small_dataset_touches_one_slot_wherever_it_is() -> None:
     starts = set()
     for epoch in range(40):
         order = order_of([3200], epoch=epoch, window=8)
@@ -225,7 +251,7 @@ def test_the_first_batch_of_a_small_dataset_touches_one_slot_wherever_it_is():
     assert len(starts) > 15
 
 
-def test_lanes_of_ranks_on_different_nodes_hardly_share_ranges():
+def test_lanes_of_ranks_on_different_nodes_hardly_share_ranges() -> None:
     order = order_of([100] * 64, lanes=8, window=2)
     touched = []
     for rank in range(8):
@@ -234,7 +260,7 @@ def test_lanes_of_ranks_on_different_nodes_hardly_share_ranges():
     assert sum(map(len, touched)) == 64
 
 
-def test_seeking_in_an_epoch_of_a_billion_rows_is_small():
+def test_seeking_in_an_epoch_of_a_billion_rows_is_small() -> None:
     pieces = Pieces([33_333] * 30_000)
     tracemalloc.start()
     order = EpochOrder(pieces, seed=0, epoch=3, shuffle=True, window=8, lanes=1)
@@ -246,11 +272,11 @@ def test_seeking_in_an_epoch_of_a_billion_rows_is_small():
     assert peak < 16 << 20
 
 
-def key(**other):
-    return OrderKey(**({"split": "train", "shuffle": True, "window": 8} | other))
+def key() -> OrderKey:
+    return OrderKey("train", shuffle=True, window=8)
 
 
-def test_a_state_is_small_json_and_comes_back_equal():
+def test_a_state_is_small_json_and_comes_back_equal() -> None:
     state = State("ab" * 32, key(), 3, 4, 1 << 40, 64, 2)
     text = json.dumps(state.as_dict())
     assert len(text) < 1000
@@ -272,13 +298,13 @@ def test_a_state_is_small_json_and_comes_back_equal():
         ({"order": {**OrderKey("train", True, 4).__dict__}}, "window=4"),
     ],
 )
-def test_a_state_of_something_else_is_refused_by_what_differs(change, named):
+def test_a_state_of_something_else_is_refused_by_what_differs(change: dict[str, object], named: str) -> None:
     saved = State("ab" * 32, key(), 3, 4, 100, 64, 2).as_dict() | change
     with pytest.raises(ConfigError, match=named.replace("(", r"\(")):
         State.from_dict(saved, contents="ab" * 32, key=key(), seed=3)
 
 
-def test_what_is_no_state_is_refused():
+def test_what_is_no_state_is_refused() -> None:
     with pytest.raises(ConfigError, match="not a state"):
         State.from_dict({}, contents="", key=key(), seed=0)
 
@@ -296,6 +322,6 @@ def test_what_is_no_state_is_refused():
         (lambda: Steps(order_of([3]), Share(), global_batch=3, remainder="pad", consumed=4), "another dataset"),
     ],
 )
-def test_nonsense_is_refused_by_name(build, named):
+def test_nonsense_is_refused_by_name(build: Callable[[], object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build()

@@ -180,7 +180,7 @@ def test_null_structs_hide_the_nulls_and_values_of_their_children() -> None:
 
 _NEVER = pa.field("x", pa.int8(), nullable=False)  # lists and maps rename it
 _PAIR = pa.struct([_NEVER])
-_PROMISES = {
+_PROMISES: dict[str, tuple[pa.DataType, list[object], list[object]]] = {
     "struct": (_PAIR, [{"x": 1}, None], [{"x": None}]),
     "list": (pa.list_(_NEVER), [[1], None, []], [[1, None]]),
     "large list of structs": (pa.large_list(_PAIR), [[{"x": 1}], [None], None], [[{"x": None}]]),
