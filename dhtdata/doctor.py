@@ -118,9 +118,10 @@ def _store(settings: Settings) -> list[Finding]:
     try:
         with Store.open(settings.store) as store:
             count = len(store.manifests())
+            what = "1 dataset" if count == 1 else f"{count} datasets"
     except DhtDataError as failure:
         return [Finding("file system", WRONG, str(failure))]
-    return [Finding("file system", GOOD, f"local; the store opens and lists {count} datasets")]
+    return [Finding("file system", GOOD, f"local; the store opens and lists {what}")]
 
 
 def _open_files() -> Finding:
@@ -188,7 +189,7 @@ def _bootstrap(settings: Settings, answers: list[_Answer], status: PeerStatus | 
         said = "; ".join(f"{answer.address}: {answer.text}" for answer in answers)
         return Finding("bootstrap", WRONG, f"no known peer answers ({said}): ask for a ticket, or change --bootstrap")
     if status is not None and status.dht_contacts:
-        return Finding("bootstrap", GOOD, f"none set; the running peer knows {status.dht_contacts} others")
+        return Finding("bootstrap", GOOD, f"none set; the running peer knows {status.dht_contacts} in the DHT")
     return Finding(
         "bootstrap",
         DOUBTFUL,

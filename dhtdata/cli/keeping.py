@@ -81,6 +81,7 @@ def verify(
         hurt = [digest for digest, count in before.items() if _bytes_held(blobs, digest) < count]
         failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt])), timeout) if repair else []
         remaining = [digest for digest in damaged if not blobs.has(digest)]
+        mending = [f"dhtdata verify {_said(held(blobs, digest.hex()))}" for digest in hurt[:3]]
     document = {
         "checked": checked,
         "damaged": [digest.hex() for digest in damaged],
@@ -89,12 +90,12 @@ def verify(
         "failures": failures,
     }
     if remaining:
-        said = "; ".join(failures) or "repair was not asked for"
+        said = "; ".join(failures) or f"to repair them, run {' and '.join(mending) or 'dhtdata verify TARGET'}"
         first = f"{len(remaining)} of {checked} blobs are damaged and set aside, the first is {remaining[0]}: {said}"
         raise IntegrityError(first, culprit=str(opened.settings.store))
     sentence = f"{number(checked)} blobs checked, all good."
     if damaged:
-        sentence = f"{number(checked)} blobs checked, {len(damaged)} were damaged and have been repaired from peers."
+        sentence = f"{number(checked)} blobs checked, {number(len(damaged))} damaged and repaired from peers."
     opened.output.result(document, sentence)
 
 
@@ -189,6 +190,11 @@ def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
                 damaged.append(seen.digest)
             report(checked, total)
     return checked, damaged
+
+
+def _said(entry: Held) -> str:
+    """What a user types to mean this version."""
+    return entry.label if entry.known is not None else entry.digest.hex()
 
 
 def _repair(opened: Session, blobs: Store, manifests: list[Digest], timeout_s: float) -> list[str]:

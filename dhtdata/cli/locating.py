@@ -7,7 +7,7 @@ from dhtdata.cli.session import Session
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.contents import Contents
-from dhtdata.formats.ticket import LocalName, Target, parse_target
+from dhtdata.formats.ticket import PREFIX, LocalName, Target, parse_target
 from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store, version_of
 
@@ -25,6 +25,8 @@ def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newe
     if local is not None and (not newest or isinstance(parsed, Digest) or _ours(opened, blobs, local)):
         return local, bool(local.known and local.known.stale)
     if local is None and isinstance(parsed, LocalName):
+        if parsed.name.startswith(PREFIX):
+            raise NotFoundError(f"{parsed.name} looks like a ticket that was cut short: copy it again, whole")
         raise NotFoundError(f"no dataset called {parsed.name} is in this store: see dhtdata ls, or give a ticket")
     try:
         with opened.peer(blobs) as peer:

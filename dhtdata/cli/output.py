@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +46,7 @@ class Output:
         self.as_json = as_json
         self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
         self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
+        self._status: Status | None = None
 
     @property
     def width(self) -> int:
@@ -57,9 +59,14 @@ class Output:
             sys.stdout.write(json.dumps(document, ensure_ascii=False, sort_keys=False) + "\n")
             sys.stdout.flush()
             return
+        if self._status is not None:
+            # Else the first line of the result would begin with what is left of the status line.
+            self._status.stop()
         for piece in shown:
             # What may be copied, such as a ticket, must not be broken into lines by us.
             self._out.print(piece, soft_wrap=True if isinstance(piece, Text) else None)
+        if self._status is not None:
+            self._status.start()
 
     def note(self, text: str) -> None:
         """A sentence for people about what is going on."""
@@ -101,8 +108,12 @@ class Output:
         if self.as_json or not self._err.is_terminal:
             yield None
             return
-        with self._err.status("") as status:
-            yield lambda text: status.update(Text(text))
+        with self._err.status("") as self._status:
+            status = self._status
+            try:
+                yield lambda text: status.update(Text(text))
+            finally:
+                self._status = None
 
 
 def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> RenderableType:
@@ -167,6 +178,11 @@ def size(count: int) -> str:
 def number(count: int) -> str:
     """``1,234,567``."""
     return f"{count:,}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 peer``, ``1,234 peers``."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def percent(part: int, whole: int) -> str:

@@ -42,10 +42,14 @@ def publish(
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the dataset: a-z 0-9 . _ -", show_default=False)] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the dataset, required: a-z 0-9 . _ -", show_default=False)
+    ] = "",
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="Files of one split, such as train='data/*.parquet'; may be repeated."),
+        typer.Option(
+            "--split", help="Files or a folder of one split, such as train='data/*.parquet'; may be repeated."
+        ),
     ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence, by its SPDX identifier.", metavar="SPDX")] = "",
     source_url: Annotated[str, typer.Option("--source-url", help="Where the rows came from.", metavar="URL")] = "",
@@ -122,6 +126,9 @@ def seed(
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
 
+    Serves whatever is pinned as well, which includes what this machine published. New versions of a name are looked
+    for every ten minutes, fetched and served.
+
     Runs in the foreground on a fixed port. If a seed of this store already runs, the datasets are added to it.
 
     Example: `dhtdata seed my-dataset`
@@ -182,6 +189,8 @@ def expand_targets(targets: list[str]) -> list[str]:
     for target in targets:
         path = Path(target)
         if not path.is_file():
+            if "/" in target and "://" not in target:
+                raise ConfigError(f"list of datasets {target[:200]} does not exist: check the path")
             found.append(target)
             continue
         try:
@@ -252,6 +261,8 @@ def _splits(sources: list[str], named: list[str]) -> dict[str, list[str]]:
 def _card(path: Path | None) -> str:
     if path is None:
         return ""
+    if not path.is_file():
+        raise ConfigError(f"card {path} is not a file: check the path")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as failure:
@@ -266,4 +277,4 @@ def _last_line(opened: Session, name: str, done: Published, dry_run: bool) -> st
         if peer is not None and peer.status().kind == "seed":
             peer.announce(done.manifest)
             return f"The running seed announces it; dhtdata ticket {name} prints a ticket."
-    return f"Nobody can fetch this until dhtdata seed {name} runs."
+    return f"Nobody can fetch this until a seed of this store runs: dhtdata seed {name}"

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from dhtdata.cli.output import number, percent, plain, size
+from dhtdata.cli.output import counted, percent, plain, size
 from dhtdata.cli.session import SEARCH_S, Session
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus, Seeded
@@ -104,9 +104,9 @@ def _live_line(opened: Session, blobs: Store) -> Iterator[None]:
 def _line(status: PeerStatus) -> str:
     held, whole = sum(entry.bytes_held for entry in status.datasets), sum(entry.bytes for entry in status.datasets)
     return (
-        f"{number(len(status.datasets))} datasets, {size(held)} held ({percent(held, whole)}) · "
-        f"{number(status.dht_contacts)} DHT contacts · received {size(status.bytes_fetched)} · "
-        f"served {size(status.bytes_served)} in {number(status.requests_served)} requests"
+        f"{counted(len(status.datasets), 'dataset')}, {size(held)} held ({percent(held, whole)}) · "
+        f"{counted(status.dht_contacts, 'DHT contact')} · received {size(status.bytes_fetched)} · "
+        f"served {size(status.bytes_served)} in {counted(status.requests_served, 'request')}"
     )
 
 

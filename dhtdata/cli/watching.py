@@ -8,7 +8,7 @@ from importlib.metadata import version as installed_version
 
 from rich.console import RenderableType
 
-from dhtdata.cli.output import blank_table, facts, number, percent, short, size, table
+from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -202,7 +202,7 @@ def _announced(entry: HeldDataset, seen: PeerStatus) -> str:
         return "never: private"
     if not entry.announced:
         return "not yet" if seen.dht_contacts else "nobody to tell yet"
-    return f"{_duration(max(0.0, time.time() - entry.announced))} ago, {entry.holders} holders"
+    return f"{_duration(max(0.0, time.time() - entry.announced))} ago, at {counted(entry.holders, 'DHT node')}"
 
 
 def _duration(seconds: float) -> str:

@@ -55,6 +55,8 @@ class Resolver:
         record = signed.record
         if not isinstance(record, NameRecord):
             raise IntegrityError(f"the record of {target} is a {type(record).__name__}")
+        if target.sequence is not None and record.sequence < target.sequence:
+            raise NotFoundError(f"nobody who was asked knows {target}: the newest version is {record.target}")
         if target.sequence is not None and record.sequence != target.sequence:
             raise NotFoundError(
                 f"{target} is not the newest version: that is {record.target}; "

@@ -10,6 +10,7 @@ from torch.utils import data as torch_data
 
 from dhtdata.errors import ConfigError
 from dhtdata.mount.dataset import Run, StreamingDataset
+from dhtdata.mount.map_style import MapStyleDataset
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
@@ -52,7 +53,8 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
 
     def __init__(self, dataset: StreamingDataset, **options: Any) -> None:
         if not isinstance(dataset, StreamingDataset):
-            raise ConfigError(f"expected what dhtdata.mount returns, not a {type(dataset).__name__}")
+            instead = ": torch.utils.data.DataLoader takes it" if isinstance(dataset, MapStyleDataset) else ""
+            raise ConfigError(f"expected what dhtdata.mount returns, not a {type(dataset).__name__}{instead}")
         for option, instead in _OURS.items():
             if option in options:
                 raise ConfigError(f"{option} is not the loader's to decide: use {instead}")

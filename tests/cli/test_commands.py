@@ -57,7 +57,7 @@ def test_publish_says_what_it_made_and_that_nobody_can_fetch_it_yet(
     assert published["name"].startswith("dhtdata://") and published["name"].endswith("/rows@1")
     again = machine.run("publish", "--split", "train=train.parquet", "--split", "test=test.parquet", "--name", "other")
     assert again.code == 0, again.err
-    assert again.out.splitlines()[-1] == "Nobody can fetch this until dhtdata seed other runs."
+    assert again.out.splitlines()[-1] == "Nobody can fetch this until a seed of this store runs: dhtdata seed other"
     assert "0 new" in again.out
     assert machine.run("rm", "other").code == 0
 
