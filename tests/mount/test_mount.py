@@ -6,23 +6,28 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import dhtdata
+from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, FormatError, NotFoundError
 from dhtdata.store import Store
 from tests.mount.conftest import ROWS, sample_table
-from tests.mount.making import put_dataset
+from tests.mount.making import Tamper, put_dataset
 from tests.mount.swarm import peer_of
 from tests.mount.test_columns import ALL_TYPES
 
 
-def numbers(dataset):
+def numbers(dataset: Iterable[Any]) -> list[int]:
     """The column "number" of everything an iteration yields, padding left out."""
-    found = []
+    found: list[int] = []
     for item in dataset:
         columns = item.to_pydict() if isinstance(item, pa.RecordBatch) else item
         values = np.atleast_1d(np.asarray(columns["number"]))
@@ -33,7 +38,7 @@ def numbers(dataset):
 
 @pytest.mark.parametrize("format", ["numpy", "torch", "arrow", "python"])
 @pytest.mark.parametrize("batch_size", [None, 1, 64, 1000])
-def test_an_epoch_in_source_order_yields_every_row(made, home, format, batch_size):
+def test_an_epoch_in_source_order_yields_every_row(made: str, home: Path, format: str, batch_size: int | None) -> None:
     columns = ["number", "text", "vector"]
     with dhtdata.mount(made, home=home, format=format, batch_size=batch_size, columns=columns) as dataset:
         items = list(dataset)
@@ -44,7 +49,7 @@ def test_an_epoch_in_source_order_yields_every_row(made, home, format, batch_siz
             assert numbers(dataset) == list(range(ROWS))
 
 
-def test_columns_belong_together_in_a_shuffled_epoch(made, home):
+def test_columns_belong_together_in_a_shuffled_epoch(made: str, home: Path) -> None:
     table = sample_table()
     dataset = dhtdata.mount(made, home=home, batch_size=32, shuffle=True, shuffle_window=2)
     seen = []
@@ -58,8 +63,8 @@ def test_columns_belong_together_in_a_shuffled_epoch(made, home):
     assert seen != sorted(seen) and sorted(seen) == list(range(ROWS))
 
 
-def test_formats_agree_on_a_shuffled_epoch(made, home):
-    def epoch(format):
+def test_formats_agree_on_a_shuffled_epoch(made: str, home: Path) -> None:
+    def epoch(format: str) -> list[int]:
         return numbers(
             dhtdata.mount(made, home=home, batch_size=32, shuffle=True, seed=5, format=format, columns=["number"])
         )
@@ -67,14 +72,14 @@ def test_formats_agree_on_a_shuffled_epoch(made, home):
     assert epoch("numpy") == epoch("arrow") == epoch("python") == epoch("torch")
 
 
-def test_columns_come_in_the_order_asked_for_and_others_are_not_read(made, home):
+def test_columns_come_in_the_order_asked_for_and_others_are_not_read(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=10, columns=["text", "number"])
     assert dataset.schema.names == ["text", "number"]
     assert list(next(iter(dataset))) == ["text", "number"]
     assert len(dhtdata.mount(made, home=home, columns=["text"])._view.groups) == 1
 
 
-def test_every_arrow_type_comes_back_as_it_was_published(home):
+def test_every_arrow_type_comes_back_as_it_was_published(home: Path) -> None:
     with Store.open(home / "store") as store:
         arrays = {**ALL_TYPES, "dictionary": pa.array(["a", None, "b"]).dictionary_encode()}
         arrays["runs"] = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["x", None]))
@@ -99,7 +104,7 @@ def test_every_arrow_type_comes_back_as_it_was_published(home):
     assert sorted(map(repr, rows)) == sorted(map(repr, whole.to_pylist()))
 
 
-def test_padding_is_marked_and_every_rank_makes_equal_steps(made, home):
+def test_padding_is_marked_and_every_rank_makes_equal_steps(made: str, home: Path) -> None:
     ranks = [dhtdata.mount(made, home=home, batch_size=16, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
     batches = [list(dataset) for dataset in ranks]
     assert [len(of_rank) for of_rank in batches] == [len(dataset) for dataset in ranks] == [5, 5, 5]
@@ -108,7 +113,7 @@ def test_padding_is_marked_and_every_rank_makes_equal_steps(made, home):
 
 
 @pytest.mark.parametrize(("remainder", "total", "lengths"), [("drop", 192, [4, 4]), ("uneven", ROWS, [5, 5])])
-def test_other_remainders_do_as_they_say(made, home, remainder, total, lengths):
+def test_other_remainders_do_as_they_say(made: str, home: Path, remainder: str, total: int, lengths: list[int]) -> None:
     datasets = [
         dhtdata.mount(made, home=home, batch_size=24, rank=rank, world_size=2, remainder=remainder) for rank in range(2)
     ]
@@ -118,8 +123,8 @@ def test_other_remainders_do_as_they_say(made, home, remainder, total, lengths):
     assert "_valid" not in next(iter(datasets[0]))
 
 
-def test_epochs_advance_by_themselves_or_as_told(made, home):
-    def open_dataset():
+def test_epochs_advance_by_themselves_or_as_told(made: str, home: Path) -> None:
+    def open_dataset() -> dhtdata.StreamingDataset:
         return dhtdata.mount(made, home=home, batch_size=50, shuffle=True, columns=["number"])
 
     dataset = open_dataset()
@@ -131,10 +136,11 @@ def test_epochs_advance_by_themselves_or_as_told(made, home):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 7, 8])
-def test_an_interrupted_epoch_goes_on_at_another_world_size(made, home, stop):
-    how = {"home": home, "shuffle": True, "seed": 3, "columns": ["number"]}
-    first = [dhtdata.mount(made, batch_size=15, rank=rank, world_size=2, **how) for rank in range(2)]
-    seen, states = [], []
+def test_an_interrupted_epoch_goes_on_at_another_world_size(made: str, home: Path, stop: int) -> None:
+    mounted = partial(dhtdata.mount, made, home=home, shuffle=True, seed=3, columns=["number"])
+    first = [mounted(batch_size=15, rank=rank, world_size=2) for rank in range(2)]
+    seen: list[int] = []
+    states = []
     for dataset in first:
         iterator = iter(dataset)
         for _ in range(stop):
@@ -144,7 +150,7 @@ def test_an_interrupted_epoch_goes_on_at_another_world_size(made, home, stop):
     assert states[0] == states[1]
     saved = json.loads(json.dumps(states[0]))
     for rank in range(3):
-        dataset = dhtdata.mount(made, batch_size=10, rank=rank, world_size=3, **how)
+        dataset = mounted(batch_size=10, rank=rank, world_size=3)
         dataset.load_state_dict(saved)
         assert dataset.state_dict() == saved | {"global_batch": 30}
         rest = numbers(dataset)
@@ -152,7 +158,7 @@ def test_an_interrupted_epoch_goes_on_at_another_world_size(made, home, stop):
     assert sorted(seen) == list(range(ROWS))
 
 
-def test_the_state_after_an_epoch_is_the_start_of_the_next(made, home):
+def test_the_state_after_an_epoch_is_the_start_of_the_next(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=50, shuffle=True)
     last = {}
     for batch in dataset:
@@ -164,7 +170,7 @@ def test_the_state_after_an_epoch_is_the_start_of_the_next(made, home):
     assert numbers(other) == numbers(dataset)
 
 
-def test_a_state_of_another_dataset_is_refused(made, home):
+def test_a_state_of_another_dataset_is_refused(made: str, home: Path) -> None:
     with Store.open(home / "store") as store:
         other = str(put_dataset(store, sample_table(100), name="other"))
     state = dhtdata.mount(other, home=home).state_dict()
@@ -172,8 +178,8 @@ def test_a_state_of_another_dataset_is_refused(made, home):
         dhtdata.mount(made, home=home).load_state_dict(state)
 
 
-def test_a_state_of_more_lanes_than_memory_holds_is_refused(made, home):
-    dataset = dhtdata.mount(made, home=home, shuffle=True, seed=np.int64(3))
+def test_a_state_of_more_lanes_than_memory_holds_is_refused(made: str, home: Path) -> None:
+    dataset = dhtdata.mount(made, home=home, shuffle=True, seed=np.int64(3))  # type: ignore[arg-type]
     state = json.loads(json.dumps(dataset.state_dict()))
     with pytest.raises(ConfigError, match="the state is damaged: .* lanes"):
         dataset.load_state_dict(state | {"lanes": 10**9})
@@ -194,7 +200,9 @@ _FAR = pa.array([1 << 30], pa.int32()).cast(pa.date32())
     ],
     ids=["date", "nanoseconds", "list", "map", "twin fields"],
 )
-def test_a_value_that_python_cannot_hold_is_named_by_its_column(home, column, formats):
+def test_a_value_that_python_cannot_hold_is_named_by_its_column(
+    home: Path, column: pa.Array, formats: list[str]
+) -> None:
     table = pa.table({"fine": [1], "odd": column})
     with Store.open(home / "store") as store:
         digest = str(put_dataset(store, table))
@@ -208,14 +216,14 @@ def test_a_value_that_python_cannot_hold_is_named_by_its_column(home, column, fo
                 dataset.map_style()[0]
 
 
-def test_a_dataset_goes_on_in_another_process_by_pickle(made, home):
+def test_a_dataset_goes_on_in_another_process_by_pickle(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=50, shuffle=True, columns=["number"])
     next(iter(dataset))
     copy = pickle.loads(pickle.dumps(dataset))
     assert numbers(copy) == numbers(dataset)
 
 
-def test_random_access_gives_rows_and_batches(made, home):
+def test_random_access_gives_rows_and_batches(made: str, home: Path) -> None:
     view = dhtdata.mount(made, home=home).map_style()
     assert len(view) == ROWS
     assert view[123]["text"] == "row 123" and view[-1]["number"] == ROWS - 1
@@ -231,16 +239,16 @@ def test_random_access_gives_rows_and_batches(made, home):
     with pytest.raises(IndexError, match=f"row {2**63} of"):
         view[np.array([2**63], np.uint64)]
     with pytest.raises(ConfigError, match="row number"):
-        view["a"]
+        view["a"]  # type: ignore[index]
     with pytest.raises(ConfigError, match="no rows"):
         view[5:5]
 
 
-def test_statistics_are_those_of_the_split(made, home):
+def test_statistics_are_those_of_the_split(made: str, home: Path) -> None:
     assert dhtdata.mount(made, home=home).stats() == {}
 
 
-def test_a_stored_dataset_is_read_without_peer_or_network(made, home):
+def test_a_stored_dataset_is_read_without_peer_or_network(made: str, home: Path) -> None:
     code = (
         "import sys, dhtdata\n"
         f"dataset = dhtdata.mount({made!r}, home={str(home)!r}, batch_size=64)\n"
@@ -255,15 +263,14 @@ def test_a_stored_dataset_is_read_without_peer_or_network(made, home):
     assert not (home / "store" / "peer.log").exists()
 
 
-def _publisher(store, digest):
-    from dhtdata.digest import Digest
+def _publisher(store: Store, digest: str) -> bytes:
     from dhtdata.mount.resolve import find_stored
 
     dataset = find_stored(Digest.parse(digest), store)
     return dataset.publisher or dataset.contents_digest
 
 
-def test_the_first_shard_of_a_stranger_is_checked_and_all_are_remembered(made, home):
+def test_the_first_shard_of_a_stranger_is_checked_and_all_are_remembered(made: str, home: Path) -> None:
     with Store.open(home / "store") as store:
         publisher = _publisher(store, made)
         assert not store.trusts(publisher)
@@ -274,7 +281,7 @@ def test_the_first_shard_of_a_stranger_is_checked_and_all_are_remembered(made, h
             assert all(store.is_checked(digest, group.schema_digest) for digest in group.digests())
 
 
-def spoil_offsets(blocks):
+def spoil_offsets(blocks: list[bytes]) -> None:
     """An offset of the first batch's strings points far beyond their bytes."""
     block = bytearray(blocks[1])
     at = block.rfind(b"\x05\x00\x00\x00\x0a\x00\x00\x00")
@@ -283,17 +290,17 @@ def spoil_offsets(blocks):
     blocks[1] = bytes(block)
 
 
-def spoil_footer(blocks):
+def spoil_footer(blocks: list[bytes]) -> None:
     blocks[-1] = blocks[-1].replace(b"ARROW1", b"ARROW2")
 
 
-def cut_a_batch_short(blocks):
+def cut_a_batch_short(blocks: list[bytes]) -> None:
     blocks[1] = blocks[1][:-64]
 
 
 @pytest.mark.parametrize("tamper", [spoil_offsets, spoil_footer, cut_a_batch_short])
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_hostile_shard_is_refused_by_name_and_the_process_lives(home, tamper, trusted):
+def test_a_hostile_shard_is_refused_by_name_and_the_process_lives(home: Path, tamper: Tamper, trusted: bool) -> None:
     with Store.open(home / "store") as store:
         digest = str(put_dataset(store, sample_table(9).select(["text"]), name="trap", tamper=tamper))
         if trusted:
@@ -305,7 +312,7 @@ def test_a_hostile_shard_is_refused_by_name_and_the_process_lives(home, tamper, 
         assert store.trusts(_publisher(store, digest)) is trusted
 
 
-def test_a_name_means_the_only_dataset_that_has_it(made, home):
+def test_a_name_means_the_only_dataset_that_has_it(made: str, home: Path) -> None:
     assert dhtdata.mount("made", home=home).num_rows == ROWS
     with Store.open(home / "store") as store:
         put_dataset(store, sample_table(50), name="made")
@@ -313,7 +320,7 @@ def test_a_name_means_the_only_dataset_that_has_it(made, home):
         dhtdata.mount("made", home=home)
 
 
-def test_splits_are_read_apart(home):
+def test_splits_are_read_apart(home: Path) -> None:
     with Store.open(home / "store") as store:
         digest = str(put_dataset(store, {"train": sample_table(50), "test": sample_table(20)}))
     assert numbers(dhtdata.mount(digest, home=home, split="test")) == list(range(20))
@@ -348,12 +355,12 @@ def test_splits_are_read_apart(home):
         ({"cache_limit": "much"}, "not a size"),
     ],
 )
-def test_arguments_that_make_no_sense_are_named(made, home, how, named):
+def test_arguments_that_make_no_sense_are_named(made: str, home: Path, how: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         dhtdata.mount(made, home=home, **how)
 
 
-def test_a_column_that_collides_with_the_mark_of_padding_is_named(home):
+def test_a_column_that_collides_with_the_mark_of_padding_is_named(home: Path) -> None:
     with Store.open(home / "store") as store:
         digest = str(put_dataset(store, pa.table({"_valid": [1, 2, 3]})))
     assert len(dhtdata.mount(digest, home=home)) == 3
@@ -361,12 +368,12 @@ def test_a_column_that_collides_with_the_mark_of_padding_is_named(home):
         dhtdata.mount(digest, home=home, remainder="pad")
 
 
-def test_what_is_no_target_is_a_format_error(home):
+def test_what_is_no_target_is_a_format_error(home: Path) -> None:
     with pytest.raises(FormatError, match="names no dataset"):
         dhtdata.mount("No Such Thing!", home=home)
 
 
-def test_a_corrupted_shard_is_noticed_before_a_row_of_it_is_seen(made, home):
+def test_a_corrupted_shard_is_noticed_before_a_row_of_it_is_seen(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=64)
     with Store.open(home / "store") as store:
         path = store.path_of(next(dataset._view.groups[0].digests()))
@@ -378,7 +385,7 @@ def test_a_corrupted_shard_is_noticed_before_a_row_of_it_is_seen(made, home):
         list(dhtdata.mount(made, home=home, batch_size=64, timeout=1))
 
 
-def test_torchrun_variables_decide_the_rank(made, home, monkeypatch):
+def test_torchrun_variables_decide_the_rank(made: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -389,7 +396,7 @@ def test_torchrun_variables_decide_the_rank(made, home, monkeypatch):
         dhtdata.mount(made, home=home)
 
 
-def test_batches_outlive_the_dataset(made, home):
+def test_batches_outlive_the_dataset(made: str, home: Path) -> None:
     dataset = dhtdata.mount(made, home=home, batch_size=ROWS, format="arrow")
     batch = next(iter(dataset))
     dataset.close()
