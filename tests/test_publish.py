@@ -618,6 +618,8 @@ def test_words_that_no_manifest_holds_are_refused_before_any_row_is_read(setting
     for arguments, complaint in (
         ({"card": "x" * 128_001}, "the card has more than"),
         ({"licence": "x" * 129}, "licence or the source URL is too long"),
+        ({"card": "half a pair: \ud83d"}, "licence or card is not Unicode text"),
+        ({"licence": "MIT\n\x1b[31m"}, "is no SPDX expression"),
         ({"source_url": "not a url"}, "source URL is malformed"),
         ({"source_url": "http://[::1"}, "source URL is malformed"),
     ):

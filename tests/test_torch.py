@@ -176,3 +176,9 @@ def test_what_no_tensor_holds_is_a_list_and_nests() -> None:
 def test_nulls_that_no_tensor_holds_are_refused_by_column(column: NDArray[Any]) -> None:
     with pytest.raises(ConfigError, match=r"'s\.x' has nulls"):
         to_tensor("s", {"x": column})
+
+
+def test_torchs_own_loader_is_told_which_one_to_use(made: str, home: Path) -> None:
+    dataset = dhtdata.mount(made, home=home, columns=["number"], batch_size=8)
+    with pytest.raises(ConfigError, match=r"use map_style\(\), or load it with dhtdata.torch.DataLoader"):
+        next(iter(torch.utils.data.DataLoader(dataset, batch_size=None)))

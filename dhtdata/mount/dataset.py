@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import pyarrow as pa
 
@@ -133,6 +133,12 @@ class StreamingDataset:
     def __iter__(self) -> Iterator[Any]:
         run = self.begin()
         return self._counted(run)
+
+    def __getitem__(self, key: object) -> NoReturn:
+        """ConfigError: torch's own DataLoader asks for rows by number of whatever is not torch's IterableDataset."""
+        raise ConfigError(
+            "a streamed dataset has no rows by number: use map_style(), or load it with dhtdata.torch.DataLoader"
+        )
 
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""

@@ -136,6 +136,10 @@ class _Words:
             self.manifest(_NOTHING, _NOTHING, ()).encode()
         except FormatError as failure:
             raise ConfigError(str(failure)) from failure
+        except UnicodeEncodeError as failure:
+            raise ConfigError(f"licence or card is not Unicode text ({failure}): convert it to UTF-8") from failure
+        if not self.licence.isprintable():
+            raise ConfigError(f"licence {self.licence[:80]!r} is no SPDX expression such as CC-BY-4.0: use one line")
 
     def manifest(self, contents: Digest, statistics: Digest, files: tuple[Source, ...]) -> Manifest:
         return Manifest(
