@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dhtdata.cli.filling import fill
-from dhtdata.cli.held import Held, all_held, held
+from dhtdata.cli.held import Held, all_held, held, known_names
 from dhtdata.cli.output import number, percent, plain, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
@@ -69,19 +69,19 @@ def verify(
     """Read every stored byte again, and repair damage from peers.
 
     Damaged blobs are set aside first. With TARGET, that dataset is also completed; otherwise every dataset that lost
-    something is. Ends with exit code 4 if damage remains.
+    something to this run is. Ends with exit code 4 if damage remains, 5 if what else is missing cannot be had.
 
     Example: `dhtdata verify`
     """
     opened = session(store, home, as_json, bootstrap=bootstrap)
     with opened.store() as blobs:
         wanted = [held(blobs, target).digest] if target else []
-        before = {entry.digest: _bytes_held(blobs, entry.digest) for entry in blobs.manifests()}
+        before = {entry.digest: _share(blobs, entry.digest) for entry in blobs.manifests()}
+        names = {known.manifest: known.name.name for known in known_names(blobs)}
         checked, damaged = _scrub(opened, blobs)
-        hurt = [digest for digest, count in before.items() if _bytes_held(blobs, digest) < count]
+        hurt = [digest for digest, share in before.items() if _less(_share(blobs, digest), share)]
         failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt])), timeout) if repair else []
         remaining = [digest for digest in damaged if not blobs.has(digest)]
-        mending = [f"dhtdata verify {_said(held(blobs, digest.hex()))}" for digest in hurt[:3]]
     document = {
         "checked": checked,
         "damaged": [digest.hex() for digest in damaged],
@@ -90,9 +90,12 @@ def verify(
         "failures": failures,
     }
     if remaining:
-        said = "; ".join(failures) or f"to repair them, run {' and '.join(mending) or 'dhtdata verify TARGET'}"
+        mending = " and ".join(f"dhtdata verify {names.get(digest, digest.hex())}" for digest in hurt[:3])
+        said = "; ".join(failures) or (f"to repair them, run {mending}" if hurt else "no listed dataset needs them")
         first = f"{len(remaining)} of {checked} blobs are damaged and set aside, the first is {remaining[0]}: {said}"
         raise IntegrityError(first, culprit=str(opened.settings.store))
+    if failures:
+        raise NotFoundError(f"what is stored is good, but what is missing could not be had: {'; '.join(failures)}")
     sentence = f"{number(checked)} blobs checked, all good."
     if damaged:
         sentence = f"{number(checked)} blobs checked, {number(len(damaged))} damaged and repaired from peers."
@@ -173,12 +176,17 @@ def _describe(entry: Held, seeded: bool) -> dict[str, object]:
     }
 
 
-def _bytes_held(blobs: Store, manifest: Digest) -> int:
-    """Bytes of a dataset in the store; -1 if even its manifest or contents are not."""
+def _share(blobs: Store, manifest: Digest) -> tuple[int, int]:
+    """What the store has of a dataset: bytes, -1 if even its manifest or contents are not here; and blobs it lacks."""
+    lacking = len(blobs.missing_blobs(manifest))
     try:
-        return blobs.completeness(manifest).bytes_held
+        return blobs.completeness(manifest).bytes_held, lacking
     except NotFoundError:
-        return -1
+        return -1, lacking
+
+
+def _less(now: tuple[int, int], before: tuple[int, int]) -> bool:
+    return now[0] < before[0] or now[1] > before[1]
 
 
 def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
@@ -190,11 +198,6 @@ def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
                 damaged.append(seen.digest)
             report(checked, total)
     return checked, damaged
-
-
-def _said(entry: Held) -> str:
-    """What a user types to mean this version."""
-    return entry.label if entry.known is not None else entry.digest.hex()
 
 
 def _repair(opened: Session, blobs: Store, manifests: list[Digest], timeout_s: float) -> list[str]:

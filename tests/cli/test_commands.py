@@ -159,6 +159,7 @@ def test_verify_finds_damage_sets_it_aside_and_says_that_nobody_can_repair_it(tm
     sentence = machine.fails(4, "verify", "--timeout", "2")
     assert shard.name in sentence and "nothing arrived for 2 s" in sentence
     assert not shard.exists()
+    assert "nothing arrived for 2 s" in machine.fails(5, "verify", "rows", "--timeout", "2")
     machine.stop_private_peer()
 
 

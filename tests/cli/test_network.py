@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dhtdata.digest import Digest
+from dhtdata.formats.contents import Contents
+from dhtdata.formats.index import Index
+from dhtdata.formats.manifest import Manifest
 from dhtdata.formats.ticket import Ticket
+from dhtdata.store import Store
 from tests.cli.machine import Machine
 from tests.cli.web import serving
 
@@ -83,15 +89,20 @@ def test_a_name_and_one_known_peer_are_enough_too(origin: Origin, reader: Machin
 
 def test_damage_is_repaired_from_peers(origin: Origin, reader: Machine) -> None:
     reader.document("get", origin.ticket)
-    blobs = reader.home / "store" / "blobs"
-    shard = max((path for path in blobs.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    shard.chmod(0o600)
-    damaged = bytearray(shard.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    shard.write_bytes(damaged)
-    done = reader.document("verify")
-    assert done["damaged"] == [shard.name] and done["repaired"] == 1 and done["remaining"] == []
-    assert str(Digest.of_file(shard)) == shard.name
+    with Store.open(reader.home / "store") as store:
+        [entry] = store.manifests()
+        manifest = Manifest.decode(store.read(entry.digest, limit_bytes=1 << 20))
+        contents = Contents.decode(store.read(manifest.contents, limit_bytes=1 << 20))
+        shard = Index.decode(store.read(contents.splits[0].groups[0].indexes[0], limit_bytes=1 << 20))[0]
+        paths = [store.locate(digest).path for digest in (shard.digest, shard.table)]
+    for path in paths:
+        path.chmod(0o600)
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+        done = reader.document("verify")
+        assert done["damaged"] == [path.name] and done["repaired"] == 1 and done["remaining"] == []
+        assert str(Digest.of_file(path)) == path.name
     assert reader.document("verify")["damaged"] == []
 
 
@@ -183,3 +194,78 @@ def test_wrong_bytes_from_a_mirror_are_refused(reader: Machine, tmp_path: Path) 
         sentence = reader.fails(5, "get", str(Ticket(wanted, (address,))))
     assert str(wanted) in sentence
     assert not list((reader.home / "store" / "blobs").rglob(str(wanted)))
+
+
+def test_seeds_of_one_store_that_start_at_once_become_one(origin: Origin, folder: Path) -> None:
+    machine = Machine(folder, "racers")
+    racers = [
+        subprocess.Popen(
+            machine.command(["seed", origin.ticket, "--json"]),
+            cwd=machine.work,
+            env=machine.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    try:
+        documents = []
+        for racer in racers:
+            assert racer.stdout is not None
+            documents.append(json.loads(racer.stdout.readline()))
+        assert {document["pid"] for document in documents} <= {racer.pid for racer in racers}
+        assert len({document["pid"] for document in documents}) == 1
+        [winner] = [racer for racer in racers if racer.pid == documents[0]["pid"]]
+        assert [racer.wait(15) for racer in racers if racer is not winner] == [0, 0]
+        other = documents[0]["port"] % 60_000 + 1_024
+        assert str(documents[0]["port"]) in machine.fails(2, "seed", origin.ticket, "--port", str(other))
+        winner.send_signal(signal.SIGINT)
+        assert winner.wait(15) == 0
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait(5)
+            if racer.stdout is not None:
+                racer.stdout.close()
+
+
+@pytest.mark.parametrize("command", ["get", "seed", "info"])
+def test_an_interrupted_command_says_so_once(folder: Path, command: str) -> None:
+    """The peer it asks accepts and never answers, so the command is still searching when Ctrl-C comes."""
+    machine = Machine(folder, f"interrupted-{command}")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(30)
+        bootstrap = f"127.0.0.1:{silent.getsockname()[1]}"
+        child = subprocess.Popen(
+            machine.command([command, "0" * 64, "--bootstrap", bootstrap, "--json"]),
+            cwd=machine.work,
+            env=machine.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        asked, _ = silent.accept()
+        with asked:
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=20)
+    machine.stop_private_peer()
+    assert child.returncode == 130
+    assert json.loads(out) == {"error": {"class": "Interrupted", "message": "interrupted", "exit_code": 130}}
+    assert err == "dhtdata: interrupted\n"
+
+
+def test_what_is_removed_is_not_seeded_any_more(origin: Origin, folder: Path) -> None:
+    machine = Machine(folder, "removing")
+    pq.write_table(ROWS.slice(0, 50), machine.work / "few.parquet")
+    machine.document("publish", "few.parquet", "--name", "few")
+    pq.write_table(ROWS.slice(50, 50), machine.work / "other.parquet")
+    machine.document("publish", "other.parquet", "--name", "other")
+    with machine.seeding("seed", "few", "other"):
+        machine.document("unpin", "few")
+        assert [entry["name_uri"].rpartition("/")[2] for entry in machine.document("status")["datasets"]] == ["other@1"]
+        machine.document("rm", "other")
+        assert machine.document("status")["datasets"] == []
+        machine.document("pin", "few")
+        assert len(machine.document("status")["datasets"]) == 1
