@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dhtdata.cli import describing, fetching, keeping, publishing, watching
-from dhtdata.cli.exits import USAGE
+from dhtdata.cli.exits import INTERRUPTED, USAGE
 from dhtdata.errors import ConfigError
 
 _PUBLISH, _READ, _KEEP, _WATCH = "Publish and seed", "Read", "Keep", "Look"
@@ -62,6 +62,9 @@ def invoke(arguments: Sequence[str]) -> int:
         context = getattr(failure, "ctx", None)
         path = context.command_path if context is not None else "dhtdata"
         raise ConfigError(f"{_sentence(failure)}; see {path} --help") from failure
+    if code == INTERRUPTED:
+        # Typer has turned Ctrl-C into an exit code; the sentence and the JSON line are made where all others are.
+        raise KeyboardInterrupt
     return int(code or 0)
 
 

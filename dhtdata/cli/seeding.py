@@ -14,7 +14,7 @@ from dhtdata.cli.output import counted, percent, plain, size
 from dhtdata.cli.session import SEARCH_S, Session
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus, Seeded
-from dhtdata.errors import DhtDataError
+from dhtdata.errors import ConfigError, DhtDataError
 from dhtdata.formats.ticket import Target, parse_target
 from dhtdata.store import Store
 
@@ -26,15 +26,38 @@ def run_seed(
 ) -> None:
     """Seed these datasets until stopped. ``document`` and ``shown`` say what a publish did before.
 
-    If a seed of this store runs already, it takes them up and this returns.
+    If a seed of this store runs already, or another one starts faster, it takes them up and this returns.
     """
+    from dhtdata.peer import AlreadyRunning
+
     parsed = [opened.asking(parse_target(target)) for target in targets]
     with opened.store() as blobs:
-        with opened.running_peer(blobs) as peer:
-            if peer is not None and peer.status().kind == "seed":
-                _add(opened, peer, parsed, (document, shown))
-                return
-        _run(opened, blobs, parsed, (document, shown))
+        if _added(opened, blobs, parsed, (document, shown)):
+            return
+        try:
+            _run(opened, blobs, parsed, (document, shown))
+        except AlreadyRunning:
+            if not _added(opened, blobs, parsed, (document, shown)):
+                raise
+
+
+def _added(
+    opened: Session,
+    blobs: Store,
+    targets: Sequence[Target],
+    before: tuple[dict[str, Any], Sequence[RenderableType]],
+) -> bool:
+    """Whether a seed of this store runs; it has these datasets now."""
+    with opened.running_peer(blobs) as peer:
+        if peer is None or (status := peer.status()).kind != "seed":
+            return False
+        if opened.port not in (None, 0, status.port):
+            raise ConfigError(
+                f"a seed of this store (process {status.pid}) runs on port {status.port}, not {opened.port}: "
+                "leave --port out to add to it, or run dhtdata stop first"
+            )
+        _add(opened, peer, targets, before)
+        return True
 
 
 def _add(
@@ -71,6 +94,8 @@ def _run(
 
     with _live_line(opened, blobs):
         serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
+    if len(seeded) < len(targets):
+        raise KeyboardInterrupt
     opened.output.note("Stopped seeding; what was fetched is kept.")
 
 

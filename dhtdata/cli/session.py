@@ -75,10 +75,11 @@ TargetArgument = Annotated[
 
 @dataclass(frozen=True)
 class Session:
-    """One command's surroundings."""
+    """One command's surroundings. ``port``: what ``--port`` said; the settings' own may come from elsewhere."""
 
     settings: Settings
     output: Output
+    port: int | None = None
 
     @contextmanager
     def store(self) -> Iterator[Store]:
@@ -131,4 +132,4 @@ def session(
         "port": port,
         "cache_limit": cache_limit,
     }
-    return Session(load_settings(flags), Output(as_json))
+    return Session(load_settings(flags), Output(as_json), port)

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+from dhtdata.peer.peer import AlreadyRunning
 from dhtdata.peer.starting import run_private, run_seed
 
-__all__ = ["run_private", "run_seed"]
+__all__ = ["AlreadyRunning", "run_private", "run_seed"]

@@ -50,7 +50,7 @@ _DHT_STATE = "dht.json"
 
 
 class AlreadyRunning(ConfigError):
-    """Another peer of this store was faster."""
+    """Another peer of this store runs, which stays."""
 
 
 class _Stopped(Exception):
@@ -61,8 +61,8 @@ class _Stopped(Exception):
 def only_peer(settings: Settings, store_id: bytes, *, seed: bool, elect: bool) -> Iterator[FileLock]:
     """Be the store's peer until the block ends. Yields the election lock, to be released once the peer answers.
 
-    ``elect``: take the election lock here; otherwise whoever started this process holds it. ConfigError if a seed runs
-    already, `AlreadyRunning` if this is a private peer and any other one answers.
+    ``elect``: take the election lock here; otherwise whoever started this process holds it. `AlreadyRunning` if a seed
+    runs already, or if this is a private peer and any other one answers.
     """
     with FileLock(settings.store / ELECTION_LOCK) as election, FileLock(settings.store / PEER_LOCK) as lock:
         if elect and not election.acquire(ELECTION_S):
@@ -84,6 +84,8 @@ def _ask_to_hand_over(store_id: bytes) -> None:
     except NotFoundError:
         # It is ending already: its lock will be free in a moment.
         return
+    except ConfigError as refusal:
+        raise AlreadyRunning(str(refusal)) from refusal
 
 
 @dataclass(frozen=True)

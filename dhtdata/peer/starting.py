@@ -26,8 +26,8 @@ def run_seed(
 ) -> None:
     """Run a seed in this process until SIGTERM, SIGINT or a stop; takes the place of a private peer.
 
-    ``on_listening`` is called once, ``on_seeded`` once per target, in order. ConfigError if a seed of this store runs
-    already or the port is in use; NotFoundError and others if a target cannot be found.
+    ``on_listening`` is called once, ``on_seeded`` once per target, in order. `AlreadyRunning` if a seed of this store
+    runs, ConfigError if the port is in use; NotFoundError and others if a target cannot be found.
     """
     with Store.open(settings.store, cache_limit=settings.cache_limit) as store:
         with only_peer(settings, store.id, seed=True, elect=True) as election:
