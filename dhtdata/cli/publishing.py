@@ -71,8 +71,8 @@ def publish(
 ) -> None:
     """Cut files into a dataset, store it and sign its name.
 
-    The same rows give the same digests, and rows that an earlier version had are not stored again. Interrupted, it can
-    be run again; finished shards are not redone.
+    The same rows give the same digests, and shards that an earlier version had are not stored again. Interrupted, it
+    can be run again; finished shards are not redone.
 
     Example: `dhtdata publish 'data/*.parquet' --name my-dataset --licence CC-BY-4.0 --seed`
     """
