@@ -467,7 +467,7 @@ def test_a_file_with_a_header_only_has_no_rows(tmp_path: Path) -> None:
 # Arrow
 
 
-def test_one_giant_record_batch_is_read_in_small_slices_over_several_maps(tmp_path: Path) -> None:
+def test_one_giant_record_batch_is_read_in_small_slices(tmp_path: Path) -> None:
     table = pa.table({"n": list(range(400)), "blob": [random.Random(n).randbytes(400_000) for n in range(400)]})
     for stream in (False, True):
         path = tmp_path / f"{stream}.arrow"
@@ -479,6 +479,22 @@ def test_one_giant_record_batch_is_read_in_small_slices_over_several_maps(tmp_pa
         batches = [rows.batch for rows in opened.rows(agreed_schema([opened]))]
         assert max(batch.nbytes for batch in batches) <= 9 << 20
         assert pa.Table.from_batches(batches).equals(table)
+
+
+def test_no_batch_of_a_long_stream_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.arrows"
+    batch = pa.record_batch({"n": np.arange(1 << 20)})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(path, batch.schema, options=options) as writer:
+        for _ in range(30):
+            writer.write_batch(batch)
+    opened, places = open_source(path), []
+    real = pa.ipc.open_stream
+    monkeypatch.setattr(pa.ipc, "open_stream", lambda source: places.append(source) or real(source))
+    schema = agreed_schema([opened])
+    places.clear()
+    assert sum(rows.batch.num_rows for rows in opened.rows(schema)) == 30 << 20
+    assert len(places) == 1
 
 
 # Python objects

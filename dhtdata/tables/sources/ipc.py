@@ -1,15 +1,15 @@
-"""Arrow IPC: files (also Feather V2) and streams, mapped into memory and mapped anew now and then.
+"""Arrow IPC: files (also Feather V2) and streams, mapped into memory.
 
 A record batch may be as large as its file. Mapped, an uncompressed one costs nothing until it is touched; what was
-touched counts as resident until the map is closed, so after every 64 MiB the file is mapped again and the reader goes
-on where it was. Compressed batches have to be decompressed whole.
+touched counts as resident, so after every 64 MiB the system is told that these pages are not needed any more (they stay
+readable: the file is their backing). Compressed batches have to be decompressed whole.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,15 +17,7 @@ import pyarrow as pa
 from dhtdata.errors import FormatError
 from dhtdata.tables.sources.reading import check_names, reading, rows_for
 
-_MAP_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Number of a record batch and a row in it."""
-
-    number: int
-    row: int
+_RELEASE_BYTES = 64 << 20
 
 
 class ArrowReader:
@@ -40,44 +32,44 @@ class ArrowReader:
         self.done_bytes = 0
 
     def schema(self) -> pa.Schema:
-        with reading(self.path, "Arrow IPC"), pa.memory_map(self.name) as mapped:
+        with reading(self.path, "Arrow IPC"), self._mapped() as mapped:
             schema: pa.Schema = self._open(mapped).schema
         check_names(self.name, schema)
         return schema
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        place: _Place | None = _Place(0, 0)
-        while place is not None:
-            with reading(self.path, "Arrow IPC"), pa.memory_map(self.name) as mapped:
-                place = yield from self._one_map(mapped, place)
+        with reading(self.path, "Arrow IPC"), self._mapped() as mapped:
+            touched = 0
+            for batch in _batches(self._open(mapped)):
+                rows = rows_for(batch.nbytes, batch.num_rows)
+                for first in range(0, batch.num_rows, rows):
+                    if touched >= _RELEASE_BYTES:
+                        mapped.madvise(mmap.MADV_DONTNEED)
+                        touched = 0
+                    part = batch.slice(first, rows)
+                    touched += part.nbytes
+                    self.done_bytes = min(self.done_bytes + part.nbytes, self.byte_count)
+                    yield part
 
-    def _one_map(self, mapped: pa.MemoryMappedFile, place: _Place) -> Generator[pa.RecordBatch, None, _Place | None]:
-        """Rows from a place on, until so much was touched that the file should be mapped again; where to go on."""
-        touched = 0
-        for number, batch in self._numbered(mapped, place.number):
-            rows = rows_for(batch.nbytes, batch.num_rows)
-            for first in range(place.row if number == place.number else 0, batch.num_rows, rows):
-                if touched >= _MAP_BYTES:
-                    return _Place(number, first)
-                part = batch.slice(first, rows)
-                touched += part.nbytes
-                self.done_bytes = min(self.done_bytes + part.nbytes, self.byte_count)
-                yield part
-        return None
+    @contextmanager
+    def _mapped(self) -> Iterator[mmap.mmap]:
+        """The file's bytes; unmapped when the last array over them is gone."""
+        with self.path.open("rb") as file:
+            yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def _numbered(self, mapped: pa.MemoryMappedFile, first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        reader = self._open(mapped)
-        if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            for number in range(first, reader.num_record_batches):
-                yield number, reader.get_batch(number)
-        else:
-            yield from itertools.islice(enumerate(reader), first, None)
-
-    def _open(self, mapped: pa.MemoryMappedFile) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
-        head = mapped.read(6)
-        mapped.seek(0)
+    def _open(self, mapped: mmap.mmap) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
+        head = mapped[:6]
         if head[:4] == b"FEA1":
             raise FormatError(
                 f"{self.path} is Feather version 1, which nobody writes any more: convert it to version 2"
             )
-        return pa.ipc.open_file(mapped) if head == b"ARROW1" else pa.ipc.open_stream(mapped)
+        whole = pa.py_buffer(mapped)
+        return pa.ipc.open_file(whole) if head == b"ARROW1" else pa.ipc.open_stream(whole)
+
+
+def _batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+    else:
+        yield from reader
