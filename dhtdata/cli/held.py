@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest
-from dhtdata.errors import NotFoundError
+from dhtdata.errors import FormatError, IntegrityError, NotFoundError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
@@ -50,10 +51,11 @@ def known_names(store: Store) -> list[Known]:
 
 
 def all_held(store: Store) -> Iterator[Held]:
-    """Every dataset of the store's catalogue, newest first."""
+    """Every dataset of the store's catalogue, newest first, but those whose description is lost or damaged."""
     names = {known.manifest: known for known in known_names(store)}
     for entry in sorted(store.manifests(), key=lambda entry: entry.added_s, reverse=True):
-        yield _held(store, entry.digest, entry.pinned, names.get(entry.digest))
+        with suppress(NotFoundError, IntegrityError, FormatError):
+            yield _held(store, entry.digest, entry.pinned, names.get(entry.digest))
 
 
 def held(store: Store, text: str) -> Held:

@@ -36,8 +36,16 @@ def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption =
     with opened.store() as blobs:
         found = list(all_held(blobs))
         seeded = _seeded(opened, blobs)
-    document = {"datasets": [_describe(entry, entry.digest in seeded) for entry in found]}
+        readable = {entry.digest for entry in found}
+        damaged = [entry.digest for entry in blobs.manifests() if entry.digest not in readable]
+    described = [_describe(entry, entry.digest in seeded) for entry in found]
+    document = {"datasets": described, "damaged": [digest.hex() for digest in damaged]}
+    for digest in damaged:
+        opened.output.note(f"The description of {digest} is lost or damaged: dhtdata verify repairs it.")
     if not found:
+        if damaged:
+            opened.output.result(document)
+            return
         opened.output.result(document, f"The store {opened.settings.store} is empty: dhtdata publish or get fills it.")
         return
     rows = [
@@ -79,7 +87,8 @@ def verify(
         before = {entry.digest: _share(blobs, entry.digest) for entry in blobs.manifests()}
         names = {known.manifest: known.name.name for known in known_names(blobs)}
         checked, damaged = _scrub(opened, blobs)
-        hurt = [digest for digest, share in before.items() if _less(_share(blobs, digest), share)]
+        after = {digest: _share(blobs, digest) for digest in before}
+        hurt = [digest for digest, share in before.items() if after[digest][0] < 0 or _less(after[digest], share)]
         failures = _repair(opened, blobs, list(dict.fromkeys([*wanted, *hurt])), timeout) if repair else []
         remaining = [digest for digest in damaged if not blobs.has(digest)]
     document = {
@@ -129,11 +138,13 @@ def rm(target: TargetArgument, store: StoreOption = None, home: HomeOption = Non
     """
     opened = session(store, home, as_json)
     with opened.store() as blobs:
-        entry = held(blobs, target)
-        blobs.remove_manifest(entry.digest)
-        _tell(opened, blobs, entry.digest)
-    document = {"removed": entry.digest.hex(), "name": entry.label}
-    opened.output.result(document, plain(f"Removed {entry.label} ({entry.digest}). dhtdata gc frees its bytes."))
+        digest = version_of(parse_target(target), blobs)
+        name = next((entry.label for entry in all_held(blobs) if entry.digest == digest), None)
+        blobs.remove_manifest(digest)
+        _tell(opened, blobs, digest)
+    document = {"removed": digest.hex(), "name": name}
+    shown = f"{name} ({digest})" if name else str(digest)
+    opened.output.result(document, plain(f"Removed {shown}. dhtdata gc frees its bytes."))
 
 
 def gc(

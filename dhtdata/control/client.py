@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,8 +109,11 @@ class _Link:
             connection.close()
             raise NotFoundError("no peer runs for this store") from failure
         except OSError as failure:
+            who = _listener_of(connection)
             connection.close()
-            raise PeerError(f"the peer at {path} does not answer: {failure}: run dhtdata stop") from failure
+            raise PeerError(
+                f"{who} at {path} does not answer ({failure}): end it with kill, then try again"
+            ) from failure
         except BaseException:
             connection.close()
             raise
@@ -356,6 +360,15 @@ class PeerClient:
                 link.close()
             self._pool = _Pool()
         return self._pool
+
+
+def _listener_of(connection: socket.socket) -> str:
+    """The peer at the other end, with its process id where the system tells."""
+    if hasattr(socket, "SO_PEERCRED"):
+        with contextlib.suppress(OSError):
+            pid = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
+            return f"the peer (process {pid})" if pid else "the peer"
+    return "the peer"
 
 
 def _receive(connection: socket.socket) -> protocol.Message:

@@ -159,9 +159,9 @@ class ControlServer:
 
 
 def _bind(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(_BACKLOG)

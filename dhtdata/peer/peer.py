@@ -15,6 +15,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dhtdata.config import Settings
 from dhtdata.control.client import RELEASE, answers, ask_running, socket_path
@@ -45,6 +46,7 @@ LINGER_S = 60.0
 HAND_OVER_S = 15.0
 REMEMBER_EVERY_S = 60.0
 JOIN_S = 60.0
+STORE_S = 10.0
 _NODE_KEY = "node.key"
 _DHT_STATE = "dht.json"
 
@@ -144,6 +146,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     group.create_task(fetcher.run())
                     group.create_task(_join(finder))
                     group.create_task(_remember(remotes, known))
+                    group.create_task(_watch_store(store, stop, failures))
                     if seeder is not None:
                         group.create_task(seeder.follow_all())
                         group.create_task(seeder.watch_pins())
@@ -213,6 +216,29 @@ async def _seed_all(
 async def _end_when_unused(control: ControlServer, stop: asyncio.Event) -> None:
     await control.wait_unused(LINGER_S)
     stop.set()
+
+
+async def _watch_store(store: Store, stop: asyncio.Event, failures: list[DhtDataError]) -> None:
+    """End when the store's folder is removed or replaced: nobody finds this peer then, but it holds its port."""
+    lock = store.path / PEER_LOCK
+    ours = await asyncio.to_thread(_identity, lock)
+    while await asyncio.to_thread(_identity, lock) == ours:
+        try:
+            async with asyncio.timeout(STORE_S):
+                await stop.wait()
+            return
+        except TimeoutError:
+            continue
+    failures.append(StoreError(f"{store.path} was removed or replaced while its peer ran: start the peer again"))
+    stop.set()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return (status.st_dev, status.st_ino)
 
 
 async def _join(finder: Finder) -> None:

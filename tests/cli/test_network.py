@@ -106,6 +106,25 @@ def test_damage_is_repaired_from_peers(origin: Origin, reader: Machine) -> None:
     assert reader.document("verify")["damaged"] == []
 
 
+def test_a_lost_description_hides_nothing_else_and_is_repaired(origin: Origin, reader: Machine) -> None:
+    reader.document("get", origin.ticket)
+    pq.write_table(ROWS.slice(0, 10), reader.work / "own.parquet")
+    reader.document("publish", "own.parquet", "--name", "own")
+    manifest = origin.published["manifest"]
+    path = reader.home / "store" / "blobs" / manifest[:2] / manifest
+    path.chmod(0o600)
+    path.write_bytes(b"{}")
+    listed = reader.document("ls")
+    assert [entry["name"] for entry in listed["datasets"]] == ["own"] and listed["damaged"] == [manifest]
+    assert manifest in reader.run("ls").err
+    reader.document("verify")
+    assert {entry["name"] for entry in reader.document("ls")["datasets"]} == {"own", "rows"}
+    path.chmod(0o600)
+    path.write_bytes(b"{}")
+    assert reader.document("rm", manifest) == {"removed": manifest, "name": None}
+    assert reader.document("ls")["damaged"] == []
+
+
 def test_a_digest_that_nobody_has_is_not_found_after_a_stated_search(origin: Origin, reader: Machine) -> None:
     sentence = reader.fails(5, "get", "0" * 64, "--bootstrap", origin.address)
     assert "0" * 64 in sentence and "asked" in sentence and "peers" in sentence

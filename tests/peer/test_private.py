@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +14,11 @@ import pytest
 
 from dhtdata.config import Settings
 from dhtdata.control import PeerClient
+from dhtdata.control import client as client_module
 from dhtdata.control.client import answers, socket_path
 from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.ticket import Ticket
 from dhtdata.store import Store
 from tests.peer.processes import alive, kill, opened, seeding, settings_at, until
@@ -278,3 +281,26 @@ def test_blobs_and_blocks_come_by_digest(tmp_path: Path) -> None:
             every = client.ensure_blocks(found.contents, shard.digest, shard.table_digest, [], 20)
             assert every.complete
             assert Path(every.path) == store.path_of(shard.digest)
+
+
+def test_a_peer_that_hangs_is_named_by_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_HANDSHAKE_S", 0.2)
+    with Store.open(settings_at(tmp_path).store) as store, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(socket_path(store.id)))
+        silent.listen()
+        try:
+            with pytest.raises(PeerError, match=rf"process {os.getpid()}\).*does not answer.*kill"):
+                PeerClient.connect(store, settings_at(tmp_path), start=True)
+        finally:
+            socket_path(store.id).unlink()
+
+
+def test_something_in_the_place_of_the_socket_is_named(tmp_path: Path) -> None:
+    with Store.open(settings_at(tmp_path).store) as store:
+        path = socket_path(store.id)
+        path.mkdir()
+        try:
+            with pytest.raises(ConfigError, match=re.escape(str(path))):
+                PeerClient.connect(store, settings_at(tmp_path), start=True)
+        finally:
+            path.rmdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_a_second_seed_on_one_store_is_refused(tmp_path: Path) -> None:
         second = start_seed(settings)
         said, _ = second.communicate(timeout=15)
         assert second.returncode == 1
-        assert said.startswith("failed ConfigError a seed (pid ")
+        assert said.startswith("failed AlreadyRunning a seed (pid ")
         assert "adds to it" in said
 
 
@@ -358,3 +359,15 @@ def test_a_seed_repairs_what_it_lost(tmp_path: Path) -> None:
         lost.unlink()
         until(lambda: not store.has(world.shards[1].digest) or lost.exists())
         until(lambda: world.held_by(store))
+
+
+def test_a_seed_whose_store_is_removed_ends_and_says_so(tmp_path: Path) -> None:
+    world = make_world(27)
+    _published(tmp_path / "a", world)
+    soon = "import dhtdata.peer.peer as peer\npeer.STORE_S = 0.1\n"
+    with seeding(settings_at(tmp_path / "a"), first=soon) as seed:
+        shutil.rmtree(seed.settings.store)
+        assert seed.running.wait(15) == 1
+        said = seed.line()
+        assert said.startswith("failed StoreError")
+        assert str(seed.settings.store) in said
