@@ -32,6 +32,7 @@ _REFUSED = {
 """Magic numbers of ``statfs(2)`` and ``linux/magic.h``; Lustre, GPFS and BeeGFS from their own sources."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATFS_BYTES = 512
+HEADROOM_BYTES = 16 << 20
 
 
 def magic_of(path: Path) -> int:
@@ -69,6 +70,22 @@ def store_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
                 "run dhtdata gc, or use another store (--store)"
             ) from failure
         raise StoreError(f"{path}: {failure.strerror or failure}") from failure
+
+
+def require_room(path: Path, needed_bytes: int) -> None:
+    """StoreError unless the disk of ``path`` has room for so many bytes, and a little more.
+
+    Shards that fill a disk to the last byte would leave none to the index, and so nothing could be dropped any more.
+    """
+    with store_errors(path):
+        status = os.statvfs(path)
+    free = status.f_bavail * status.f_frsize
+    kept = min(HEADROOM_BYTES, status.f_blocks * status.f_frsize // 16)
+    if free < needed_bytes + kept:
+        raise StoreError(
+            f"{path}: no room for {needed_bytes} more bytes ({free} are free, {kept} of them kept for the index): "
+            "free some space, run dhtdata gc, or use another store (--store)"
+        )
 
 
 def sync_folder(path: Path) -> None:

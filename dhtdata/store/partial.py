@@ -22,7 +22,7 @@ from dhtdata.digest import Buffer, Digest, Hasher
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store.blobs import Blobs
-from dhtdata.store.filesystem import make_folder, store_errors, write_at
+from dhtdata.store.filesystem import make_folder, require_room, store_errors, write_at
 from dhtdata.store.index import Database, ProcessLock
 
 _READ_ONLY = 0o400
@@ -84,6 +84,7 @@ class Partial:
             raise IntegrityError(f"wrong bytes{by} for block {position} of shard {self.digest}", culprit=culprit)
         if self._held[position]:
             return
+        require_room(self.path.parent, block.length)
         with store_errors(self.path, block.length):
             write_at(self._descriptor, view, block.offset)
         self._held[position] = 1

@@ -13,7 +13,6 @@ which are on their way have their room already. Leaving is ``unlink`` only: whoe
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -23,7 +22,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
-from dhtdata.store.filesystem import store_errors
+from dhtdata.store.filesystem import require_room
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.partial import PartialEntry, Partials
 from dhtdata.store.reach import Reach, walk
@@ -148,7 +147,7 @@ class Room:
         StoreError says what the limit must be, or how much the disk lacks.
         """
         with self._lock:
-            self._reserve_on_disk(needed_bytes)
+            require_room(self._database.path.parent, needed_bytes)
             if self._cache_limit is None:
                 return
             if needed_bytes <= self._spare_bytes and self._spare_for == _listed(self._catalogue.manifests()):
@@ -205,16 +204,6 @@ class Room:
             excess -= self._evict(census, max(excess, limit_bytes // 32))
         self._spare_bytes = max(0, -excess)
         self._spare_for = census.listed
-
-    def _reserve_on_disk(self, needed_bytes: int) -> None:
-        folder = self._database.path.parent
-        with store_errors(folder):
-            status = os.statvfs(folder)
-        if (free := status.f_bavail * status.f_frsize) < needed_bytes:
-            raise StoreError(
-                f"{folder}: no room for {needed_bytes} more bytes ({free} are free): free some space, "
-                "run dhtdata gc, or use another store (--store)"
-            )
 
     def _adopt_strays(self) -> None:
         held = self._blobs.held()

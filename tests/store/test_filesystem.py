@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dhtdata.errors import StoreError
 from dhtdata.store import Store, filesystem
-from dhtdata.store.filesystem import magic_of, refuse_network, store_errors, write_all, write_at
+from dhtdata.store.filesystem import magic_of, refuse_network, require_room, store_errors, write_all, write_at
 
 KERNEL_NAMES = {"/proc": 0x9FA0, "/sys": 0x62656572}
 NETWORK = {0x6969: "NFS", 0x0BD00BD0: "Lustre", 0x47504653: "GPFS", 0xFF534D42: "CIFS", 0x65735546: "FUSE"}
@@ -119,3 +119,11 @@ def test_a_store_below_folders_that_are_not_there_is_made(tmp_path: Path) -> Non
     with Store.open(tmp_path / "a" / "b" / "c") as store:
         assert store.path == tmp_path / "a" / "b" / "c"
         assert store.has(store.put(b"x"))
+
+
+def test_the_last_room_of_a_disk_is_kept_for_the_index(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    free = status.f_bavail * status.f_frsize
+    require_room(tmp_path, 1)
+    with pytest.raises(StoreError, match=rf"{tmp_path}: no room for {free} more bytes .* kept for the index"):
+        require_room(tmp_path, free)
