@@ -101,6 +101,9 @@ class Collection:
         tally.told()
         await self._blobs([(e.table, MAX_TABLE_BYTES) for e in entries if e.digest in held and e.table not in tables])
         missing = [entry for entry in entries if entry.digest not in held]
+        if new := [entry for entry in missing if entry.digest not in begun]:
+            # Room for all of it or an error with the number now, not in the middle.
+            await asyncio.to_thread(self.store.reserve, sum(entry.size for entry in new), new[0].digest)
         random.shuffle(missing)
         missing.sort(key=lambda entry: entry.digest not in begun)
 

@@ -8,6 +8,7 @@ counted.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +18,8 @@ from pathlib import Path
 from dhtdata.control import protocol
 from dhtdata.control.protocol import Answer, Failure, Hello, Message, Request, Welcome
 from dhtdata.errors import ConfigError, DhtDataError, FormatError, PeerError
+
+_log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
 _HANDSHAKE_S = 10.0
@@ -135,6 +138,13 @@ class ControlServer:
                 answer = await self._handle(request, send)
             except DhtDataError as failure:
                 answer = protocol.to_failure(failure)
+            except (ConnectionError, TimeoutError):
+                raise
+            except Exception as failure:
+                # A defect of ours: the one who asked hears of it, and a seed that nobody watches serves on.
+                _log.exception("a %s met a defect of dhtdata", type(request).__name__)
+                defect = PeerError(f"a defect of dhtdata, {failure!r}: report what the peer logged")
+                answer = protocol.to_failure(defect)
             await send(answer)
         except (ConnectionError, TimeoutError) as failure:
             return failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,19 @@ import pytest
 
 from dhtdata.control import PeerClient, protocol
 from dhtdata.control.client import socket_path
-from dhtdata.control.protocol import PROTOCOL, AskStatus, Failure, Hello, Message, PeerStatus, Welcome
+from dhtdata.control.protocol import (
+    PROTOCOL,
+    Answer,
+    AskStatus,
+    Done,
+    Failure,
+    Hello,
+    Message,
+    PeerStatus,
+    Stop,
+    Welcome,
+)
+from dhtdata.peer.control_server import ControlServer
 from dhtdata.store import Store
 from tests.peer.processes import opened
 
@@ -105,3 +118,38 @@ def test_many_connections_come_and_go(running: Store, tmp_path: Path) -> None:
         connection.sendall(protocol.pack(_hello(running)) + protocol.pack(AskStatus()))
         assert isinstance(_read(connection), Welcome)
         assert isinstance(_read(connection), PeerStatus)
+
+
+def test_a_defect_costs_its_asker_an_error_and_the_peer_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(os.path.relpath(tmp_path / "s"))  # short enough for a Unix socket
+    store_id = b"0123456789abcdef"
+    status = Done()
+
+    async def handle(request: Message, send: object) -> Answer:
+        if isinstance(request, AskStatus):
+            raise ZeroDivisionError("a planted defect")
+        return status
+
+    async def main() -> list[Message]:
+        server = ControlServer(store_id, "seed", "0.1.0")
+        async with asyncio.TaskGroup() as group, server.running(path):
+            await server.serve(group, handle)
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            hello = Hello(protocol=PROTOCOL, version="0.1.0", uid=os.getuid(), store=store_id, keeps_alive=False)
+            answers = []
+            for message in (hello, AskStatus(), Stop()):
+                writer.write(protocol.pack(message))
+                header = await reader.readexactly(4)
+                answers.append(protocol.unpack(await reader.readexactly(protocol.body_length(header))))
+            writer.close()
+        return answers
+
+    welcome, failure, answer = asyncio.run(main())
+    assert isinstance(welcome, Welcome)
+    assert isinstance(failure, Failure)
+    assert failure.kind == "PeerError"
+    assert "a planted defect" in failure.message
+    assert answer == status
+    assert "ZeroDivisionError" in caplog.text

@@ -18,7 +18,7 @@ from dhtdata.control import client as client_module
 from dhtdata.control.client import answers, socket_path
 from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError, PeerError
+from dhtdata.errors import ConfigError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.ticket import Ticket
 from dhtdata.store import Store
 from tests.peer.processes import alive, kill, opened, seeding, settings_at, until
@@ -304,3 +304,33 @@ def test_something_in_the_place_of_the_socket_is_named(tmp_path: Path) -> None:
                 PeerClient.connect(store, settings_at(tmp_path), start=True)
         finally:
             path.rmdir()
+
+
+def test_a_limit_too_small_for_a_dataset_is_refused_with_the_right_number_before_anything_is_fetched(
+    tmp_path: Path,
+) -> None:
+    world = make_world(31, shards=4)
+    total = sum(len(shard.body) for shard in world.shards)
+    with Store.open(settings_at(tmp_path / "a").store) as store:
+        world.publish(store)
+    limit = total // 2
+    with (
+        seeding(settings_at(tmp_path / "a")) as seed,
+        opened(tmp_path / "b", cache_limit=limit) as (store, settings),
+        PeerClient.connect(store, settings, start=True) as client,
+    ):
+        found = client.resolve(Ticket(world.manifest, (seed.address,)), 20)
+        with pytest.raises(StoreError, match=f"limit of {limit} bytes is too small") as refusal:
+            client.fetch_dataset(found.manifest)
+        needed = int(str(refusal.value).partition("at least ")[2].split()[0])
+        assert total <= needed < total + 100_000
+        assert not any(store.has(shard.digest) for shard in world.shards)
+        client.stop()
+    with (
+        seeding(settings_at(tmp_path / "a")) as seed,
+        opened(tmp_path / "b", cache_limit=needed + 10_000) as (store, settings),
+        PeerClient.connect(store, settings, start=True) as client,
+    ):
+        client.resolve(Ticket(world.manifest, (seed.address,)), 20)
+        client.fetch_dataset(found.manifest)
+        assert world.held_by(store)
