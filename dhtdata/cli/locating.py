@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.session import Session
 from dhtdata.digest import Digest
@@ -30,7 +32,7 @@ def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newe
         raise NotFoundError(f"no dataset called {parsed.name} is in this store: see dhtdata ls, or give a ticket")
     try:
         with opened.peer(blobs) as peer:
-            found = peer.resolve(opened.asking(parsed), timeout_s)
+            found = peer.resolve(opened.asking(_spelled_out(parsed, local)), timeout_s)
     except (NotFoundError, ConfigError) as failure:
         if local is None:
             raise
@@ -39,6 +41,13 @@ def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newe
     if found.stale:
         opened.output.note(f"{target[:80]} is stale: its publisher has not vouched for it lately.")
     return held(blobs, found.manifest.hex()), found.stale
+
+
+def _spelled_out(target: Target, local: Held | None) -> Target:
+    """A bare name as what it means here: with addresses to ask, it can then travel as a ticket."""
+    if local is None or not isinstance(target, LocalName):
+        return target
+    return replace(local.known.name, sequence=None) if local.known else local.digest
 
 
 def contents_of(entry: Held) -> Contents:

@@ -87,6 +87,16 @@ def test_a_name_and_one_known_peer_are_enough_too(origin: Origin, reader: Machin
     assert origin.address in reader.run("peers").out
 
 
+def test_a_bare_name_is_asked_of_the_peer_that_bootstrap_names(origin: Origin, reader: Machine) -> None:
+    reader.document("info", origin.ticket)
+    reader.stop_private_peer()
+    (reader.home / "store" / "peers.json").unlink(missing_ok=True)
+    (reader.home / "store" / "dht.json").unlink(missing_ok=True)
+    reader.run("peers", "rows")  # a peer that knows nobody runs from here on
+    done = reader.run("get", "rows", "--bootstrap", origin.address)
+    assert done.code == 0 and "could not be asked" not in done.err, done.err
+
+
 def test_damage_is_repaired_from_peers(origin: Origin, reader: Machine) -> None:
     reader.document("get", origin.ticket)
     with Store.open(reader.home / "store") as store:
