@@ -12,7 +12,7 @@ from rich.rule import Rule
 from dhtdata.cli.fetching import ColumnsOption
 from dhtdata.cli.held import Held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import facts, number, percent, plain, rows_table, size, table
+from dhtdata.cli.output import facts, number, plain, rows_table, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -139,7 +139,7 @@ def _document(entry: Held, stale: bool, statistics: Statistics | None) -> dict[s
 def _portrait(entry: Held, stale: bool, statistics: Statistics | None) -> list[RenderableType]:
     contents, manifest = contents_of(entry), entry.manifest
     named = str(entry.known.name) + (" (stale)" if stale or entry.known.stale else "") if entry.known else "none here"
-    held = f"{size(entry.bytes_held)} here, {percent(entry.bytes_held, entry.bytes_total)}"
+    held = f"{size(entry.bytes_held)} here, {entry.share}"
     lines = [
         ("name", named),
         ("manifest", str(entry.digest)),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dhtdata.cli.output import percent
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
@@ -42,6 +43,15 @@ class Held:
     def label(self) -> str:
         """What people call it."""
         return self.manifest.name
+
+    @property
+    def share(self) -> str:
+        """How much of it is here; all shards without all of the small blobs that describe them is not all of it."""
+        if self.contents is None:
+            return "?"
+        if self.bytes_held == self.bytes_total and not self.complete:
+            return "damaged"
+        return percent(self.bytes_held, self.bytes_total)
 
 
 def known_names(store: Store) -> list[Known]:

@@ -8,7 +8,7 @@ import typer
 
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, all_held, held, known_names
-from dhtdata.cli.output import number, percent, plain, short, size, table
+from dhtdata.cli.output import number, plain, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -55,7 +55,7 @@ def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption =
             short(entry.digest),
             number(entry.contents.row_count) if entry.contents else "?",
             size(entry.bytes_total) if entry.contents else "?",
-            percent(entry.bytes_held, entry.bytes_total) if entry.contents else "?",
+            entry.share,
             "yes" if entry.pinned else "",
             "now" if entry.digest in seeded else "",
         )

@@ -37,7 +37,6 @@ from dhtdata.control.protocol import (
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
-from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import Address
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
@@ -45,7 +44,7 @@ from dhtdata.peer.collect import Collection, Tally
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
 from dhtdata.peer.swarms import Swarms
-from dhtdata.store import Store, meaning_of
+from dhtdata.store import Store, meaning_of, version_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import Layout
@@ -244,11 +243,9 @@ class Desk:
             target = target.target
         if isinstance(target, LocalName):
             target = await asyncio.to_thread(meaning_of, target, self.store)
-        if isinstance(target, Name):
-            await asyncio.to_thread(self.store.name_record, target.publisher, target.name)
-        else:
-            encoded = await asyncio.to_thread(self.store.read, target, limit_bytes=MAX_MANIFEST_BYTES)
-            Manifest.decode(encoded)
+        manifest = await asyncio.to_thread(version_of, target, self.store)
+        if manifest not in {entry.digest for entry in await asyncio.to_thread(self.store.manifests) if entry.pinned}:
+            raise NotFoundError(f"{target} is not seeded here, so a ticket would lead nowhere: dhtdata seed {target}")
         return str(Ticket(target, tuple(self.addresses)))
 
     async def _providers(self, contents: Digest) -> ProviderList:

@@ -14,6 +14,8 @@ import pytest
 
 from dhtdata.cli.output import SHORT_DIGITS
 from dhtdata.digest import Digest
+from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
+from dhtdata.formats.index import MAX_INDEX_BYTES, Index
 from dhtdata.store import Store
 from tests.cli.machine import Machine
 
@@ -143,6 +145,19 @@ def test_pins_can_be_taken_and_given(machine: Machine, published: dict[str, Any]
     assert not pinned()
     assert machine.document("pin", published["manifest"][:10])["pinned"] is True
     assert pinned()
+
+
+def test_a_dataset_without_its_block_tables_is_not_shown_as_whole(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "hurt")
+    (machine.work / "rows.csv").write_text("id\n" + "\n".join(map(str, range(100))))
+    made = machine.document("publish", "rows.csv", "--name", "rows")
+    assert "100%" in machine.run("ls").out
+    with Store.open(machine.home / "store") as store:
+        contents = Contents.decode(store.read(Digest.parse(made["contents"]), limit_bytes=MAX_CONTENTS_BYTES))
+        index = Index.decode(store.read(contents.splits[0].groups[0].indexes[0], limit_bytes=MAX_INDEX_BYTES))
+        store.path_of(index[0].table).unlink()
+    assert machine.run("verify", "--no-repair").code != 0
+    assert "damaged" in machine.run("ls").out
 
 
 def test_verify_finds_damage_sets_it_aside_and_says_that_nobody_can_repair_it(tmp_path: Path) -> None:

@@ -181,6 +181,14 @@ def test_nobody_seeds_nobody_has_a_ticket(origin: Origin, reader: Machine) -> No
     assert "dhtdata seed" in reader.fails(5, "ticket", "rows")
 
 
+def test_a_dataset_that_is_not_kept_any_more_has_no_ticket(folder: Path) -> None:
+    machine = Machine(folder, "fickle")
+    (machine.work / "rows.csv").write_text("id\n1\n2\n")
+    with machine.seeding("publish", "rows.csv", "--name", "gone", "--seed"):
+        machine.document("unpin", "gone")
+        assert "not seeded here" in machine.fails(5, "ticket", "gone")
+
+
 def test_a_follower_serves_on_when_the_publisher_is_gone(folder: Path, reader: Machine) -> None:
     first, second = Machine(folder, "first"), Machine(folder, "second")
     (first.work / "rows.csv").write_text("id\n" + "\n".join(map(str, range(500))))

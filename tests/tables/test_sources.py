@@ -488,9 +488,15 @@ def test_no_batch_of_a_long_stream_is_read_twice(tmp_path: Path, monkeypatch: py
     with pa.ipc.new_stream(path, batch.schema, options=options) as writer:
         for _ in range(30):
             writer.write_batch(batch)
-    opened, places = open_source(path), []
+    opened = open_source(path)
+    places: list[object] = []
     real = pa.ipc.open_stream
-    monkeypatch.setattr(pa.ipc, "open_stream", lambda source: places.append(source) or real(source))
+
+    def noting(source: object) -> object:
+        places.append(source)
+        return real(source)
+
+    monkeypatch.setattr(pa.ipc, "open_stream", noting)
     schema = agreed_schema([opened])
     places.clear()
     assert sum(rows.batch.num_rows for rows in opened.rows(schema)) == 30 << 20
