@@ -27,7 +27,7 @@ from typing import Any
 import platformdirs
 
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 DEFAULT_PORT = 8470
 MAX_RUNTIME_PATH_BYTES = 76

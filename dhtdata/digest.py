@@ -89,6 +89,14 @@ def domain_key(domain: str, *parts: Buffer, length: int = 20) -> bytes:
     return state.digest()[:length]
 
 
+def keyed(key: bytes, *parts: Buffer, length: int = 16) -> bytes:
+    """First ``length`` bytes of BLAKE3 keyed with 32 bytes: a message authentication code."""
+    state = blake3(key=key)
+    for part in parts:
+        state.update(part)
+    return state.digest(length)
+
+
 def checksum(data: Buffer, length: int = 4) -> bytes:
     """Short digest that catches typing and truncation errors, not attacks."""
     return blake3(data).digest()[:length]

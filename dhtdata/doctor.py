@@ -23,7 +23,8 @@ from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus
 from dhtdata.errors import DhtDataError, NotFoundError
-from dhtdata.formats.records import CLOCK_TOLERANCE_S, Address
+from dhtdata.formats.addresses import Address
+from dhtdata.formats.records import CLOCK_TOLERANCE_S
 from dhtdata.store import Store
 
 GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"

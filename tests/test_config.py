@@ -22,7 +22,7 @@ from dhtdata.config import (
     runtime_folder,
 )
 from dhtdata.errors import ConfigError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 FILE = """
 store = "/from/file"

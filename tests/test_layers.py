@@ -20,6 +20,7 @@ LAYERS: list[list[str]] = [
     ["digest"],
     ["signing"],
     ["formats", "formats.codec", "formats.names"],
+    ["formats.addresses", "network"],
     ["formats.blocks", "formats.manifest", "formats.records", "formats.schema"],
     ["formats.index", "formats.ticket"],
     ["formats.contents"],

@@ -24,7 +24,7 @@ from dhtdata.cli.session import (
     session,
 )
 from dhtdata.errors import ConfigError, NotFoundError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Ticket, parse_target
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dhtdata.cli.output import Output
 from dhtdata.config import Settings, load_settings
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
-from dhtdata.formats.records import MAX_ADDRESSES
+from dhtdata.formats.addresses import MAX_ADDRESSES
 from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.store import Store
 

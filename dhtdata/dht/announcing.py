@@ -12,17 +12,8 @@ from dhtdata.dht.messages import check_reachable, parcels
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, number
 from dhtdata.dht.sweep import Sweep
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.formats.records import (
-    MAX_ADDRESSES,
-    MAX_SHARD_KEYS,
-    SHARD_LIFETIME_S,
-    Address,
-    AddressWire,
-    PeerRecord,
-    ShardClaims,
-    Signed,
-    sign,
-)
+from dhtdata.formats.addresses import MAX_ADDRESSES, Address, AddressWire
+from dhtdata.formats.records import MAX_SHARD_KEYS, SHARD_LIFETIME_S, PeerRecord, ShardClaims, Signed, sign
 from dhtdata.signing import SigningKey
 
 PARALLEL_STORES = 8

@@ -13,7 +13,7 @@ from dhtdata.dht.protocol import DhtProtocol
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
 from dhtdata.dht.search import Findings, Found
 from dhtdata.errors import PeerError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 _LOG = logging.getLogger(__name__)
 

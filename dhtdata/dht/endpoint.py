@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 _BUFFER_BYTES = 1 << 20
 _MAPPED = "::ffff:"

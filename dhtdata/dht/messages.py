@@ -37,8 +37,9 @@ from typing import Any, cast
 
 from dhtdata.dht.routing import BUCKET_SIZE, ID_BYTES, Contact
 from dhtdata.errors import FormatError
+from dhtdata.formats.addresses import Address, AddressWire
 from dhtdata.formats.codec import Format, decode_msgpack, encode_msgpack
-from dhtdata.formats.records import MAX_RECORD_BYTES, Address, AddressWire
+from dhtdata.formats.records import MAX_RECORD_BYTES
 
 VERSION = 1
 MAX_DATAGRAM_BYTES = 1_200

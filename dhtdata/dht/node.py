@@ -36,8 +36,9 @@ from dhtdata.dht.protocol import DhtServer, OpenTransport
 from dhtdata.dht.routing import Contact, RoutingTable
 from dhtdata.dht.search import Found
 from dhtdata.errors import ConfigError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address, NameRecord, Signed, node_id
+from dhtdata.formats.records import NameRecord, Signed, node_id
 from dhtdata.signing import SigningKey
 
 _LOG = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from dhtdata.dht.messages import FindNode, FindRecords, Nodes, Ping, Pong, Recor
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
 from dhtdata.digest import random_id
 from dhtdata.errors import FormatError, IntegrityError, PeerError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 OpenTransport = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awaitable[asyncio.DatagramTransport]]
 """Opens a transport on an IP address and port for the protocol that it makes."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dhtdata.dht.routing import Contact
 from dhtdata.errors import FormatError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.codec import Format, check_version, decode_json, encode_json
-from dhtdata.formats.records import Address
 
 VERSION = 1
 MAX_REMEMBERED = 128

@@ -26,7 +26,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket
 
 from dhtdata.errors import FormatError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 ID_BYTES = 20
 ID_BITS = 8 * ID_BYTES

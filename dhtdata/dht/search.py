@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dhtdata.dht.holdings import check_lifetime, keys_of, version_of
 from dhtdata.errors import FormatError, IntegrityError
-from dhtdata.formats.records import Address, NameRecord, PeerRecord, Signed, decode
+from dhtdata.formats.addresses import Address
+from dhtdata.formats.records import NameRecord, PeerRecord, Signed, decode
 
 MAX_RECORDS_READ = 4_096
 

@@ -29,12 +29,11 @@ Addresses are IP literals and ports, never host names or URLs.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
-from typing import Self
 
 from dhtdata.digest import Digest, domain_key
 from dhtdata.errors import FormatError, IntegrityError
+from dhtdata.formats.addresses import MAX_ADDRESSES, AddressWire
 from dhtdata.formats.codec import Format, check_ext, decode_msgpack, encode_msgpack
 from dhtdata.formats.names import Name, check_name
 from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
@@ -44,7 +43,6 @@ MAX_RECORD_BYTES = 1_000
 HEADER_BYTES = 2 + KEY_BYTES + SIGNATURE_BYTES
 SHARD_KEY_BYTES = 20
 MAX_SHARD_KEYS = 42
-MAX_ADDRESSES = 8
 PROVIDER_LIFETIME_S = 2 * 3600
 PROVIDER_RENEWAL_S = 45 * 60
 SHARD_LIFETIME_S = 24 * 3600
@@ -54,53 +52,6 @@ _MAX_TIME = 1 << 40
 _RECORD_DOMAIN = "dhtdata record"
 _DELEGATION_DOMAIN = "dhtdata delegation"
 _VOUCHER_DOMAIN = "dhtdata voucher"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    """An IP literal and a port: the same number for UDP (DHT) and TCP (HTTP)."""
-
-    ip: str
-    port: int
-
-    def __post_init__(self) -> None:
-        try:
-            canonical = str(ipaddress.ip_address(self.ip))
-        except ValueError as failure:
-            raise FormatError(f"{self.ip[:64]!r} is not an IP address") from failure
-        if canonical != self.ip or "%" in canonical or not 1 <= self.port <= 65_535:
-            raise FormatError(f"{self.ip[:64]!r} port {self.port} is not an address")
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From ``127.0.0.1:8470`` or ``[::1]:8470``."""
-        host, _, port = text.rpartition(":")
-        if not port.isascii() or not port.isdigit() or len(port) > 5:
-            raise FormatError(f"{text[:80]!r} is not an address: expected IP:PORT or [IPv6]:PORT")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self}"
-
-
-class AddressWire(Format, frozen=True, array_like=True):
-    """Address on the wire: 4 or 16 bytes and a port."""
-
-    ip: bytes
-    port: int
-
-    @classmethod
-    def of(cls, address: Address) -> AddressWire:
-        return cls(ip=ipaddress.ip_address(address.ip).packed, port=address.port)
-
-    def address(self) -> Address:
-        if len(self.ip) not in (4, 16):
-            raise FormatError(f"an IP address has 4 or 16 bytes, not {len(self.ip)}")
-        return Address(str(ipaddress.ip_address(self.ip)), self.port)
 
 
 class Delegation(Format, frozen=True):

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from dhtdata.digest import Digest, checksum
 from dhtdata.errors import ConfigError, FormatError
+from dhtdata.formats.addresses import MAX_ADDRESSES, Address, AddressWire
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
 from dhtdata.formats.names import SCHEME, Name, check_name
-from dhtdata.formats.records import MAX_ADDRESSES, Address, AddressWire
 
 VERSION = 1
 PREFIX = "dhtdata1"

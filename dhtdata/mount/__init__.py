@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dhtdata.config import Settings, load_settings, parse_size
 from dhtdata.errors import ConfigError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
 from dhtdata.mount.dataset import Loop, StreamingDataset
 from dhtdata.mount.map_style import MapStyleDataset

@@ -1,4 +1,4 @@
-"""Addresses: which are ours, which ports are free, and whose word about addresses is worth a connection."""
+"""Addresses of this machine: which are ours, which ports are free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.formats.records import MAX_ADDRESSES, Address
+from dhtdata.formats.addresses import MAX_ADDRESSES, Address
 
 _SIOCGIFADDR = 0x8915
 _TRIES = 32
@@ -50,37 +50,6 @@ def free_port(listen: str) -> int:
                 continue
             return port
     raise ConfigError(f"no port on {listen} is free for both UDP and TCP: name one with --port")
-
-
-def scope(ip: str) -> str:
-    """``loopback``, ``private`` or ``global``; ``none`` for what no peer can have."""
-    address = ipaddress.ip_address(ip)
-    mapped = getattr(address, "ipv4_mapped", None)
-    if mapped is not None:
-        return scope(str(mapped))
-    if address.is_loopback:
-        return "loopback"
-    if address.is_unspecified or address.is_multicast or address.is_reserved:
-        return "none"
-    return "global" if address.is_global else "private"
-
-
-class Guard:
-    """Addresses that strangers name are believed only in scopes where this peer lives itself.
-
-    Else anybody could make peers knock at the services of their own machines. A user's own addresses (tickets,
-    configuration) are believed, and open their scope.
-    """
-
-    def __init__(self, own: Iterable[Address]) -> None:
-        self._own = frozenset(own)
-        self._scopes = {"global"} | {scope(address.ip) for address in self._own}
-
-    def trust(self, addresses: Iterable[Address]) -> None:
-        self._scopes |= {scope(address.ip) for address in addresses}
-
-    def __call__(self, address: Address) -> bool:
-        return address not in self._own and scope(address.ip) in self._scopes - {"none"}
 
 
 def _machine_ips(family: socket.AddressFamily) -> list[str]:

@@ -37,8 +37,8 @@ from dhtdata.control.protocol import (
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
 from dhtdata.peer.collect import Collection, Tally
 from dhtdata.peer.resolve import Resolver

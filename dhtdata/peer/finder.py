@@ -16,9 +16,9 @@ from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError
 from dhtdata.formats import records
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address, NameRecord, ProviderClaim, ShardClaims, Signed, contents_key, shard_key
-from dhtdata.peer.addresses import Guard
+from dhtdata.formats.records import NameRecord, ProviderClaim, ShardClaims, Signed, contents_key, shard_key
 from dhtdata.peer.known import Known
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient
@@ -38,7 +38,7 @@ class Finder:
     node: DhtNode
     http: HttpClient
     known: Known
-    guard: Guard
+    guard: Believed
     joining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dhtdata.errors import FormatError, StoreError
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.codec import Format, decode_json, encode_json
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address
-from dhtdata.peer.addresses import Guard, parse_addresses
+from dhtdata.peer.addresses import parse_addresses
 
 MAX_REMEMBERED = 64
 MAX_TRUSTED = 256
@@ -33,7 +33,7 @@ class _Wire(Format, frozen=True):
 class Known:
     """Addresses worth asking anything. `load` reads a file: call it off the event loop."""
 
-    def __init__(self, folder: Path, guard: Guard) -> None:
+    def __init__(self, folder: Path, guard: Believed) -> None:
         self._path = folder / _FILE
         self._guard = guard
         self._trusted: dict[Address, None] = {}

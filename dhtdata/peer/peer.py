@@ -24,8 +24,9 @@ from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Believed
 from dhtdata.formats.ticket import Target
-from dhtdata.peer.addresses import Guard, free_port, own_addresses
+from dhtdata.peer.addresses import free_port, own_addresses
 from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
 from dhtdata.peer.desk import Desk
@@ -193,7 +194,7 @@ async def _acquaintances(
     own = await asyncio.to_thread(own_addresses, settings.listen, node.port)
     if seed:
         node.set_addresses(own)
-    guard = Guard(own)
+    guard = Believed(own)
     known = Known(store.path, guard)
     await asyncio.to_thread(known.load)
     known.trust(settings.bootstrap)

@@ -15,10 +15,11 @@ from dhtdata.config import Settings
 from dhtdata.control.protocol import Resolved
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, IntegrityError, NotFoundError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address, NameRecord, Signed
+from dhtdata.formats.records import NameRecord, Signed
 from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.swarms import Swarms

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError
+from dhtdata.formats.addresses import MAX_ADDRESSES, Address, AddressWire
 from dhtdata.formats.blocks import MAX_BLOCKS
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
-from dhtdata.formats.records import MAX_ADDRESSES, MAX_RECORD_BYTES, Address, AddressWire
+from dhtdata.formats.records import MAX_RECORD_BYTES
 
 VERSION = 1
 MAX_HAVE_BYTES = 4 << 20

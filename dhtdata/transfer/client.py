@@ -23,8 +23,9 @@ import aiohttp
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats import records
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
-from dhtdata.formats.records import MAX_RECORD_BYTES, Address, NameRecord, Signed
+from dhtdata.formats.records import MAX_RECORD_BYTES, NameRecord, Signed
 from dhtdata.transfer import answers
 from dhtdata.transfer.answers import HaveMap, PeerExchange, ProviderRecord, ProviderRecords
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
-from dhtdata.formats.records import Address
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings

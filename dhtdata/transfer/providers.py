@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 MAX_REMOTES = 4_096
 LIAR_S = 600.0

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 PARALLEL_ASKS = 4
 MAX_ASKED = 256

@@ -30,8 +30,8 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError, FormatError, NotFoundError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, check_name, decode_key
-from dhtdata.formats.records import Address
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
 from dhtdata.transfer.holdings import Holdings, Servable
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.transfer.answers import HaveMap, bit
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.layout import Layout

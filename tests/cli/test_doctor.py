@@ -19,7 +19,7 @@ import pytest
 from dhtdata import doctor
 from dhtdata.config import Settings
 from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.store import Store
 
 

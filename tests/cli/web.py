@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

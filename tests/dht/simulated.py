@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from dhtdata.dht.node import DhtNode, Surroundings
 from dhtdata.dht.routing import number
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.signing import SigningKey
 
 EPOCH_S = 1_800_000_000.0

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from dhtdata.dht.holdings import NAME_KEPT_S, Holdings, Limits, keys_of
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError
+from dhtdata.formats.addresses import Address, AddressWire
 from dhtdata.formats.records import (
     CLOCK_TOLERANCE_S,
     PROVIDER_LIFETIME_S,
-    Address,
-    AddressWire,
     Delegation,
     NameRecord,
     PeerRecord,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dhtdata.dht.lookup import Answer, Pace, Walk
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable, identifier, number
 from dhtdata.errors import PeerError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from tests.dht.simulated import run
 
 

@@ -36,7 +36,8 @@ from dhtdata.dht.messages import (
 )
 from dhtdata.dht.routing import BUCKET_SIZE, Contact
 from dhtdata.errors import FormatError
-from dhtdata.formats.records import MAX_RECORD_BYTES, Address
+from dhtdata.formats.addresses import Address
+from dhtdata.formats.records import MAX_RECORD_BYTES
 
 ID = bytes(range(20))
 identifiers = st.binary(min_size=20, max_size=20)

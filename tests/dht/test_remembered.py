@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dhtdata.dht.remembered import MAX_REMEMBERED, load, save
 from dhtdata.dht.routing import Contact, identifier
 from dhtdata.errors import StoreError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 CONTACTS = [Contact(identifier(n), Address("10.0.0.1" if n % 2 else "2001:db8::1", n + 1)) for n in range(200)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dhtdata.dht.routing import BUCKET_SIZE, MAX_MISSES, Contact, RoutingTable, identifier, number
 from dhtdata.errors import FormatError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 # Identifiers that share long prefixes as well as spread ones: deep splits happen only among near neighbours.
 identifiers = st.one_of(

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from dhtdata.dht.search import MAX_RECORDS_READ, Findings, Found
-from dhtdata.formats.records import Address, AddressWire, PeerRecord, contents_key, decode, node_id, sign
+from dhtdata.formats.addresses import Address, AddressWire
+from dhtdata.formats.records import PeerRecord, contents_key, decode, node_id, sign
 from tests.dht.test_holdings import CONTENTS, KEYS, START_S, claim, name, peer, shards
 
 KEY = contents_key(CONTENTS)

@@ -14,12 +14,12 @@ from dhtdata.dht.messages import MAX_DATAGRAM_BYTES, FindNode, encode
 from dhtdata.dht.routing import Contact
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, FormatError, NotFoundError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import (
     CLOCK_TOLERANCE_S,
     PROVIDER_LIFETIME_S,
     SHARD_LIFETIME_S,
-    Address,
     Delegation,
     NameRecord,
     PeerRecord,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dhtdata.dht.lookup import Neighbourhood
 from dhtdata.dht.routing import Contact, identifier, number
 from dhtdata.dht.sweep import KEYS_AT_ONCE, Sweep
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 WIDTH = 4
 HERE = Address("10.0.0.1", 1)

@@ -21,7 +21,8 @@ from dhtdata.dht.protocol import MAX_OUTSTANDING
 from dhtdata.dht.remembered import load
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, PeerError
-from dhtdata.formats.records import Address, ProviderClaim, Signed, contents_key, sign
+from dhtdata.formats.addresses import Address
+from dhtdata.formats.records import ProviderClaim, Signed, contents_key, sign
 from dhtdata.signing import SigningKey
 from tests.dht.test_messages import MALFORMED, raw
 

@@ -14,14 +14,13 @@ import msgspec
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError
 from dhtdata.formats import records
+from dhtdata.formats.addresses import Address, AddressWire
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.formats.contents import Contents, Group, GroupShards, Split
 from dhtdata.formats.index import Index, ShardEntry, decode_ranges, encode_ranges
 from dhtdata.formats.manifest import Manifest, Provenance, Source
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import (
-    Address,
-    AddressWire,
     Delegation,
     NameRecord,
     PeerRecord,

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError
+from dhtdata.formats.addresses import Address, AddressWire
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import (
     HEADER_BYTES,
     MAX_RECORD_BYTES,
-    Address,
-    AddressWire,
     Delegation,
     NameRecord,
     PeerRecord,

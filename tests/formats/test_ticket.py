@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dhtdata.digest import Digest, checksum
 from dhtdata.errors import ConfigError, FormatError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.codec import encode_msgpack
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address
 from dhtdata.formats.ticket import MAX_TICKET_CHARACTERS, PREFIX, LocalName, Ticket, parse_target
 from tests.formats.samples import TICKETS, named
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from dhtdata.config import Settings
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.store import Store
 
 START_S = 15.0

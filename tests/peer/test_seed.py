@@ -12,7 +12,7 @@ from dhtdata.control.client import socket_path
 from dhtdata.control.protocol import Progress
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError, StoreError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import LocalName, Ticket, parse_target
 from dhtdata.store import Store
 from tests.peer.processes import opened, seeding, settings_at, start_seed, until

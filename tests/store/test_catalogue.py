@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
-from dhtdata.formats.records import AddressWire, Delegation, NameRecord, PeerRecord, Signed, Voucher, sign
+from dhtdata.formats.addresses import AddressWire
+from dhtdata.formats.records import Delegation, NameRecord, PeerRecord, Signed, Voucher, sign
 from dhtdata.signing import SigningKey
 from dhtdata.store import Store
 from tests.store.samples import Clock

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 
 Answer = Callable[[asyncio.StreamWriter, int, int, bytes], Awaitable[None]]
 """(writer, first, last, true bytes of that range)"""

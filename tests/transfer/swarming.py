@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import Address
 from dhtdata.store import Store
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.transfer.answers import (
     MAX_EXCHANGED,
     MAX_PARTIALS,

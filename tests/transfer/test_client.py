@@ -7,8 +7,8 @@ import pytest
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
-from dhtdata.formats.records import Address
 from dhtdata.transfer.client import HttpClient
 from tests.peer.worlds import Publisher, make_world
 from tests.transfer.evil import KINDS, evil

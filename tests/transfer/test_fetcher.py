@@ -12,8 +12,8 @@ from aiohttp import web
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, NotFoundError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import BlockTable
-from dhtdata.formats.records import Address
 from dhtdata.store import Store
 from dhtdata.store import partial as partial_module
 from tests.peer.worlds import Shard, make_world, world_of

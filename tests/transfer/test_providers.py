@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.transfer.providers import FIRST_PAUSE_S, LIAR_S, LONGEST_PAUSE_S, MAX_REMOTES, Remotes
 
 PEER = Address("192.0.2.1", 8_470)

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
-from dhtdata.formats.records import Address
+from dhtdata.formats.addresses import Address
 from dhtdata.transfer import server as server_module
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.holdings import Holdings
