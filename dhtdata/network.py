@@ -66,7 +66,7 @@ def load_network(path: Path) -> Network:
     except FileNotFoundError as failure:
         raise ConfigError(
             f"there is no network file {path}: get it from a member, or make one with dhtdata network"
-        ) from (failure)
+        ) from failure
     except OSError as failure:
         raise ConfigError(f"network file {path} cannot be read: {failure.strerror}") from failure
     if mode & 0o077:

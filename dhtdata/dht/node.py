@@ -39,6 +39,7 @@ from dhtdata.errors import ConfigError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord, Signed, node_id
+from dhtdata.network import PUBLIC, Network
 from dhtdata.signing import SigningKey
 
 _LOG = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class DhtNode:
         port: int,
         client: bool,
         state_path: Path | None,
+        network: Network = PUBLIC,
         surroundings: Surroundings | None = None,
     ) -> AsyncIterator[DhtNode]:
         """A node that listens until the block ends. ConfigError if the port is in use. Port 0 takes a free one."""
