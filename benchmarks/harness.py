@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -30,6 +31,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 PACKAGES = ("dhtdata", "pyarrow", "numpy", "blake3", "msgspec", "aiohttp", "kademlia")
+_COLOURS = ("#4878a8", "#c4572e", "#3f8f5b", "#8a5aa8", "#a8873c", "#5b6770")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda value, bar: value >= bar,
     "<=": lambda value, bar: value <= bar,
@@ -196,6 +198,64 @@ def draw_bars(folder: Path, name: str, title: str, bars: Mapping[str, float]) ->
         f'font-family="sans-serif" font-size="13">{"".join(rows)}</svg>\n'
     )
     return path
+
+
+def draw_lines(
+    folder: Path,
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    log_x: bool = False,
+) -> Path:
+    """Curves through points ``(x, y)``, by label, as ``<folder>/<name>.svg``; y from 0. ``log_x`` needs x > 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    points = [point for line in lines.values() for point in line]
+    along = [math.log10(x) if log_x else x for x, _ in points] or [0.0]
+    first, width = min(along), max(along) - min(along) or 1.0
+    y_ticks = _round_steps(max([y for _, y in points], default=0.0) or 1.0)
+    x_ticks = sorted({x for x, _ in points}) if log_x else [first + width * part / 5 for part in range(6)]
+
+    def across(x: float) -> float:
+        return 70 + 480 * ((math.log10(x) if log_x else x) - first) / width
+
+    def up(y: float) -> float:
+        return 330 - 270 * y / y_ticks[-1]
+
+    parts = [f'<text x="10" y="22" font-weight="bold">{escape(title)}</text>']
+    for y in y_ticks:
+        parts.append(f'<line x1="70" y1="{up(y):.1f}" x2="550" y2="{up(y):.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="62" y="{up(y) + 4:.1f}" text-anchor="end">{y:,.5g}</text>')
+    taken = -math.inf
+    for x in x_ticks:
+        parts.append(f'<line x1="{across(x):.1f}" y1="330" x2="{across(x):.1f}" y2="335" stroke="#888"/>')
+        if across(x) - taken > 45:
+            taken = across(x)
+            parts.append(f'<text x="{taken:.1f}" y="350" text-anchor="middle">{x:,.5g}</text>')
+    parts.append(f'<text x="310" y="374" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="10" y="46">{escape(y_label)}</text>')
+    for position, (label, line) in enumerate(lines.items()):
+        colour = _COLOURS[position % len(_COLOURS)]
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in sorted(line))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3" fill="{colour}"/>' for x, y in line]
+        parts.append(f'<rect x="570" y="{56 + 22 * position}" width="14" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="590" y="{62 + 22 * position}">{escape(label)}</text>')
+    path_of_file = folder / f"{name}.svg"
+    height = max(390, 80 + 22 * len(lines))
+    path_of_file.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height}" '
+        f'font-family="sans-serif" font-size="13">{"".join(parts)}</svg>\n'
+    )
+    return path_of_file
+
+
+def _round_steps(highest: float) -> list[float]:
+    """About five round numbers from 0 to just above ``highest``."""
+    power = 10.0 ** math.floor(math.log10(highest / 5))
+    step = next(power * times for times in (1, 2, 5, 10, 20) if power * times * 5.5 >= highest)
+    return [step * position for position in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
 def _print_table(benchmark: str, figures: Mapping[str, float | str], checks: Sequence[Check]) -> None:

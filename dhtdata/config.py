@@ -10,6 +10,10 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``listen`` | ``DHTDATA_LISTEN`` | IP address to listen on |
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
+| ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
+
+A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
+secret itself never stands in arguments or environment of a process that we start.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +32,16 @@ import platformdirs
 
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.ticket import Target, Ticket
+from dhtdata.network import Network, keep_network, load_network
 
 DEFAULT_PORT = 8470
 MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap")
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network")
+_NETWORKS = "networks"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Settings:
     listen: str = "0.0.0.0"
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
+    network: Path | None = None
 
     @property
     def keys(self) -> Path:
@@ -70,7 +78,27 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         listen=_ip(merged.pop("listen", Settings.listen)),
         port=_port(merged.pop("port", Settings.port)),
         bootstrap=_addresses(merged.pop("bootstrap", ())),
+        network=_path("network", merged["network"]) if "network" in merged else None,
     )
+
+
+def entering(settings: Settings, target: Target) -> Settings:
+    """Settings in the network that a ticket's secret leads into; as they are if the target carries none.
+
+    The secret is kept in ``<store>/networks``. ConfigError if the settings name another network.
+    """
+    if not isinstance(target, Ticket) or target.secret is None:
+        return settings
+    network = Network(target.secret)
+    if settings.network is None:
+        return replace(settings, network=keep_network(settings.store / _NETWORKS, network))
+    named = load_network(settings.network)
+    if named != network:
+        raise ConfigError(
+            f"the ticket leads into network {network.fingerprint}, {settings.network} into {named.fingerprint}: "
+            "leave out --network (or DHTDATA_NETWORK, or network in config.toml), or ask for a ticket of that network"
+        )
+    return settings
 
 
 def parse_size(text: str | int) -> int:

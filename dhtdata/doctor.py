@@ -25,7 +25,9 @@ from dhtdata.control.protocol import PeerStatus
 from dhtdata.errors import DhtDataError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
+from dhtdata.network import PUBLIC, Network, network_at
 from dhtdata.store import Store
+from dhtdata.transfer.membership import member_headers
 
 GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"
 ROOM_DOUBTFUL_BYTES = 5 << 30
@@ -33,6 +35,7 @@ ROOM_WRONG_BYTES = 256 << 20
 OPEN_FILES = 1_024
 ROOT_KEY = "root.key"
 ANSWER_S = 3.0
+_HEALTH = "/healthz"
 _EARLIEST_S = 1_735_689_600  # 2025: a clock before this was never set
 
 
@@ -57,17 +60,19 @@ class _Answer:
 
 def examine(settings: Settings) -> list[Finding]:
     """All checks, in the order in which they should be mended."""
-    answers = [_ask(address) for address in settings.bootstrap]
+    network, about_file = _network(settings.network)
+    answers = [_ask(address, network) for address in settings.bootstrap]
     status = _running(settings)
     return [
         *_folders(settings),
         _keys(settings.keys),
+        about_file or _joined(settings, network, status),
         _room(settings.store),
         *_store(settings),
         _open_files(),
         _clock(answers),
         _port(settings, status),
-        _bootstrap(settings, answers, status),
+        _bootstrap(network, answers, status),
         _reachability(settings, status),
     ]
 
@@ -100,6 +105,29 @@ def _keys(folder: Path) -> Finding:
     if not (folder / ROOT_KEY).exists():
         return Finding("keys", GOOD, f"{folder} will hold them when something is published")
     return Finding("keys", GOOD, f"{folder}: keep a copy, who has these keys owns your names")
+
+
+def _network(path: Path | None) -> tuple[Network, Finding | None]:
+    """The network to look at, and what is wrong with its file."""
+    try:
+        return network_at(path), None
+    except DhtDataError as failure:
+        return PUBLIC, Finding("network", WRONG, str(failure))
+
+
+def _joined(settings: Settings, network: Network, status: PeerStatus | None) -> Finding:
+    if status is not None and settings.network is not None and status.network != network.fingerprint:
+        return Finding(
+            "network",
+            WRONG,
+            f"the running peer (process {status.pid}) is in network {status.network}, {settings.network} leads into "
+            f"{network.fingerprint}: run dhtdata stop first, or use another store (--store)",
+        )
+    here = status.network if status is not None else network.fingerprint
+    if here == PUBLIC.fingerprint:
+        return Finding("network", GOOD, "public: everybody may take part; dhtdata network FILE makes a private one")
+    source = f"the secret is in {settings.network}" if settings.network is not None else "as the running peer says"
+    return Finding("network", GOOD, f"private, fingerprint {here}: {source}")
 
 
 def _room(store: Path) -> Finding:
@@ -182,10 +210,18 @@ def _bind_advice(settings: Settings, protocol: str, failure: OSError) -> str:
     )
 
 
-def _bootstrap(settings: Settings, answers: list[_Answer], status: PeerStatus | None) -> Finding:
+def _bootstrap(network: Network, answers: list[_Answer], status: PeerStatus | None) -> Finding:
     reached = [answer for answer in answers if answer.reached]
     if reached:
         return Finding("bootstrap", GOOD, f"{len(reached)} of {len(answers)} known peers answer")
+    if answers and network.secret is not None:
+        asked = ", ".join(str(answer.address) for answer in answers)
+        return Finding(
+            "bootstrap",
+            WRONG,
+            f"{asked} does not answer: wrong address, another network file, or a blocked port; "
+            "ask a member for a ticket, or change --bootstrap or --network",
+        )
     if answers:
         said = "; ".join(f"{answer.address}: {answer.text}" for answer in answers)
         return Finding("bootstrap", WRONG, f"no known peer answers ({said}): ask for a ticket, or change --bootstrap")
@@ -198,11 +234,12 @@ def _bootstrap(settings: Settings, answers: list[_Answer], status: PeerStatus | 
     )
 
 
-def _ask(address: Address) -> _Answer:
+def _ask(address: Address, network: Network) -> _Answer:
     begun = time.time()
+    headers = member_headers(network, address, _HEALTH, begun)
     connection = http.client.HTTPConnection(address.ip, address.port, timeout=ANSWER_S)
     try:
-        connection.request("GET", "/healthz")
+        connection.request("GET", _HEALTH, headers=headers)
         answer = connection.getresponse()
         answer.read(1_024)
     except (OSError, http.client.HTTPException) as failure:
@@ -221,7 +258,7 @@ def _running(settings: Settings) -> PeerStatus | None:
     try:
         with (
             Store.open(settings.store) as store,
-            PeerClient.connect(store, settings, start=False, keeps_alive=False) as peer,
+            PeerClient.connect(store, settings, start=False, keeps_alive=False, any_network=True) as peer,
         ):
             return peer.status()
     except NotFoundError:

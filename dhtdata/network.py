@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +101,33 @@ def save_network(path: Path, network: Network) -> None:
         raise ConfigError(f"{path} is there already: it stays as it is, choose another name") from failure
     except OSError as failure:
         raise StoreError(f"network file {path} cannot be written: {failure.strerror}") from failure
+
+
+def network_at(path: Path | None) -> Network:
+    """The private network of a file, or the public one if no file is named."""
+    return PUBLIC if path is None else load_network(path)
+
+
+def keep_network(folder: Path, network: Network) -> Path:
+    """Its file in a folder of networks, named by fingerprint; made (0600, folder 0700) if it is not there.
+
+    Appears whole or not at all, however many ask at once.
+    """
+    path = folder / f"{network.fingerprint}.network"
+    if path.exists() and load_network(path) == network:
+        return path
+    temporary = folder / f".{network.fingerprint}.{os.urandom(4).hex()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        save_network(temporary, network)
+        temporary.replace(path)
+    except OSError as failure:
+        raise StoreError(f"network file {path} cannot be written: {failure.strerror}") from failure
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return path
 
 
 def new_network() -> Network:

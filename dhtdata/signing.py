@@ -1,12 +1,17 @@
 """Ed25519 keys and signatures (RFC 8032; door of the ``cryptography`` package).
 
 What is signed is always a domain prefix and the exact bytes that travel, never a re-encoding of a parsed value.
+
+Behind `SigningKey` and `verify` stands a `Scheme`: Ed25519, unless a simulation has put another there (`substitute`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -17,14 +22,72 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
 
+class Signer(Protocol):
+    """A private key, ready for use."""
+
+    @property
+    def public(self) -> bytes: ...
+
+    def sign(self, message: bytes) -> bytes: ...
+
+
+class Scheme(Protocol):
+    """How keys are made from 32-byte seeds, and what a 64-byte signature is."""
+
+    def signer(self, seed: bytes) -> Signer: ...
+
+    def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
+        """Whether ``public`` signed the message. False, too, for what is no key or no signature."""
+
+
+class _Ed25519Signer:
+    __slots__ = ("public", "sign")
+
+    def __init__(self, seed: bytes) -> None:
+        key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public: bytes = key.public_key().public_bytes_raw()
+        self.sign = key.sign
+
+
+class Ed25519:
+    def signer(self, seed: bytes) -> Signer:
+        return _Ed25519Signer(seed)
+
+    def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
+        try:
+            Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+_scheme: Scheme = Ed25519()
+
+
+@contextmanager
+def substitute(scheme: Scheme) -> Iterator[None]:
+    """Another scheme for the whole process, until the block ends.
+
+    For simulations, where one process plays everybody and nobody is to be fooled: there a signature only has to cost
+    little and to fit one key, one domain and one message. Keys belong to the scheme under which they were made.
+    """
+    global _scheme
+    before, _scheme = _scheme, scheme
+    try:
+        yield
+    finally:
+        _scheme = before
+
+
 class SigningKey:
     """A private key; ``public`` is its 32-byte public key."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("_seed", "_signer", "public")
 
     def __init__(self, seed: bytes) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public: bytes = self._key.public_key().public_bytes_raw()
+        self._signer = _scheme.signer(seed)
+        self._seed = bytes(seed)
+        self.public = self._signer.public
 
     @classmethod
     def generate(cls) -> SigningKey:
@@ -32,18 +95,16 @@ class SigningKey:
 
     def sign(self, domain: str, message: bytes) -> bytes:
         """64-byte signature over the domain, a zero byte and the message."""
-        return self._key.sign(domain.encode() + b"\0" + message)
+        return self._signer.sign(domain.encode() + b"\0" + message)
 
     def seed(self) -> bytes:
-        return self._key.private_bytes_raw()
+        return self._seed
 
 
 def verify(public: bytes, signature: bytes, domain: str, message: bytes) -> None:
     """IntegrityError unless ``public`` signed the message in this domain."""
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, domain.encode() + b"\0" + message)
-    except (InvalidSignature, ValueError) as failure:
-        raise IntegrityError(f"bad signature on a {domain} by key {public.hex()[:16]}…") from failure
+    if not _scheme.verify(public, signature, domain.encode() + b"\0" + message):
+        raise IntegrityError(f"bad signature on a {domain} by key {public.hex()[:16]}…")
 
 
 def load_or_create_key(path: Path) -> SigningKey:

@@ -15,14 +15,18 @@ from dhtdata.config import (
     DEFAULT_PORT,
     MAX_RUNTIME_PATH_BYTES,
     Settings,
+    entering,
     launched_ranks,
     load_settings,
     local_folders,
     parse_size,
     runtime_folder,
 )
+from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.ticket import LocalName, Ticket
+from dhtdata.network import load_network, new_network, save_network
 
 FILE = """
 store = "/from/file"
@@ -30,6 +34,7 @@ cache_limit = "1GB"
 listen = "127.0.0.1"
 port = 1
 bootstrap = ["192.0.2.1:1", "[2001:db8::1]:1"]
+network = "/from/file.network"
 """
 ENVIRONMENT = {
     "DHTDATA_STORE": "/from/environment",
@@ -37,6 +42,7 @@ ENVIRONMENT = {
     "DHTDATA_LISTEN": "127.0.0.2",
     "DHTDATA_PORT": "2",
     "DHTDATA_BOOTSTRAP": "192.0.2.2:2, 192.0.2.3:2,",
+    "DHTDATA_NETWORK": "/from/environment.network",
 }
 FLAGS = {
     "store": Path("/from/flag"),
@@ -44,6 +50,7 @@ FLAGS = {
     "listen": "127.0.0.3",
     "port": 3,
     "bootstrap": (Address("192.0.2.4", 3),),
+    "network": Path("/from/flag.network"),
 }
 
 
@@ -55,6 +62,7 @@ def test_without_any_source_the_defaults_hold(tmp_path: Path) -> None:
     found = settings(tmp_path)
     assert found == Settings(home=tmp_path, store=tmp_path / "store")
     assert (found.cache_limit, found.listen, found.port, found.bootstrap) == (None, "0.0.0.0", DEFAULT_PORT, ())
+    assert found.network is None
     assert found.keys == tmp_path / "keys"
 
 
@@ -74,6 +82,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     found = settings(tmp_path)
     assert (found.store, found.cache_limit, found.listen, found.port) == (Path("/from/file"), 10**9, "127.0.0.1", 1)
     assert found.bootstrap == (Address("192.0.2.1", 1), Address("2001:db8::1", 1))
+    assert found.network == Path("/from/file.network")
     found = settings(tmp_path, {}, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/environment"),
@@ -82,6 +91,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
         2,
     )
     assert found.bootstrap == (Address("192.0.2.2", 2), Address("192.0.2.3", 2))
+    assert found.network == Path("/from/environment.network")
     found = settings(tmp_path, FLAGS, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/flag"),
@@ -90,6 +100,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
         3,
     )
     assert found.bootstrap == (Address("192.0.2.4", 3),)
+    assert found.network == Path("/from/flag.network")
 
 
 @pytest.mark.parametrize("field", FLAGS)
@@ -108,8 +119,9 @@ def test_a_flag_that_was_not_given_and_an_empty_variable_count_for_nothing(tmp_p
 def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    found = load_settings({"home": "here", "store": "~/there"}, {})
+    found = load_settings({"home": "here", "store": "~/there", "network": "lab.network"}, {})
     assert (found.home, found.store) == (tmp_path / "here", Path("/home/someone/there"))
+    assert found.network == tmp_path / "lab.network"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,7 @@ def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch:
         ("port =", "cannot be read"),
         ("store = 5", "store: 5 is not a path"),
         ('store = "a\\u0000b"', "is not a path"),
+        ("network = 5", "network: 5 is not a path"),
         ('store = "~nobody-of-this-name/x"', "no such user"),
         ("cache_limit = {}", "is not a size"),
         ("cache_limit = true", "'True' is not a size"),
@@ -252,3 +265,31 @@ def test_ranks_are_what_the_launcher_says() -> None:
 def test_ranks_that_make_no_sense_are_named(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="make no sense"):
         launched_ranks(environment)
+
+
+def test_a_tickets_secret_becomes_a_file_of_the_store(tmp_path: Path) -> None:
+    network, found = new_network(), settings(tmp_path)
+    ticket = Ticket(Digest.of(b"m"), (), network.secret)
+    entered = entering(found, ticket)
+    path = tmp_path / "store" / "networks" / f"{network.fingerprint}.network"
+    assert entered.network == path and load_network(path) == network
+    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
+    assert entering(found, ticket) == entering(entered, ticket) == entered
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_carries_no_secret_enters_nothing(tmp_path: Path) -> None:
+    found = settings(tmp_path, {"network": tmp_path / "is not read"})
+    for target in (Ticket(Digest.of(b"m")), Digest.of(b"m"), LocalName("rows")):
+        assert entering(found, target) is found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ticket_of_another_network_than_the_named_one_is_refused(tmp_path: Path) -> None:
+    named, other = new_network(), new_network()
+    save_network(tmp_path / "lab.network", named)
+    found = settings(tmp_path, {"network": tmp_path / "lab.network"})
+    assert entering(found, Ticket(Digest.of(b"m"), (), named.secret)) == found
+    with pytest.raises(ConfigError, match=f"{other.fingerprint}.*{named.fingerprint}.*--network"):
+        entering(found, Ticket(Digest.of(b"m"), (), other.secret))
+    assert not (tmp_path / "store").exists()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhtdata.errors import ConfigError, FormatError
-from dhtdata.network import PUBLIC, Network, load_network, new_network, save_network
+from dhtdata.errors import ConfigError, FormatError, StoreError
+from dhtdata.network import PUBLIC, Network, keep_network, load_network, network_at, new_network, save_network
 
 
 @given(st.binary(max_size=64), st.binary(max_size=64))
@@ -55,3 +55,28 @@ def test_a_file_without_a_secret_is_refused_by_name(tmp_path: Path, text: str) -
 def test_a_secret_has_32_bytes() -> None:
     with pytest.raises(FormatError, match="32 bytes"):
         Network(b"short")
+
+
+def test_without_a_file_the_network_is_the_public_one(tmp_path: Path) -> None:
+    network = new_network()
+    save_network(tmp_path / "lab.network", network)
+    assert network_at(None) is PUBLIC and network_at(tmp_path / "lab.network") == network
+
+
+def test_a_kept_network_has_one_file_that_is_made_once(tmp_path: Path) -> None:
+    folder, network = tmp_path / "store" / "networks", new_network()
+    path = keep_network(folder, network)
+    made = path.stat()
+    assert keep_network(folder, network) == path and path.stat().st_ino == made.st_ino
+    assert load_network(path) == network and folder.stat().st_mode & 0o777 == 0o700
+    other = keep_network(folder, new_network())
+    assert sorted(folder.iterdir()) == sorted([path, other])
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        keep_network(folder, network)
+
+
+def test_a_network_that_cannot_be_kept_says_where(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("in the way")
+    with pytest.raises(StoreError, match="networks"):
+        keep_network(tmp_path / "store" / "networks", new_network())

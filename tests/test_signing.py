@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhtdata.errors import ConfigError, IntegrityError, StoreError
-from dhtdata.signing import SigningKey, load_or_create_key, verify
+from dhtdata.signing import Ed25519, SigningKey, load_or_create_key, substitute, verify
 
 KEY = SigningKey(bytes(range(32)))
 
@@ -136,3 +136,46 @@ def test_a_key_file_that_cannot_be_used_is_an_operators_matter(tmp_path: Path) -
     (tmp_path / "binary").write_bytes(b"\xff" * 32)
     with pytest.raises(StoreError, match="cannot be used"):
         load_or_create_key(tmp_path / "binary")
+
+
+class Parrot:
+    """A scheme for tests: the signature of a message is the message."""
+
+    public = b"parrot"
+
+    def signer(self, seed: bytes) -> Parrot:
+        return self
+
+    def sign(self, message: bytes) -> bytes:
+        return message
+
+    def verify(self, public: bytes, signature: bytes, message: bytes) -> bool:
+        return public == self.public and signature == message
+
+
+def test_another_scheme_stands_behind_all_keys_until_its_block_ends() -> None:
+    signature = KEY.sign("d", b"m")
+    with substitute(Parrot()):
+        key = SigningKey(bytes(32))
+        assert (key.public, key.sign("d", b"m"), key.seed()) == (b"parrot", b"d\0m", bytes(32))
+        verify(key.public, b"d\0m", "d", b"m")
+        with pytest.raises(IntegrityError):
+            verify(KEY.public, signature, "d", b"m")
+        with substitute(Ed25519()):
+            verify(KEY.public, signature, "d", b"m")
+        verify(key.public, b"d\0m", "d", b"m")
+    verify(KEY.public, signature, "d", b"m")
+    with pytest.raises(IntegrityError):
+        verify(key.public, b"d\0m", "d", b"m")
+
+
+def test_a_failure_inside_does_not_leave_another_scheme_behind() -> None:
+    with pytest.raises(ZeroDivisionError), substitute(Parrot()):
+        raise ZeroDivisionError
+    assert SigningKey(bytes(range(32))).public == KEY.public
+
+
+def test_keys_remember_their_seeds_and_bad_seeds_are_refused() -> None:
+    assert SigningKey(bytes(range(32))).seed() == bytes(range(32))
+    with pytest.raises(ValueError, match="32"):
+        SigningKey(bytes(31))

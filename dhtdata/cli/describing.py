@@ -18,6 +18,7 @@ from dhtdata.cli.session import (
     BootstrapOption,
     HomeOption,
     JsonOption,
+    NetworkOption,
     Session,
     StoreOption,
     TargetArgument,
@@ -29,6 +30,7 @@ from dhtdata.cli.values import as_document, cell, to_json
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.schema import Field
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
+from dhtdata.formats.ticket import parse_target
 from dhtdata.store import Store
 
 _SHOWN_SOURCES = 8
@@ -42,6 +44,7 @@ def head(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +54,7 @@ def head(
     """
     from dhtdata.mount import mount
 
-    opened = session(store, home, as_json, bootstrap=bootstrap)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network).entering(parse_target(target))
     with opened.store() as blobs:
         entry, _ = locate(opened, blobs, target, timeout)
     contents = contents_of(entry)
@@ -72,6 +75,7 @@ def info(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +85,7 @@ def info(
 
     Example: `dhtdata info my-dataset`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network).entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout)
         statistics = _statistics(opened, blobs, entry, timeout)

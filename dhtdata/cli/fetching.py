@@ -18,6 +18,7 @@ from dhtdata.cli.session import (
     CacheLimitOption,
     HomeOption,
     JsonOption,
+    NetworkOption,
     Session,
     StoreOption,
     TargetArgument,
@@ -25,6 +26,7 @@ from dhtdata.cli.session import (
     session,
 )
 from dhtdata.errors import ConfigError
+from dhtdata.formats.ticket import parse_target
 from dhtdata.mirror import write_mirror
 from dhtdata.store import Store
 
@@ -58,6 +60,7 @@ def get(
     home: HomeOption = None,
     cache_limit: CacheLimitOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,9 +70,10 @@ def get(
 
     Example: `dhtdata get my-dataset --split train --to ./rows --as parquet`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap, cache_limit=cache_limit)
     if mirror is not None and (split or columns):
         raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, cache_limit=cache_limit)
+    opened = opened.entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout, newest=True)
         contents = contents_of(entry)

@@ -15,6 +15,7 @@ from dhtdata.cli.session import (
     CacheLimitOption,
     HomeOption,
     JsonOption,
+    NetworkOption,
     Session,
     StoreOption,
     TargetArgument,
@@ -71,6 +72,7 @@ def verify(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +83,9 @@ def verify(
 
     Example: `dhtdata verify`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network)
+    if target:
+        opened = opened.entering(parse_target(target))
     with opened.store() as blobs:
         wanted = [held(blobs, target).digest] if target else []
         before = {entry.digest: _share(blobs, entry.digest) for entry in blobs.manifests()}

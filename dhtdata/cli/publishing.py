@@ -10,13 +10,14 @@ from rich.console import RenderableType
 
 from dhtdata.cli.held import held
 from dhtdata.cli.output import facts, number, plain, size
-from dhtdata.cli.seeding import run_seed
+from dhtdata.cli.seeding import reader_needs, run_seed
 from dhtdata.cli.session import (
     BootstrapOption,
     CacheLimitOption,
     HomeOption,
     JsonOption,
     ListenOption,
+    NetworkOption,
     PortOption,
     Session,
     StoreOption,
@@ -26,11 +27,13 @@ from dhtdata.cli.session import (
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Ticket, parse_target
+from dhtdata.network import network_at
 
 if TYPE_CHECKING:
     from dhtdata.publish import Published
 
 _DEFAULT_SPLIT = "train"
+_MEMBERS_ONLY = "The ticket carries the network's secret: whoever reads it is a member. Give it to nobody else."
 
 
 def publish(
@@ -67,6 +70,7 @@ def publish(
     listen: ListenOption = None,
     port: PortOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut files into a dataset, store it and sign its name.
@@ -80,8 +84,20 @@ def publish(
         raise ConfigError("--dry-run stores nothing that could be seeded: leave --seed out")
     if not name:
         raise ConfigError("a dataset needs a name: add --name NAME")
-    opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
+    opened = session(
+        store,
+        home,
+        as_json,
+        bootstrap=bootstrap,
+        network=network,
+        listen=listen,
+        port=port,
+        cache_limit=cache_limit,
+    )
     splits = _splits(sources or [], split or [])
+    if seed:
+        # A wrong network file must not be noticed only after hours of publishing.
+        network_at(opened.settings.network)
     from dhtdata.publish import publish as publish_rows
 
     with opened.output.progress(f"publishing {name}") as report:
@@ -122,6 +138,7 @@ def seed(
     listen: ListenOption = None,
     port: PortOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
@@ -133,7 +150,16 @@ def seed(
 
     Example: `dhtdata seed my-dataset`
     """
-    opened = session(store, home, as_json, listen=listen, port=port, bootstrap=bootstrap, cache_limit=cache_limit)
+    opened = session(
+        store,
+        home,
+        as_json,
+        bootstrap=bootstrap,
+        network=network,
+        listen=listen,
+        port=port,
+        cache_limit=cache_limit,
+    )
     run_seed(opened, expand_targets(targets), {}, [])
 
 
@@ -145,28 +171,48 @@ def ticket(
             "--at", help="Address of a static mirror to name in the ticket; may be repeated.", metavar="IP:PORT"
         ),
     ] = None,
+    with_secret: Annotated[
+        bool,
+        typer.Option("--with-secret", help="Carry the secret of the seed's private network: its reader is a member."),
+    ] = False,
     store: StoreOption = None,
     home: HomeOption = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a ticket: one string that leads others to a dataset that is being seeded.
 
     Example: `dhtdata ticket my-dataset`
     """
-    opened = session(store, home, as_json)
+    parsed = parse_target(target)
+    opened = session(store, home, as_json, network=network).entering(parsed)
     mirrors = tuple(Address.parse(text) for text in at or [])
-    with opened.store() as blobs, opened.running_peer(blobs) as peer:
-        if peer is not None and peer.status().kind == "seed":
-            made = Ticket.parse(peer.ticket(parse_target(target)))
+    needs: list[str] = []
+    with opened.store() as blobs, opened.running_peer(blobs, any_network=False) as peer:
+        seen = peer.status() if peer is not None else None
+        if peer is not None and seen is not None and seen.kind == "seed":
+            made = Ticket.parse(peer.ticket(parsed, with_secret=with_secret))
             made = Ticket(made.target, tuple(dict.fromkeys([*mirrors, *made.addresses])), made.secret)
+            needs = [_MEMBERS_ONLY] if with_secret else reader_needs(seen)
+        elif with_secret:
+            raise ConfigError(
+                f"--with-secret needs a seed in a private network: run dhtdata seed {target[:80]} --network FILE"
+            )
         elif mirrors:
             made = Ticket(held(blobs, target).digest, mirrors)
         else:
             raise NotFoundError(f"nobody on this machine seeds {target[:80]}: run dhtdata seed {target[:80]}")
-    opened.output.result(
-        {"ticket": str(made), "target": str(made.target), "addresses": [str(address) for address in made.addresses]},
-        plain(str(made)),
-    )
+    document = {
+        "ticket": str(made),
+        "target": str(made.target),
+        "addresses": [str(address) for address in made.addresses],
+        "network": seen.network if seen is not None else None,
+        "secret": made.secret is not None,
+    }
+    opened.output.result(document, plain(str(made)))
+    for sentence in needs:
+        # Apart from the ticket, so that standard output can be piped to where it is needed.
+        opened.output.note(sentence)
 
 
 def stop(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:

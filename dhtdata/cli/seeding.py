@@ -30,7 +30,9 @@ def run_seed(
     """
     from dhtdata.peer import AlreadyRunning
 
-    parsed = [opened.asking(parse_target(target)) for target in targets]
+    wanted = [parse_target(target) for target in targets]
+    opened = opened.entering(*wanted)
+    parsed = [opened.asking(target) for target in wanted]
     with opened.store() as blobs:
         if _added(opened, blobs, parsed, (document, shown)):
             return
@@ -48,7 +50,7 @@ def _added(
     before: tuple[dict[str, Any], Sequence[RenderableType]],
 ) -> bool:
     """Whether a seed of this store runs; it has these datasets now."""
-    with opened.running_peer(blobs) as peer:
+    with opened.running_peer(blobs, any_network=False) as peer:
         if peer is None or (status := peer.status()).kind != "seed":
             return False
         if opened.port not in (None, 0, status.port):
@@ -70,7 +72,8 @@ def _add(
     status = peer.status()
     document, shown = before
     note = f"The running seed, process {status.pid}, has taken {'it' if len(seeded) == 1 else 'them'} up."
-    opened.output.result(document | _document(status, seeded), *shown, *map(_shown, seeded), note)
+    shown = [*shown, *map(_shown, seeded), *reader_needs(status)]
+    opened.output.result(document | _document(status, seeded), *shown, note)
 
 
 def _run(
@@ -90,7 +93,8 @@ def _run(
         if len(seeded) == len(targets):
             status = listening[0]
             where = f"Seeding on {', '.join(status.addresses)} (process {status.pid}); Ctrl-C or dhtdata stop ends it."
-            opened.output.result(document | _document(status, seeded), *shown, *map(_shown, seeded), where)
+            pieces = [*shown, *map(_shown, seeded), *reader_needs(status), where]
+            opened.output.result(document | _document(status, seeded), *pieces)
 
     with _live_line(opened, blobs):
         serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
@@ -111,7 +115,9 @@ def _live_line(opened: Session, blobs: Store) -> Iterator[None]:
         def refresh() -> None:
             while not ended.wait(REFRESH_S):
                 try:
-                    with PeerClient.connect(blobs, opened.settings, start=False, keeps_alive=False) as peer:
+                    with PeerClient.connect(
+                        blobs, opened.settings, start=False, keeps_alive=False, any_network=True
+                    ) as peer:
                         show(_line(peer.status()))
                 except DhtDataError as failure:
                     # Not listening yet, or on its way out: the line says so and the next second tells more.
@@ -139,6 +145,16 @@ def _shown(dataset: Seeded) -> Text:
     return plain(f"{dataset.name_uri or dataset.manifest}\nticket {dataset.ticket}")
 
 
+def reader_needs(status: PeerStatus) -> list[str]:
+    """What to say beside a ticket that carries no secret."""
+    if status.network == "public":
+        return []
+    return [
+        f"This is private network {status.network}: who reads the ticket needs the network file as well (--network), "
+        "or a ticket made with dhtdata ticket TARGET --with-secret."
+    ]
+
+
 def _document(status: PeerStatus, seeded: Sequence[Seeded]) -> dict[str, Any]:
     datasets = [
         {
@@ -153,6 +169,7 @@ def _document(status: PeerStatus, seeded: Sequence[Seeded]) -> dict[str, Any]:
         "pid": status.pid,
         "addresses": list(status.addresses),
         "port": status.port,
+        "network": status.network,
         "ticket": datasets[0]["ticket"],
         "datasets": datasets,
     }

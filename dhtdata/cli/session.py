@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dhtdata.cli.output import Output
-from dhtdata.config import Settings, load_settings
+from dhtdata.config import Settings, entering, load_settings
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import MAX_ADDRESSES
@@ -38,6 +38,15 @@ BootstrapOption = Annotated[
         help="Addresses of known peers, IP:PORT, separated by commas.",
         rich_help_panel=_NETWORK,
         metavar="ADDRESSES",
+    ),
+]
+NetworkOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--network",
+        help="File with the secret of a private network; dhtdata network makes one.",
+        rich_help_panel=_NETWORK,
+        metavar="FILE",
     ),
 ]
 ListenOption = Annotated[
@@ -81,6 +90,13 @@ class Session:
     output: Output
     port: int | None = None
 
+    def entering(self, *targets: Target) -> Session:
+        """The same command in the private network that a ticket's secret leads into. ConfigError if in another one."""
+        settings = self.settings
+        for target in targets:
+            settings = entering(settings, target)
+        return replace(self, settings=settings)
+
     @contextmanager
     def store(self) -> Iterator[Store]:
         """The store, open. StoreError if its folder cannot hold one."""
@@ -102,10 +118,10 @@ class Session:
         return Ticket(given.target, tuple(addresses)[:MAX_ADDRESSES], given.secret)
 
     @contextmanager
-    def running_peer(self, store: Store) -> Iterator[PeerClient | None]:
-        """The store's peer if one runs."""
+    def running_peer(self, store: Store, *, any_network: bool = True) -> Iterator[PeerClient | None]:
+        """The store's peer if one runs. ConfigError if it is in another network than ours, unless any will do."""
         try:
-            peer = PeerClient.connect(store, self.settings, start=False)
+            peer = PeerClient.connect(store, self.settings, start=False, any_network=any_network)
         except NotFoundError:
             yield None
             return
@@ -119,6 +135,7 @@ def session(
     as_json: bool,
     *,
     bootstrap: str | None = None,
+    network: Path | None = None,
     listen: str | None = None,
     port: int | None = None,
     cache_limit: str | None = None,
@@ -128,6 +145,7 @@ def session(
         "store": store,
         "home": home,
         "bootstrap": bootstrap,
+        "network": network,
         "listen": listen,
         "port": port,
         "cache_limit": cache_limit,

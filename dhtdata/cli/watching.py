@@ -15,6 +15,7 @@ from dhtdata.cli.session import (
     HomeOption,
     JsonOption,
     ListenOption,
+    NetworkOption,
     PortOption,
     Session,
     StoreOption,
@@ -48,6 +49,7 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
     shown = [
         ("peer", f"{seen.kind}, process {seen.pid}, version {seen.version}, up {_duration(seen.uptime_s)}"),
         ("store", seen.store),
+        ("network", seen.network if seen.network == "public" else f"private, fingerprint {seen.network}"),
         ("reachable at", where),
         ("DHT", f"{number(seen.dht_contacts)} contacts, node {seen.node[:16]}"),
         ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
@@ -66,16 +68,20 @@ def peers(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show who provides a dataset; without TARGET, who delivered bytes to the running peer.
 
     Example: `dhtdata peers my-dataset`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network)
+    parsed = parse_target(target) if target else None
+    if parsed is not None:
+        opened = opened.entering(parsed)
     with opened.store() as blobs:
-        if not target:
-            with opened.running_peer(blobs) as peer:
+        if parsed is None:
+            with opened.running_peer(blobs, any_network=False) as peer:
                 if peer is None:
                     raise NotFoundError(f"no peer runs on the store {blobs.path}: start one with dhtdata seed")
                 traffic = peer.status().traffic
@@ -85,7 +91,7 @@ def peers(
             )
             return
         with opened.peer(blobs) as peer:
-            found = peer.resolve(opened.asking(parse_target(target)), SEARCH_S)
+            found = peer.resolve(opened.asking(parsed), SEARCH_S)
             providers = peer.providers(found.contents)
         document = {
             "manifest": found.manifest.hex(),
@@ -100,6 +106,7 @@ def doctor(
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
+    network: NetworkOption = None,
     listen: ListenOption = None,
     port: PortOption = None,
     as_json: JsonOption = False,
@@ -112,7 +119,7 @@ def doctor(
     """
     from dhtdata.doctor import examine
 
-    opened = session(store, home, as_json, bootstrap=bootstrap, listen=listen, port=port)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, listen=listen, port=port)
     findings = examine(opened.settings)
     wrong = [finding for finding in findings if finding.verdict == "wrong"]
     marks = {"good": "[green]ok[/green]", "doubtful": "[yellow]look[/yellow]", "wrong": "[red]wrong[/red]"}

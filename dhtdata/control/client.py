@@ -34,6 +34,7 @@ from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.ticket import LocalName, Target
+from dhtdata.network import network_at
 from dhtdata.store import Store
 
 MAX_SOCKET_PATH_BYTES = 100
@@ -89,8 +90,8 @@ class _Link:
         self.welcome = welcome
 
     @classmethod
-    def open(cls, store_id: bytes, *, keeps_alive: bool) -> _Link:
-        """NotFoundError if no peer listens, PeerError if it is none of ours."""
+    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "") -> _Link:
+        """NotFoundError if no peer listens, PeerError if it is none of ours, ConfigError if in another network."""
         path = socket_path(store_id)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -102,6 +103,7 @@ class _Link:
                 uid=os.getuid(),
                 store=store_id,
                 keeps_alive=keeps_alive,
+                network=network,
             )
             connection.sendall(protocol.pack(hello))
             answer = _receive(connection)
@@ -180,8 +182,11 @@ class _Pool:
 class PeerClient:
     """A conversation with the peer of one store. Close it, or use it in a ``with`` statement."""
 
-    def __init__(self, store_id: bytes, settings: Settings, *, start: bool, keeps_alive: bool) -> None:
+    def __init__(
+        self, store_id: bytes, settings: Settings, *, start: bool, keeps_alive: bool, network: str = ""
+    ) -> None:
         self._store_id = store_id
+        self._network = network
         self._settings = settings
         self._start = start
         self._keeps_alive = keeps_alive
@@ -189,14 +194,19 @@ class PeerClient:
         self._pool = _Pool()
 
     @classmethod
-    def connect(cls, store: Store, settings: Settings, *, start: bool, keeps_alive: bool = True) -> PeerClient:
+    def connect(
+        cls, store: Store, settings: Settings, *, start: bool, keeps_alive: bool = True, any_network: bool = False
+    ) -> PeerClient:
         """NotFoundError if no peer runs and ``start`` is false; with it, a private one is started.
 
-        A private peer lives as long as clients that keep it alive, and a minute more.
+        A private peer lives as long as clients that keep it alive, and a minute more. ConfigError if the settings name
+        a network and the peer is in another one; ``any_network`` is for who only looks at the peer, or ends it.
         """
         if store.path.resolve() != settings.store.resolve():
             raise ConfigError(f"the settings speak of store {settings.store}, but {store.path} is open")
-        client = cls(store.id, settings, start=start, keeps_alive=keeps_alive)
+        named = settings.network is not None and not any_network
+        network = network_at(settings.network).fingerprint if named else ""
+        client = cls(store.id, settings, start=start, keeps_alive=keeps_alive, network=network)
         client._pool.put(client._open())
         return client
 
@@ -258,10 +268,9 @@ class PeerClient:
         """Tell a running seed that a manifest was published, pinned, unpinned or removed here."""
         self._ask(lambda _: protocol.Announce(manifest=manifest), protocol.Done, DEFAULT_TIMEOUT_S)
 
-    def ticket(self, target: Target | str) -> str:
-        """A ticket with the live addresses of the running seed."""
-        text = text_of(target)
-        request = protocol.MakeTicket(target=text)
+    def ticket(self, target: Target | str, *, with_secret: bool = False) -> str:
+        """A ticket with the live addresses of the running seed, and the secret of its private network if wanted."""
+        request = protocol.MakeTicket(target=text_of(target), with_secret=with_secret)
         return self._ask(lambda _: request, protocol.TicketText, DEFAULT_TIMEOUT_S).ticket
 
     def status(self) -> PeerStatus:
@@ -349,7 +358,7 @@ class PeerClient:
 
     def _open(self) -> _Link:
         def connect() -> _Link:
-            return _Link.open(self._store_id, keeps_alive=self._keeps_alive)
+            return _Link.open(self._store_id, keeps_alive=self._keeps_alive, network=self._network)
 
         return elect(self._settings, connect) if self._start else connect()
 

@@ -18,6 +18,7 @@ sends one request at a time and reads answers until the one that ends it:
 
 Any request may be answered by `Failure`, which carries the error's class by name. The socket belongs to one user (mode
 0600 in a 0700 folder), and `Hello` states program version, user and store, so that a stranger's peer is never believed.
+It may name a network too; a peer in another one refuses, so that nobody searches or serves where it was not meant.
 Both ends are of one machine and usually of one release: messages of another `PROTOCOL` are refused by number.
 """
 
@@ -33,20 +34,24 @@ from dhtdata.errors import DhtDataError, FormatError, IntegrityError
 from dhtdata.formats.codec import Format, encode_msgpack
 from dhtdata.formats.names import Name
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 60.0
 
 
 class Hello(Format, frozen=True, tag="hello"):
-    """``store`` is the store's id. ``keeps_alive``: the private peer lives as long as such a connection does."""
+    """``store`` is the store's id. ``keeps_alive``: the private peer lives as long as such a connection does.
+
+    ``network``: fingerprint of the network that the program means; empty if it means none.
+    """
 
     protocol: int
     version: str
     uid: int
     store: bytes
     keeps_alive: bool = True
+    network: str = ""
 
 
 class Welcome(Format, frozen=True, tag="welcome"):
@@ -149,9 +154,13 @@ class Announce(Format, frozen=True, tag="announce"):
 
 
 class MakeTicket(Format, frozen=True, tag="make_ticket"):
-    """A ticket for a dataset held here. A private peer answers with a ConfigError: it serves nobody."""
+    """A ticket for a dataset held here. A private peer answers with a ConfigError: it serves nobody.
+
+    ``with_secret``: the ticket carries the private network's secret. ConfigError in the public network.
+    """
 
     target: str
+    with_secret: bool = False
 
 
 class TicketText(Format, frozen=True, tag="ticket"):
@@ -215,7 +224,10 @@ class HeldDataset(Format, frozen=True):
 
 
 class PeerStatus(Format, frozen=True, tag="peer_status"):
-    """``addresses``: where others reach this peer (none if private). ``clients``: programs that keep it alive."""
+    """``addresses``: where others reach this peer (none if private). ``clients``: programs that keep it alive.
+
+    ``network``: ``public``, or the fingerprint of a private one.
+    """
 
     version: str
     pid: int
@@ -223,6 +235,7 @@ class PeerStatus(Format, frozen=True, tag="peer_status"):
     store: str
     listen: str
     port: int
+    network: str
     node: str
     addresses: tuple[str, ...]
     dht_contacts: int

@@ -93,6 +93,9 @@ def private_command(settings: Settings, ready: int, *, elect_itself: bool) -> li
         command += ["--cache-limit", str(settings.cache_limit)]
     if settings.bootstrap:
         command += ["--bootstrap", ",".join(map(str, settings.bootstrap))]
+    if settings.network is not None:
+        # The path alone: arguments can be read by everybody on the machine.
+        command += ["--network", str(settings.network)]
     if elect_itself:
         command.append("--elect")
     return command

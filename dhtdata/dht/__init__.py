@@ -2,25 +2,35 @@
 
 | file | idea |
 |---|---|
+| ``identity`` | who a node is: a key, and an identifier that cost work |
+| ``envelope`` | the signed datagram |
+| ``messages`` | requests and replies inside it; nothing untyped gets past |
 | ``routing`` | who we know: buckets by distance, no I/O; a contact enters after *it* answered *us* |
-| ``messages`` | the four requests and their replies as bytes; nothing untyped gets past it |
-| ``holdings`` | what we keep for others: validated, bounded, expiring records |
+| ``holdings``, ``quotas`` | what we keep for others: validated, bounded, fairly shared, expiring records |
+| ``archive``, ``keeping`` | the same on disk |
+| ``lookup`` | walking towards a target on disjoint paths without waiting for stragglers; the network is a function |
+| ``region`` | where records that must not be taken over are kept |
+| ``sweep``, ``schedule`` | which nodes should hold which of very many keys, and when each is announced again |
 | ``search`` | what a search has found: verified, deduplicated, newest |
-| ``lookup`` | walking towards a key without waiting for stragglers; the network is a function |
-| ``sweep`` | which nodes should hold which of very many keys, with one exploration per region |
+| ``size``, ``clock``, ``reachability`` | what answers tell: how large the network is, whose clock is wrong, who reaches us |
+| ``cookies``, ``rates`` | what is spent on strangers |
 | ``remembered`` | contacts on disk, for the next start |
 | ``endpoint`` | the UDP socket |
 | ``protocol`` | requests and replies over datagrams |
-| ``asking`` | calls that teach the table, walks over the network, searches |
-| ``announcing`` | our records on the nodes nearest to their keys |
-| ``node`` | `DhtNode`: all of it together, with its loops |
+| ``asking``, ``announcing`` | calls that teach the table; our records where they belong |
+| ``overlay`` | one address family's part of a node, with its loops |
+| ``status`` | what a node tells of itself |
+| ``node`` | `DhtNode`: all of it together |
 
-Modules import only those above them. ``kademlia`` and ``rpcudp`` enter here: routing, holdings, protocol, node.
+Use it on its own: `DhtNode.running` listens, `DhtNode.bootstrap` joins, `DhtNode.announce` and `DhtNode.find` put and
+look up signed records (`dhtdata.formats.records`). ``kademlia`` and ``rpcudp`` enter here: routing, holdings, protocol.
 """
 
 from __future__ import annotations
 
-from dhtdata.dht.node import DhtNode, KnownNode, NodeStatus
+from dhtdata.dht.node import DhtNode
+from dhtdata.dht.schedule import SweepSchedule
 from dhtdata.dht.search import Found
+from dhtdata.dht.status import KnownNode, NodeStatus, Trace
 
-__all__ = ["DhtNode", "Found", "KnownNode", "NodeStatus"]
+__all__ = ["DhtNode", "Found", "KnownNode", "NodeStatus", "SweepSchedule", "Trace"]

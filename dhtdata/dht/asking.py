@@ -2,152 +2,192 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
-from dhtdata.dht.holdings import Holdings
-from dhtdata.dht.lookup import Answer, Ask, Neighbourhood, Walk
-from dhtdata.dht.messages import FindNode, FindRecords, Nodes, Ping, Records, Reply, Request, Store, Stored
-from dhtdata.dht.protocol import DhtProtocol
-from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
-from dhtdata.dht.search import Findings, Found
+from dhtdata.dht.clock import ClockWatch
+from dhtdata.dht.lookup import Ask, Neighbourhood, Told, Walk
+from dhtdata.dht.messages import (
+    ContactWire,
+    FindNode,
+    FindRecords,
+    Introduce,
+    Introduced,
+    Meet,
+    Nodes,
+    Ping,
+    Records,
+    Request,
+    Store,
+    Stored,
+)
+from dhtdata.dht.protocol import DhtProtocol, Replied
+from dhtdata.dht.region import PACE, members, region_bits, region_targets
+from dhtdata.dht.routing import BUCKET_SIZE, Contact, number
+from dhtdata.dht.size import SizeEstimate
 from dhtdata.errors import PeerError
-from dhtdata.formats.addresses import Address
-
-_LOG = logging.getLogger(__name__)
+from dhtdata.formats.addresses import Address, AddressWire
 
 MAX_PAGES = 16
-SEARCH_S = 60.0
+
+Take = Callable[[Sequence[bytes]], None]
 
 
 class Asker:
-    """The asking side of a node. ``rejoined`` is set once the contacts of the last run have been tried."""
+    """The asking side of one socket. ``believed`` says which addresses named by others are worth a call."""
 
-    def __init__(self, protocol: DhtProtocol, client: bool, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        protocol: DhtProtocol,
+        clock: ClockWatch,
+        now_s: Callable[[], float],
+        believed: Callable[[Address], bool],
+        randomness: random.Random,
+    ) -> None:
         self.id = protocol.own_id
-        self.client = client
-        self.rejoined = asyncio.Event()
+        self.size = SizeEstimate()
         self._protocol = protocol
-        self._table: RoutingTable = protocol.router
-        self._holdings: Holdings = protocol.storage
+        self._table = protocol.router
+        self._clock = clock
         self._now_s = now_s
-        self._loop = asyncio.get_running_loop()
+        self._believed = believed
+        self._randomness = randomness
 
     async def ping(self, contact: Contact, attempt: int = 0) -> None:
         """PeerError if the contact does not answer."""
-        await self._ask(contact, Ping(sender=self.id, client=self.client), attempt)
+        await self._ask(contact, Ping(), attempt)
 
-    async def join(self, addresses: Sequence[Address]) -> int:
-        """Ping the addresses, then look ourselves up through those that answered: how many did."""
-        answered: list[Contact] = []
+    async def meet(self, address: Address, *, twice: bool = True) -> tuple[Contact, bool]:
+        """Ping whoever is at an address: its contact, and whether it is a client. PeerError if nobody answers."""
+        if twice:
+            answer = await _twice(lambda attempt: self._protocol.call(address, Ping(), attempt))
+        else:
+            answer = await self._protocol.call(address, Ping())
+        contact = Contact(answer.sender, address)
+        self._learn(contact, answer)
+        return contact, answer.client
 
-        async def meet(address: Address) -> None:
-            request = Ping(sender=self.id, client=self.client)
-            try:
-                reply = await _twice(lambda attempt: self._protocol.call(address, request, attempt))
-            except PeerError:
-                return
-            contact = Contact(reply.sender, address)
-            answered.append(contact)
-            if not reply.client:
-                self._table.answered(contact, self._loop.time())
+    async def introduce(self, contact: Contact) -> bool:
+        """Have the contact send somebody to call us: whether it knows anybody. PeerError if it does not answer."""
+        reply = (await self._ask(contact, Introduce(), 0)).reply
+        return isinstance(reply, Introduced) and reply.others
 
-        async with asyncio.TaskGroup() as pings:
-            for address in dict.fromkeys(addresses):
-                pings.create_task(meet(address))
-        if answered:
-            known = self._table.closest(self.id, BUCKET_SIZE)
-            await Walk(self.id, self.id, self._find_node(self.id)).run([*answered, *known])
-        return len(answered)
+    async def send(self, contact: Contact, address: Address) -> None:
+        """Have the contact call whoever is at an address. PeerError if it does not answer."""
+        wire = AddressWire.of(address)
+        await self._ask(contact, Meet(ip=wire.ip, port=wire.port), 0)
 
     async def nearest(self, target: bytes) -> Neighbourhood:
         """The nodes nearest to the target that answer, ourselves left out."""
-        await self._known()
-        walk = Walk(target, self.id, self._find_node(target))
-        return await walk.run(self._table.closest(target, BUCKET_SIZE))
+        walk = Walk([target], self.id, self._find_node())
+        return (await walk.run([self._table.closest(target, BUCKET_SIZE)]))[0]
 
-    async def search(self, key: bytes, tell: Callable[[Found], None]) -> Walk:
-        """Tell of every record found under the key, our own holdings first, until the walk or 60 s end."""
-        findings = Findings(key, self._now_s())
+    async def measure(self, target: bytes) -> None:
+        """Walk to a random target: freshens its range of the table, and says how large the network is."""
+        near = await self.nearest(target)
+        goal, radius = number(target), near.radius
+        within = [each for each in near.contacts if radius is None or each.long_id ^ goal <= radius]
+        self.size.met(len(within), radius)
 
-        def take(records: Sequence[bytes]) -> None:
-            for found in findings.take(records):
-                tell(found)
+    async def enter(self, through: Sequence[Contact]) -> None:
+        """Look ourselves up through contacts that just answered."""
+        known = self._table.closest(self.id, BUCKET_SIZE)
+        await Walk([self.id], self.id, self._find_node()).run([[*through, *known]])
 
-        take(tuple(self._holdings.stream(key)))
-        walk = Walk(key, self.id, self._find_records(key, take))
-        try:
-            async with asyncio.timeout(SEARCH_S):
-                await self._known()
-                await walk.run(self._table.closest(key, BUCKET_SIZE))
-        except TimeoutError:
-            _LOG.debug("search for %s ended after %.0f s", key.hex(), SEARCH_S)
-        return walk
+    async def region(self, key: bytes) -> list[Contact]:
+        """The nodes of the key's region that answer, ourselves left out."""
+        bits, targets = self._region(key)
+        found = await Walk(targets, self.id, self._find_node(), PACE).run(self._seeds(targets))
+        return members(key, bits, found)
+
+    def search(self, key: bytes, take: Take) -> tuple[Walk, Coroutine[Any, Any, list[Neighbourhood]]]:
+        """A walk through the key's region that hands over every record it meets, and its course, to be awaited."""
+        _, targets = self._region(key)
+        walk = Walk(targets, self.id, self._find_records(key, take), PACE)
+        return walk, walk.run(self._seeds(targets))
 
     async def store(self, holder: Contact, records: Sequence[bytes]) -> bool:
         """Put records that fit one datagram on a node: whether it keeps them all now."""
-        request = Store(sender=self.id, client=self.client, records=tuple(records))
+        request = Store(records=tuple(records))
         try:
-            reply = await _twice(lambda attempt: self._ask(holder, request, attempt))
+            answer = await _twice(lambda attempt: self._ask(holder, request, attempt))
         except PeerError:
             return False
-        return isinstance(reply, Stored) and reply.kept == len(records)
+        return isinstance(answer.reply, Stored) and answer.reply.kept == len(records)
 
-    async def _known(self) -> None:
-        if not len(self._table):
-            await self.rejoined.wait()
+    def estimated_nodes(self) -> int:
+        """How many nodes the network has, ourselves included."""
+        return self.size.nodes(fallback=self._table.estimated_nodes())
 
-    async def _ask(self, contact: Contact, request: Request, attempt: int) -> Reply:
+    def _region(self, key: bytes) -> tuple[int, list[bytes]]:
+        bits = region_bits(self.estimated_nodes())
+        return bits, region_targets(key, bits, self._randomness)
+
+    def _seeds(self, targets: Sequence[bytes]) -> list[list[Contact]]:
+        return [self._table.closest(target, BUCKET_SIZE) for target in targets]
+
+    async def _ask(self, contact: Contact, request: Request, attempt: int) -> Replied:
         """Call a contact; the table learns how it went. PeerError if it did not answer, or another node did."""
         try:
-            reply = await self._protocol.call(contact.address, request, attempt)
-            if reply.sender != contact.id:
+            answer = await self._protocol.call(contact.address, request, attempt)
+            if answer.sender != contact.id:
                 raise PeerError(f"{contact.address} is not node {contact.id.hex()} any more")
         except PeerError:
             if attempt:
                 self._table.missed(contact)
             raise
-        if not reply.client:
-            self._table.answered(contact, self._loop.time())
-        return reply
+        self._learn(contact, answer)
+        return answer
 
-    def _find_node(self, target: bytes) -> Ask:
-        request = FindNode(sender=self.id, client=self.client, target=target)
+    def _learn(self, contact: Contact, answer: Replied) -> None:
+        if answer.client:
+            self._table.remove(contact)
+        else:
+            self._table.answered(contact, self._protocol.time_s())
+            self._clock.told(contact.id, answer.reply.time, self._now_s())
 
-        async def ask(contact: Contact, attempt: int) -> Answer:
-            reply = await self._ask(contact, request, attempt)
-            wires = reply.contacts if isinstance(reply, Nodes) else ()
-            return Answer([wire.contact() for wire in wires], keeps=not reply.client)
+    def _find_node(self) -> Ask:
+        async def ask(contact: Contact, target: bytes, attempt: int) -> Told:
+            answer = await self._ask(contact, FindNode(target=target), attempt)
+            wires = answer.reply.contacts if isinstance(answer.reply, Nodes) else ()
+            return Told(self._usable(wires), keeps=not answer.client)
 
         return ask
 
-    def _find_records(self, key: bytes, take: Callable[[Sequence[bytes]], None]) -> Ask:
-        async def ask(contact: Contact, attempt: int) -> Answer:
+    def _find_records(self, key: bytes, take: Take) -> Ask:
+        async def ask(contact: Contact, target: bytes, attempt: int) -> Told:
             taken = 0
             contacts: list[Contact] = []
+            keeps = True
             for page in range(MAX_PAGES):
-                request = FindRecords(sender=self.id, client=self.client, key=key, after=taken, contacts=not page)
+                request = FindRecords(key=key, target=target, after=taken, contacts=not page)
                 try:
-                    reply = await self._ask(contact, request, attempt)
+                    answer = await self._ask(contact, request, attempt)
                 except PeerError:
                     if not page:
                         raise
                     break
+                reply = answer.reply
                 if not isinstance(reply, Records):
                     break
                 take(reply.records)
-                contacts += [wire.contact() for wire in reply.contacts]
+                contacts += self._usable(reply.contacts)
                 taken += len(reply.records)
-                keeps = not reply.client
+                keeps = not answer.client
                 if not reply.more or (page and not reply.records):
                     break
-            return Answer(contacts, keeps)
+            return Told(contacts, keeps, taken)
 
         return ask
 
+    def _usable(self, wires: Sequence[ContactWire]) -> list[Contact]:
+        """Contacts that another node named, as far as its word is worth a call."""
+        contacts = [wire.contact() for wire in wires]
+        return [each for each in contacts if self._believed(each.address)]
 
-async def _twice(call: Callable[[int], Awaitable[Reply]]) -> Reply:
+
+async def _twice(call: Callable[[int], Awaitable[Replied]]) -> Replied:
     """The call, and once more if it was not answered. PeerError if neither was."""
     try:
         return await call(0)

@@ -1,57 +1,51 @@
-"""Requests and replies as bytes. Pure.
+"""Requests and replies: the body of a datagram (`envelope`). Pure.
 
-A datagram has at most 1,200 bytes (it crosses any path unfragmented)::
-
-    offset  size  field
-    0       1     0 request, 1 reply
-    1       20    number of the call, chosen at random by the caller, repeated in the reply
-    21      1     version of this format (1)
-    22      …     canonical msgpack array: tag, identifier of the sender, whether it is a client, then the fields
+Canonical msgpack array: tag, then the fields. Every reply begins with ``you``, the IP address at which the answering node
+sees who asked (4 or 16 bytes), and ``time``, its Unix clock in seconds.
 
 | request | reply | meaning |
 |---|---|---|
 | ``Ping`` | ``Pong`` | are you there, and who are you |
-| ``FindNode`` | ``Nodes`` | up to 20 contacts that you know nearest to a target |
-| ``FindRecords`` | ``Records`` | records that you keep under a key, after the first ``after``; contacts too if wanted |
+| ``FindNode`` | ``Nodes`` | up to 20 contacts that you know nearest to ``target`` |
+| ``FindRecords`` | ``Records`` | records under ``key``, past the first ``after``; contacts near ``target`` if wanted |
 | ``Store`` | ``Stored`` | keep these records (each says itself under which keys); how many you keep now |
+| ``Introduce`` | ``Introduced`` | have another node call me; whether you know one (`reachability`) |
+| ``Meet`` | ``Met`` | call the node at this address |
 
-A *client* looks up and is never put into a table. Records are bytes here: who uses one decodes it, which checks its
-signature. A ``Records`` reply puts a signer's PeerRecord right before the first of its claims, so one reply gives
-providers and their addresses; with ``more`` the caller asks again with ``after`` raised by what it got.
+Records are bytes here: who uses one decodes it, which checks its signature. A ``Records`` reply puts a signer's
+PeerRecords right before the first of its claims, so one reply gives providers and their addresses; with ``more`` the
+caller asks again with ``after`` raised by what it got. ``key`` and ``target`` differ when a walk explores the region
+round a key and not the key itself (`region`).
 
-Rejected, as a `FormatError` and nothing else: a wrong size, tag, arity, type or version; identifiers not of 20 bytes;
-more contacts or records than a reply may hold; addresses that no node can have (IP not of 4 or 16 bytes, port 0 or past
-65,535, unspecified, multicast). A host name cannot be written down in this format.
+Rejected, as a `FormatError` and nothing else: a wrong tag, arity, type or form; identifiers not of 20 bytes; more
+contacts or records than a reply may hold; addresses that no node can have (IP not of 4 or 16 bytes, wrapped IPv4, a port
+under 1,024, unspecified, multicast). A host name cannot be written down in this format.
 
->>> request = Ping(sender=bytes(20), client=False)
->>> call, message = decode(encode(bytes(range(20)), request))
->>> (call == bytes(range(20)), message == request)
-(True, True)
+>>> request = FindNode(target=bytes(20))
+>>> decode_request(encode(request)) == request
+True
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, cast
 
+from dhtdata.dht.envelope import MAX_BODY_BYTES
 from dhtdata.dht.routing import BUCKET_SIZE, ID_BYTES, Contact
 from dhtdata.errors import FormatError
-from dhtdata.formats.addresses import Address, AddressWire
+from dhtdata.formats.addresses import FIRST_PORT, Address, AddressWire, scope
 from dhtdata.formats.codec import Format, decode_msgpack, encode_msgpack
 from dhtdata.formats.records import MAX_RECORD_BYTES
 
-VERSION = 1
-MAX_DATAGRAM_BYTES = 1_200
-CALL_BYTES = 20
-HEADER_BYTES = 1 + CALL_BYTES + 1
 MAX_RECORDS = 16
 FIRST_CONTACTS = 8
-_BODY_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES
-_OVERHEAD_BYTES = 48  # tag, sender, flags, counts and array heads of any message, rounded up
+_OVERHEAD_BYTES = 48  # tag, our reader's IP, clock, flags, counts and array heads of any message, rounded up
 _RECORD_HEAD_BYTES = 3
-_MAPPED_IPV4 = bytes(10) + b"\xff\xff"
-_ITEM_BYTES = _BODY_BYTES - _OVERHEAD_BYTES
+_ITEM_BYTES = MAX_BODY_BYTES - _OVERHEAD_BYTES
+_MAX_TIME = 1 << 40
 
 
 class ContactWire(Format, frozen=True, array_like=True):
@@ -71,17 +65,21 @@ class ContactWire(Format, frozen=True, array_like=True):
 
 
 class Message(Format, frozen=True, array_like=True):
-    """What every message says: who sends it, and whether that is a client."""
+    """Any of them."""
 
-    sender: bytes
-    client: bool
+
+class Answer(Message, frozen=True):
+    """What every reply says: the asker's IP as seen here, and the time here."""
+
+    you: bytes
+    time: int
 
 
 class Ping(Message, frozen=True, tag="ping"):
     pass
 
 
-class Pong(Message, frozen=True, tag="pong"):
+class Pong(Answer, frozen=True, tag="pong"):
     pass
 
 
@@ -89,17 +87,18 @@ class FindNode(Message, frozen=True, tag="find_node"):
     target: bytes
 
 
-class Nodes(Message, frozen=True, tag="nodes"):
+class Nodes(Answer, frozen=True, tag="nodes"):
     contacts: tuple[ContactWire, ...]
 
 
 class FindRecords(Message, frozen=True, tag="find_records"):
     key: bytes
+    target: bytes
     after: int
     contacts: bool
 
 
-class Records(Message, frozen=True, tag="records"):
+class Records(Answer, frozen=True, tag="records"):
     contacts: tuple[ContactWire, ...]
     records: tuple[bytes, ...]
     more: bool
@@ -109,47 +108,91 @@ class Store(Message, frozen=True, tag="store"):
     records: tuple[bytes, ...]
 
 
-class Stored(Message, frozen=True, tag="stored"):
+class Stored(Answer, frozen=True, tag="stored"):
     kept: int
 
 
-Request = Ping | FindNode | FindRecords | Store
-Reply = Pong | Nodes | Records | Stored
-REPLY_TO: dict[type[Request], type[Reply]] = {Ping: Pong, FindNode: Nodes, FindRecords: Records, Store: Stored}
+class Introduce(Message, frozen=True, tag="introduce"):
+    pass
 
 
-def encode(call: bytes, message: Request | Reply) -> bytes:
-    """The datagram. FormatError if it would be too large: `fitting` and `parcels` see to it that it is not."""
-    kind = 0 if type(message) in REPLY_TO else 1
-    datagram = bytes([kind]) + call + bytes([VERSION]) + encode_msgpack(message)
-    if len(datagram) > MAX_DATAGRAM_BYTES:
-        raise FormatError(f"datagram of {len(datagram)} bytes, at most {MAX_DATAGRAM_BYTES} are sent")
-    return datagram
+class Introduced(Answer, frozen=True, tag="introduced"):
+    others: bool
 
 
-def decode(datagram: bytes) -> tuple[bytes, Request | Reply]:
-    """Number of the call, and a message of which every field has been checked. FormatError otherwise."""
-    if not HEADER_BYTES < len(datagram) <= MAX_DATAGRAM_BYTES:
-        raise FormatError(f"datagram of {len(datagram)} bytes, expected {HEADER_BYTES + 1} to {MAX_DATAGRAM_BYTES}")
-    kind, version = datagram[0], datagram[HEADER_BYTES - 1]
-    if kind > 1 or version != VERSION:
-        raise FormatError(f"datagram of kind {kind} and version {version}: unknown")
-    expected = cast(Any, Reply if kind else Request)
-    message = decode_msgpack(datagram[HEADER_BYTES:], expected, limit_bytes=MAX_DATAGRAM_BYTES, what="datagram")
-    _check(message)
-    return datagram[1 : 1 + CALL_BYTES], cast(Request | Reply, message)
+class Meet(Message, frozen=True, tag="meet"):
+    ip: bytes
+    port: int
 
 
-def check_reachable(address: AddressWire | ContactWire) -> None:
-    """FormatError unless a node can have the address: not unspecified, multicast, reserved or an IPv4 in disguise."""
-    ip, port = address.ip, address.port
-    usable = (
-        0 < ip[0] < 224
-        if len(ip) == 4
-        else len(ip) == 16 and ip[0] != 0xFF and any(ip) and not ip.startswith(_MAPPED_IPV4)
-    )
-    if not usable or not 1 <= port <= 65_535:
-        raise FormatError(f"no node can have the address {ip.hex()[:40]} port {port}")
+class Met(Answer, frozen=True, tag="met"):
+    pass
+
+
+Request = Ping | FindNode | FindRecords | Store | Introduce | Meet
+Reply = Pong | Nodes | Records | Stored | Introduced | Met
+REPLY_TO: dict[type[Request], type[Reply]] = {
+    Ping: Pong,
+    FindNode: Nodes,
+    FindRecords: Records,
+    Store: Stored,
+    Introduce: Introduced,
+    Meet: Met,
+}
+
+
+def encode(message: Request | Reply) -> bytes:
+    """The body: `fitting` and `parcels` see to it that it fits a datagram."""
+    return encode_msgpack(message)
+
+
+def decode_request(body: bytes) -> Request:
+    """A request of which every field has been checked. FormatError otherwise."""
+    request = decode_msgpack(body, cast(Any, Request), limit_bytes=MAX_BODY_BYTES, what="request")
+    if isinstance(request, FindNode):
+        _check_id(request.target)
+    elif isinstance(request, FindRecords):
+        _check_id(request.key)
+        _check_id(request.target)
+        if not 0 <= request.after < 1 << 16:
+            raise FormatError(f"a reply cannot start after record {request.after}")
+    elif isinstance(request, Store):
+        _check_records(request.records)
+    elif isinstance(request, Meet):
+        check_reachable(request)
+    return cast(Request, request)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """A reply of which every field has been checked. FormatError otherwise."""
+    reply = decode_msgpack(body, cast(Any, Reply), limit_bytes=MAX_BODY_BYTES, what="reply")
+    if len(reply.you) not in (4, 16) or not 0 <= reply.time < _MAX_TIME:
+        raise FormatError("a reply with an impossible address or time")
+    if isinstance(reply, Nodes | Records):
+        if len(reply.contacts) > BUCKET_SIZE:
+            raise FormatError(f"{len(reply.contacts)} contacts in a reply, at most {BUCKET_SIZE} are allowed")
+        for wire in reply.contacts:
+            _check_id(wire.id)
+            check_reachable(wire)
+    if isinstance(reply, Records):
+        _check_records(reply.records)
+    if isinstance(reply, Stored) and not 0 <= reply.kept <= MAX_RECORDS:
+        raise FormatError(f"a datagram cannot hold {reply.kept} records")
+    return cast(Reply, reply)
+
+
+def check_reachable(address: AddressWire | ContactWire | Meet) -> None:
+    """FormatError unless a node can have the address."""
+    if not _reachable(address.ip, address.port):
+        raise FormatError(f"no node can have the address {address.ip.hex()[:40]} port {address.port}")
+
+
+@lru_cache(maxsize=8_192)
+def _reachable(ip: bytes, port: int) -> bool:
+    if len(ip) not in (4, 16) or not FIRST_PORT <= port <= 65_535:
+        return False
+    address = ip_address(ip)
+    return getattr(address, "ipv4_mapped", None) is None and scope(str(address)) != "none"
 
 
 def fitting(contacts: Sequence[Contact], records: Iterable[bytes]) -> tuple[tuple[ContactWire, ...], tuple[bytes, ...]]:
@@ -203,25 +246,9 @@ def _size(wire: ContactWire) -> int:
     return 1 + 2 + ID_BYTES + 2 + len(wire.ip) + 3
 
 
-def _check(message: Message) -> None:
-    _check_id(message.sender)
-    if isinstance(message, Nodes | Records):
-        if len(message.contacts) > BUCKET_SIZE:
-            raise FormatError(f"{len(message.contacts)} contacts in a reply, at most {BUCKET_SIZE} are allowed")
-        for wire in message.contacts:
-            _check_id(wire.id)
-            check_reachable(wire)
-    if isinstance(message, Records | Store):
-        if len(message.records) > MAX_RECORDS or any(len(record) > MAX_RECORD_BYTES for record in message.records):
-            raise FormatError(f"more than {MAX_RECORDS} records in a datagram, or one of over {MAX_RECORD_BYTES} bytes")
-    if isinstance(message, FindNode):
-        _check_id(message.target)
-    if isinstance(message, FindRecords):
-        _check_id(message.key)
-        if not 0 <= message.after < 1 << 16:
-            raise FormatError(f"a reply cannot start after record {message.after}")
-    if isinstance(message, Stored) and not 0 <= message.kept <= MAX_RECORDS:
-        raise FormatError(f"a datagram cannot hold {message.kept} records")
+def _check_records(records: Sequence[bytes]) -> None:
+    if len(records) > MAX_RECORDS or any(len(record) > MAX_RECORD_BYTES for record in records):
+        raise FormatError(f"more than {MAX_RECORDS} records in a datagram, or one of over {MAX_RECORD_BYTES} bytes")
 
 
 def _check_id(value: bytes) -> None:

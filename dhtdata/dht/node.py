@@ -1,58 +1,62 @@
-"""`DhtNode`: one participant of the DHT, and its loops.
+"""`DhtNode`: one participant of the DHT, on IPv4, IPv6 or both.
+
+A node has one identity and one record table, and for each address family an `overlay` of its own: an IPv4 node cannot
+ask an IPv6 node, so a table that mixed them would be full of contacts of no use (BEP 32 for the same reason has two).
+What is announced goes to every overlay, what is looked up is looked up in every one.
 
 Everything that a node starts lives in one task group inside `DhtNode.running`. Time, randomness and the socket come in
 as `Surroundings`, so that hundreds of nodes run in one process on a clock of their own.
 
 | loop | every | does |
 |---|---|---|
-| greet | newcomer | calls back who asked us something; who answers may enter the table |
-| freshen | 1 min | looks up ranges silent for 15 min, pings contacts silent for 10 min, joins anew when alone |
-| tidy | 1 min | forgets expired records |
+| those of `overlay` | | keep tables true |
+| tidy | 1 min | forgets expired records, saves what changed, notices that the machine slept |
 | remember | 5 min, and at the end | writes the nearest contacts to disk |
-
-Intervals vary by a fifth, so that nodes started together do not act together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kademlia.node import Node
-
 from dhtdata.dht import remembered
-from dhtdata.dht.announcing import Announcer
-from dhtdata.dht.asking import Asker
-from dhtdata.dht.endpoint import open_udp
+from dhtdata.dht.announcing import Introductions
+from dhtdata.dht.clock import ClockWatch
+from dhtdata.dht.endpoint import interfaces, open_udp
 from dhtdata.dht.holdings import Holdings
-from dhtdata.dht.protocol import DhtServer, OpenTransport
-from dhtdata.dht.routing import Contact, RoutingTable
-from dhtdata.dht.search import Found
-from dhtdata.errors import ConfigError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Address
+from dhtdata.dht.identity import Identity
+from dhtdata.dht.keeping import RecordKeeper
+from dhtdata.dht.lookup import Walk
+from dhtdata.dht.overlay import GREETERS, MAX_BOOTSTRAP, Member, Overlay
+from dhtdata.dht.protocol import OpenTransport
+from dhtdata.dht.routing import Contact
+from dhtdata.dht.search import Findings, Found
+from dhtdata.dht.status import KnownNode, NodeStatus, Trace
+from dhtdata.errors import ConfigError, FormatError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.names import Name
-from dhtdata.formats.records import NameRecord, Signed, node_id
+from dhtdata.formats.records import NameRecord, Signed
 from dhtdata.network import PUBLIC, Network
 from dhtdata.signing import SigningKey
 
 _LOG = logging.getLogger(__name__)
 
-GREETERS = 4
-MAX_NEWCOMERS = 128
-MAX_BOOTSTRAP = 64
 MAX_FOUND = 1_024
-UPKEEP_S = 60.0
-STALE_S = 15 * 60.0
-SILENT_S = 10 * 60.0
-SILENT_AT_ONCE = 8
+SEARCH_S = 60.0
+TIDY_S = 60.0
 REMEMBER_S = 5 * 60.0
+REJOIN_THROUGH = 32
+SLEPT_S = 120.0
+CONTACTS_FILE = "dht.json"
+RECORDS_FILE = "dht.sqlite"
 
 
 @dataclass(frozen=True)
@@ -64,53 +68,49 @@ class Surroundings:
     open_transport: OpenTransport = open_udp
 
 
-@dataclass(frozen=True, slots=True)
-class KnownNode:
-    """A contact in the routing table: it answered us ``seen_s_ago`` seconds ago."""
-
-    id: bytes
-    address: Address
-    seen_s_ago: float
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """For display."""
-
-    id: bytes
-    port: int
-    client: bool
-    contacts: int
-    nodes_estimated: int
-    records_held: int
-    keys_held: int
-    requests_answered: int
-    datagrams_refused: int
-    calls: int
-    calls_unanswered: int
-    round_trip_s: float
-
-
 class DhtNode:
     """One node. Use `running`."""
 
-    def __init__(self, key: SigningKey, client: bool, state_path: Path | None, surroundings: Surroundings) -> None:
-        self.key = key
-        self.id = node_id(key.public)
-        self.port = 0
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        client: bool,
+        listen: Sequence[str],
+        port: int,
+        folder: Path | None,
+        network: Network,
+        believed: Believed,
+        surroundings: Surroundings,
+    ) -> None:
+        self.key = identity.key
+        self.id = identity.id
+        self.port = port
         self.client = client
-        self._state_path = state_path
+        self.network = network
+        self.on_wake: Callable[[], None] = lambda: None
+        self._folder = folder
         self._outside = surroundings
         self._loop = asyncio.get_running_loop()
-        self._table = RoutingTable(self.id, now_s=self._loop.time())
-        self._holdings = Holdings(surroundings.now_s)
-        self._server = DhtServer(Node(self.id), client, self._holdings, self._table, self._meet)
-        self._bootstrap: dict[Address, None] = {}
-        self._newcomers: asyncio.Queue[Contact] = asyncio.Queue(MAX_NEWCOMERS)
-        self._expected: set[Contact] = set()
-        self._joined = asyncio.Event()
-        self._asker: Asker
-        self._announcer: Announcer
+        self._believed = believed
+        self._clock = ClockWatch()
+        self._holdings = Holdings(surroundings.now_s, identity.id)
+        self._keeper = RecordKeeper(self._holdings, folder / RECORDS_FILE if folder and not client else None)
+        self._introductions = Introductions(identity, port, surroundings.now_s)
+        member = Member(
+            identity=identity,
+            network=network,
+            client=client,
+            holdings=self._holdings,
+            introductions=self._introductions,
+            believed=believed,
+            clock=self._clock,
+            now_s=surroundings.now_s,
+            randomness=surroundings.randomness,
+        )
+        self.overlays = [Overlay(member, ip) for ip in listen]
+        self._rejoined = asyncio.Event()
+        self._wall_s = surroundings.now_s() - self._loop.time()
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
 
@@ -123,63 +123,115 @@ class DhtNode:
         listen: str,
         port: int,
         client: bool,
-        state_path: Path | None,
+        folder: Path | None,
         network: Network = PUBLIC,
+        believed: Believed | None = None,
         surroundings: Surroundings | None = None,
     ) -> AsyncIterator[DhtNode]:
-        """A node that listens until the block ends. ConfigError if the port is in use. Port 0 takes a free one."""
-        node = cls(key, client, state_path, surroundings or Surroundings())
-        known = await node._recall()
-        await node._server.listen(port, listen, node._outside.open_transport)
-        node._asker = Asker(node._server.protocol, client, node._outside.now_s)
-        node._announcer = Announcer(key, node._asker, node._holdings, node._outside.now_s)
-        node.port = node._server.transport.get_extra_info("sockname")[1]
+        """A node that listens until the block ends. ConfigError if the port is in use. Port 0 takes a free one.
+
+        ``listen`` is an IP address; ``::`` stands for all of both families (where the machine has no IPv6: of IPv4).
+        A ``client`` asks and is never asked. In ``folder`` it keeps what it needs at its next start, None: nothing.
+        ``believed`` says which addresses that others name are worth a packet.
+        """
+        outside = surroundings or Surroundings()
+        if client:
+            identity = Identity.client(key)
+        else:
+            identity = await asyncio.to_thread(Identity.proven, key, network.difficulty_bits)
+        node = cls(
+            identity,
+            client=client,
+            listen=interfaces(listen),
+            port=port,
+            folder=folder,
+            network=network,
+            believed=believed or Believed(),
+            surroundings=outside,
+        )
+        async with node._open():
+            yield node
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        known = await self._recall()
         failure: Exception | None = None
-        try:
+        async with AsyncExitStack() as stack:
+            await self._keeper.open()
+            await self._listen(stack)
+            stack.push_async_callback(self._end)
             async with asyncio.TaskGroup() as tasks:
-                node._tasks = tasks
-                node._start_loops(known)
+                self._tasks = tasks
+                self._start_loops(known)
                 try:
-                    yield node
+                    yield
                 except Exception as raised:  # the caller's own: must leave the group unwrapped
                     failure = raised
                 finally:
-                    node._tasks = None
-                    for task in tuple(node._running):
+                    self._tasks = None
+                    for task in tuple(self._running):
                         task.cancel()
-        finally:
-            await node._server.close()
-            await node._remember()
         if failure is not None:
             raise failure
 
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        """Open the sockets, all on one port."""
+        for overlay in self.overlays:
+            self.port = await overlay.open(self.port, self._outside.open_transport)
+            stack.push_async_callback(overlay.close)
+            if not ipaddress.ip_address(overlay.listen).is_unspecified:
+                self._believed.live_at([Address(overlay.listen, self.port)])
+        self._introductions.port = self.port
+
+    async def _end(self) -> None:
+        await self._remember()
+        await self._keeper.close()
+
+    # What it is used for
+
     async def bootstrap(self, addresses: Sequence[Address]) -> int:
-        """Join through nodes at these addresses: how many answered. They are asked again while we know nobody."""
-        for address in addresses[:MAX_BOOTSTRAP]:
-            self._bootstrap[address] = None
-        while len(self._bootstrap) > MAX_BOOTSTRAP:
-            del self._bootstrap[next(iter(self._bootstrap))]
-        return await self._join(addresses[:MAX_BOOTSTRAP])
+        """Join through nodes at these addresses, named by the user: how many answered.
+
+        They are asked again while we know nobody.
+        """
+        chosen = addresses[:MAX_BOOTSTRAP]
+        self._believed.trust(chosen)
+        answered = 0
+        for overlay in self.overlays:
+            if ours := [address for address in chosen if overlay.speaks(address)]:
+                answered += await overlay.join(ours)
+        return answered
 
     async def announce(self, key: bytes, *records: Signed) -> int:
-        """Put records of this key on the k nodes nearest to it: how many other nodes hold them now.
+        """Put records of this key all over its region: how many other nodes hold them now.
 
         ConfigError on a client, which announces nothing. FormatError if a record does not belong under the key
-        or has expired.
+        or has expired. 0 while strangers cannot reach us (`NodeStatus.reached`): a claim would lead nowhere.
         """
         self._refuse_client()
-        return await self._announcer.announce(key, records)
+        return sum([await each.announcer.announce(key, records) for each in self.overlays if each.serves])
 
-    async def announce_shards(self, keys: Sequence[bytes]) -> int:
-        """Claim these shard keys, signed by the node's key: how many of the keys other nodes hold now.
+    async def announce_name(self, signed: Signed) -> int:
+        """Put a NameRecord under all keys of its name: how many nodes hold it now. Anybody may, not its signer alone."""
+        record = signed.record
+        if not isinstance(record, NameRecord):
+            raise FormatError(f"a {type(record).__name__} is no record of a name")
+        return sum([await self.announce(key, signed) for key in record.target.dht_keys])
+
+    async def announce_shards(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Claim these shard keys, signed by the node's key: those that other nodes hold now.
 
         One pass over the key space (`sweep`), claims of up to 42 keys a datagram. ConfigError on a client.
         """
         self._refuse_client()
-        return await self._announcer.announce_shards(keys, self._outside.randomness)
+        held: set[bytes] = set()
+        for overlay in self.overlays:
+            if overlay.serves:
+                held |= await overlay.announcer.announce_shards(keys, self._outside.randomness)
+        return held
 
     async def find(self, key: bytes) -> AsyncGenerator[Found, None]:
-        """Verified, unexpired records under a key, as they arrive, until every near node was asked.
+        """Verified, unexpired records under a key, as they arrive, until every node of its region was asked.
 
         A record comes again if a newer one of the same signer, or addresses that were not known, turn up. Close it
         (`contextlib.aclosing`) to stop asking early.
@@ -195,48 +247,94 @@ class DhtNode:
 
     async def find_name(self, name: Name) -> Signed:
         """NameRecord of the highest rank found, whatever sequence was asked. NotFoundError says how many were asked."""
-        best: list[Signed] = []
-        walk = await self._asker.search(name.dht_key, lambda found: best.append(found.record))
-        records = [(signed.record.rank, signed) for signed in best if isinstance(signed.record, NameRecord)]
+        found: list[Found] = []
+        walks: list[Walk] = []
+
+        async def search(key: bytes) -> None:
+            walks.extend(await self._search(key, found.append))
+
+        async with asyncio.TaskGroup() as searches:
+            for key in name.dht_keys:
+                searches.create_task(search(key))
+        records = [
+            (each.record.record.rank, each.record) for each in found if isinstance(each.record.record, NameRecord)
+        ]
         if not records:
+            asked, answered = sum(walk.asked for walk in walks), sum(walk.answered for walk in walks)
             raise NotFoundError(
-                f"{name} was not found: {walk.answered} of {walk.asked} nodes asked answered, none knows it. "
+                f"{name} was not found: {answered} of {asked} nodes asked answered, none knows it. "
                 "Check the name, or use a ticket from somebody who seeds it"
             )
         return max(records, key=lambda each: each[0])[1]
 
+    async def trace(self, key: bytes) -> Trace:
+        """A look-up with everything it did, for people."""
+        found: list[Found] = []
+        started_s = self._loop.time()
+        first_s: list[float] = []
+
+        def tell(one: Found) -> None:
+            first_s.append(self._loop.time() - started_s)
+            found.append(one)
+
+        walks = await self._search(key, tell)
+        steps = tuple(step for walk in walks for step in walk.steps)
+        return Trace(key, steps, tuple(found), first_s[0] if first_s else None, self._loop.time() - started_s)
+
+    async def ping(self, address: Address) -> tuple[Contact, bool, float]:
+        """Who is at an address, whether it is a client, and after how many seconds it answered.
+
+        PeerError says why nobody answered.
+        """
+        overlay = next((each for each in self.overlays if each.speaks(address)), None)
+        if overlay is None:
+            raise PeerError(f"{address} cannot be reached: this node has no IPv{6 if ':' in address.ip else 4} socket")
+        started_s = self._loop.time()
+        contact, client = await overlay.asker.meet(address)
+        return contact, client, self._loop.time() - started_s
+
     def nodes(self) -> list[KnownNode]:
-        """Contacts in the routing table."""
+        """Contacts in the routing tables."""
         now_s = self._loop.time()
-        return [KnownNode(each.id, each.address, now_s - self._table.answered_s(each)) for each in self._table]
+        return [
+            KnownNode(each.id, each.address, now_s - overlay.table.answered_s(each))
+            for overlay in self.overlays
+            for each in overlay.table
+        ]
 
     def status(self) -> NodeStatus:
-        protocol = self._server.protocol
-        return NodeStatus(
-            id=self.id,
-            port=self.port,
-            client=self.client,
-            contacts=len(self._table),
-            nodes_estimated=self._table.estimated_nodes(),
-            records_held=self._holdings.record_count,
-            keys_held=self._holdings.key_count,
-            requests_answered=protocol.counters.answered_requests,
-            datagrams_refused=protocol.counters.refused_datagrams,
-            calls=protocol.counters.calls,
-            calls_unanswered=protocol.counters.unanswered,
-            round_trip_s=protocol.round_trips.smoothed_s,
-        )
+        return NodeStatus.of(self.overlays, self._holdings, self._clock, self.id, self.port, self.network, self.client)
 
-    def set_addresses(self, addresses: Sequence[Address]) -> None:
-        """Where others reach us (up to 8): goes along with every announcement. Without any, claims have no address.
-
-        ConfigError if nobody could reach us there (unspecified, multicast).
-        """
-        self._announcer.set_addresses(addresses)
+    def addresses(self) -> list[Address]:
+        """Where others say they see us; empty before anything was announced."""
+        return self._introductions.addresses()
 
     def _refuse_client(self) -> None:
         if self.client:
             raise ConfigError("a private peer announces nothing: start one with dhtdata seed")
+
+    async def _search(self, key: bytes, tell: Callable[[Found], None]) -> list[Walk]:
+        """Tell of every record found under the key, our own holdings first, until the walks or 60 s end."""
+        findings = Findings(key, self._outside.now_s())
+
+        def take(records: Sequence[bytes]) -> None:
+            for found in findings.take(records):
+                tell(found)
+
+        take(tuple(self._holdings.stream(key)))
+        walks: list[Walk] = []
+        try:
+            async with asyncio.timeout(SEARCH_S):
+                if not any(len(overlay.table) for overlay in self.overlays):
+                    await self._rejoined.wait()
+                async with asyncio.TaskGroup() as searches:
+                    for overlay in self.overlays:
+                        walk, course = overlay.asker.search(key, take)
+                        walks.append(walk)
+                        searches.create_task(course)
+        except TimeoutError:
+            _LOG.debug("search for %s ended after %.0f s", key.hex(), SEARCH_S)
+        return walks
 
     async def _search_into(self, key: bytes, arrived: asyncio.Queue[Found | None]) -> None:
         def tell(found: Found) -> None:
@@ -244,31 +342,21 @@ class DhtNode:
                 arrived.put_nowait(found)
 
         try:
-            await self._asker.search(key, tell)
+            await self._search(key, tell)
         finally:
             arrived.put_nowait(None)
-
-    async def _join(self, addresses: Sequence[Address]) -> int:
-        answered = await self._asker.join(addresses)
-        if answered:
-            self._joined.set()
-        return answered
-
-    def _meet(self, contact: Contact) -> None:
-        """Somebody not in the table asked us something: call back, unless too many wait for that."""
-        if contact not in self._expected and not self._newcomers.full():
-            self._expected.add(contact)
-            self._newcomers.put_nowait(contact)
 
     # Loops
 
     def _start_loops(self, known: Sequence[Contact]) -> None:
-        self._spawn(self._rejoin([contact.address for contact in known]))
-        self._spawn(self._freshen())
-        self._spawn(self._every(UPKEEP_S, self._tidy))
+        self._spawn(self._rejoin(known))
+        self._spawn(self._every(TIDY_S, self._tidy))
         self._spawn(self._every(REMEMBER_S, self._remember))
-        for _ in range(GREETERS):
-            self._spawn(self._greet())
+        for overlay in self.overlays:
+            self._spawn(overlay.freshen())
+            self._spawn(overlay.call_strangers())
+            for _ in range(GREETERS):
+                self._spawn(overlay.greet())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._tasks is None:
@@ -279,65 +367,44 @@ class DhtNode:
         task.add_done_callback(self._running.discard)
         return task
 
-    def _jittered(self, interval_s: float) -> float:
-        return interval_s * self._outside.randomness.uniform(0.8, 1.2)
-
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(self._jittered(interval_s))
+            await asyncio.sleep(interval_s * self._outside.randomness.uniform(0.8, 1.2))
             await work()
 
-    async def _rejoin(self, addresses: Sequence[Address]) -> None:
+    async def _rejoin(self, known: Sequence[Contact]) -> None:
         try:
-            if addresses:
-                await self._join(addresses)
+            for overlay in self.overlays:
+                ours = [contact.address for contact in known if overlay.speaks(contact.address)]
+                await overlay.rejoin(ours[:REJOIN_THROUGH])
         finally:
-            self._asker.rejoined.set()
-
-    async def _greet(self) -> None:
-        while True:
-            contact = await self._newcomers.get()
-            try:
-                await self._asker.ping(contact)
-            except PeerError as failure:
-                _LOG.debug("newcomer: %s", failure)
-            finally:
-                self._expected.discard(contact)
-
-    async def _freshen(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._jittered(UPKEEP_S)):
-                    await self._joined.wait()
-            except TimeoutError:
-                age_s = STALE_S
-            else:
-                self._joined.clear()
-                age_s = 1.0  # just joined: look up every range but those that answered this very moment
-            if not len(self._table) and self._bootstrap:
-                await self._join(tuple(self._bootstrap))
-            for target in self._table.stale(self._loop.time(), age_s, self._outside.randomness):
-                await self._asker.nearest(target)
-            for contact in self._table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):
-                try:
-                    await self._asker.ping(contact, attempt=1)
-                except PeerError as failure:
-                    _LOG.debug("silent contact: %s", failure)
+            self._rejoined.set()
 
     async def _tidy(self) -> None:
         self._holdings.forget_expired()
+        await self._keeper.save()
+        # The clock of timers stands still while a machine sleeps, Unix time does not.
+        drift_s = self._outside.now_s() - self._loop.time() - self._wall_s
+        if abs(drift_s) > SLEPT_S:
+            _LOG.info("the clock moved by %.0f s: asking all contacts anew", drift_s)
+            self._wall_s += drift_s
+            self._clock.forget()
+            for overlay in self.overlays:
+                overlay.woke()
+            self.on_wake()
 
     async def _recall(self) -> list[Contact]:
-        if self._state_path is None:
+        if self._folder is None:
             return []
-        return await asyncio.to_thread(remembered.load, self._state_path)
+        return await asyncio.to_thread(remembered.load, self._folder / CONTACTS_FILE)
 
     async def _remember(self) -> None:
         """Save the nearest contacts, if any. A failure costs only bootstrap addresses: it is logged."""
-        contacts = self._table.closest(self.id, remembered.MAX_REMEMBERED)
-        if self._state_path is None or not contacts:
+        share = remembered.MAX_REMEMBERED // max(1, len(self.overlays))
+        contacts = [each for overlay in self.overlays for each in overlay.table.closest(self.id, share)]
+        if self._folder is None or not contacts:
             return
         try:
-            await asyncio.to_thread(remembered.save, self._state_path, contacts)
+            await asyncio.to_thread(remembered.save, self._folder / CONTACTS_FILE, contacts)
         except StoreError as failure:
             _LOG.warning("%s", failure)

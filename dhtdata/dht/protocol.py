@@ -4,18 +4,22 @@
 `kademlia.network.Server` that makes it. What the packages do here and this module does not:
 
 - every datagram starts tasks nobody holds: here requests are answered at once, and work is bounded by the datagram's
-  size (at most a handful of signatures);
+  size (at most a handful of signatures) and by the rates below;
 - calls that were cancelled stay in ``_outstanding`` for ever: here they leave with their caller, and are capped;
 - any sender may answer a call: here only the address that was asked, with a reply of the kind that was asked for;
 - a reply decides what goes to ``sendto``, and odd ports close the socket: here only checked IP addresses get there;
 - who sends anything is put into the table and given records: here it is reported as a newcomer, to be called back;
 - a misspelt attribute becomes a remote call: here it is an AttributeError.
+
+A datagram is judged in the order of `envelope`, the cheapest test first. Rates: `CHALLENGES_A_S` cookies a second are
+given to addresses that are not proven, which bounds what a flood from invented addresses costs; `VERIFIED_A_S`
+signatures of requests a second are checked in all, and `REQUESTS_A_S` of one network (`network_group`). What comes
+beyond a rate is dropped, as the network would.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,22 +30,49 @@ from kademlia.network import Server
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
-from dhtdata.dht import messages
-from dhtdata.dht.endpoint import from_socket, open_udp, to_socket
-from dhtdata.dht.holdings import Holdings
-from dhtdata.dht.messages import FindNode, FindRecords, Nodes, Ping, Pong, Records, Reply, Request, Store, Stored
+from dhtdata.dht import envelope, messages
+from dhtdata.dht.cookies import Acquaintances, CookieJar
+from dhtdata.dht.endpoint import from_socket, open_udp
+from dhtdata.dht.envelope import CALL_BYTES, CALL_END, CODED, COOKIE_END, HEADER_BYTES, Letter
+from dhtdata.dht.holdings import Holdings, Origin
+from dhtdata.dht.identity import Identity, is_proven
+from dhtdata.dht.messages import (
+    FindNode,
+    FindRecords,
+    Introduce,
+    Introduced,
+    Meet,
+    Met,
+    Nodes,
+    Ping,
+    Pong,
+    Records,
+    Reply,
+    Request,
+    Store,
+    Stored,
+)
+from dhtdata.dht.rates import SourceLimits, TokenBucket
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
 from dhtdata.digest import random_id
 from dhtdata.errors import FormatError, IntegrityError, PeerError
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.addresses import Address, AddressWire, network_group, packed
+from dhtdata.network import Network
 
 OpenTransport = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awaitable[asyncio.DatagramTransport]]
 """Opens a transport on an IP address and port for the protocol that it makes."""
 
 MAX_OUTSTANDING = 512
 FIRST_TIMEOUT_S = 1.0
-MIN_TIMEOUT_S = 0.3
+MIN_TIMEOUT_S = 0.2
 MAX_TIMEOUT_S = 2.0
+CHALLENGES_A_S = 5_000
+VERIFIED_A_S = 3_000
+REQUESTS_A_S = 200
+REQUESTS_AT_ONCE = 1_000
+NOTICES_A_S = 20
+MAX_SOURCES = 4_096
+UNSOLICITED_S = 5 * 60.0
 
 
 class RoundTrips:
@@ -74,171 +105,295 @@ class Counters:
     unanswered: int = 0
     answered_requests: int = 0
     refused_datagrams: int = 0
+    strangers: int = 0
+    challenges: int = 0
+    over_rate: int = 0
+    other_versions: int = 0
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a protocol needs to know of its node. ``serves`` says whether we answer for others (else: a client).
+
+    ``newcomer`` is told of who sent a request, is no client and not in the table; ``unsolicited`` of requests from
+    addresses that we have not called ourselves; ``introduce`` asks some contact to call an address (False if we know none), ``meet`` calls it.
+    """
+
+    identity: Identity
+    network: Network
+    storage: Holdings
+    router: RoutingTable
+    now_s: Callable[[], float]
+    serves: Callable[[], bool]
+    newcomer: Callable[[Contact], None]
+    unsolicited: Callable[[Address], None]
+    introduce: Callable[[Address], bool]
+    meet: Callable[[Address], None]
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A reply with the identifier of the node that signed it."""
+
+    reply: Reply
+    sender: bytes
+    client: bool
 
 
 @dataclass(frozen=True)
 class _Outstanding:
     address: Address
-    expected: type[Reply]
-    reply: asyncio.Future[Reply | PeerError]
+    request: Request
+    answer: asyncio.Future[Replied | PeerError]
+    challenged: list[None]
 
 
 class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no types
-    """One node's side of the wire. ``newcomer`` is told of non-clients that sent a request and are not in the table."""
+    """One node's side of the wire, on one socket."""
 
     router: RoutingTable
     storage: Holdings
     transport: asyncio.DatagramTransport | None
     _outstanding: dict[bytes, _Outstanding]
 
-    def __init__(
-        self, own: Node, client: bool, storage: Holdings, router: RoutingTable, newcomer: Callable[[Contact], None]
-    ) -> None:
-        super().__init__(own, storage, BUCKET_SIZE)
-        self.router = router
+    def __init__(self, side: Side) -> None:
+        super().__init__(Node(side.identity.id), side.storage, BUCKET_SIZE)
+        self.router = side.router
         self.counters = Counters()
         self.round_trips = RoundTrips()
-        self.own_id: bytes = own.id
-        self._newcomer = newcomer
-        self._client = client
-        self._family = socket.AF_INET
-        self._congested = False
+        self.own_id = side.identity.id
+        self.acquaintances = Acquaintances()
         self.closed = asyncio.Event()
-        self._answers: dict[type[Request], Callable[[Address, Any], Reply]] = {
+        self._side = side
+        self._network = side.network
+        self._loop = asyncio.get_running_loop()
+        now_s = self._loop.time()
+        self._cookies = CookieJar(now_s)
+        self._challenges = TokenBucket(CHALLENGES_A_S, CHALLENGES_A_S / 10, now_s)
+        self._verified = TokenBucket(VERIFIED_A_S, VERIFIED_A_S, now_s)
+        self._notices = TokenBucket(NOTICES_A_S, NOTICES_A_S, now_s)
+        self._sources = SourceLimits(REQUESTS_A_S, REQUESTS_AT_ONCE, MAX_SOURCES)
+        self._rpcs: dict[type[Request], Callable[[Contact, bytes, Any], Reply]] = {
             Ping: self.rpc_ping,
             FindNode: self.rpc_find_node,
             FindRecords: self.rpc_find_records,
             Store: self.rpc_store,
+            Introduce: self.rpc_introduce,
+            Meet: self.rpc_meet,
         }
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        bound = transport.get_extra_info("socket")
-        if bound is not None:
-            self._family = bound.family
 
     def connection_lost(self, exc: Exception | None) -> None:
         for waiting in tuple(self._outstanding.values()):
             self._fail(waiting, "our socket closed")
         self.closed.set()
 
-    def pause_writing(self) -> None:
-        """The socket does not take more: what would be sent now is dropped, as the network would."""
-        self._congested = True
-
-    def resume_writing(self) -> None:
-        self._congested = False
+    # What arrives
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
+        size = len(data)
+        if size < CALL_END or size > envelope.MAX_DATAGRAM_BYTES:
+            self.counters.refused_datagrams += 1
+            return
+        if not envelope.of_network(self._network, data):
+            self.counters.strangers += 1
+            return
+        if data[0] != envelope.VERSION:
+            self._other_version(data, addr)
+            return
+        kind = data[1]
+        if kind == envelope.REQUEST:
+            self._requested(data, addr)
+        elif kind <= envelope.NOTICE:
+            self._answered(data, addr)
+        else:
+            self.counters.refused_datagrams += 1
+
+    def _requested(self, data: bytes, addr: Any) -> None:
+        now_s = self._loop.time()
+        if len(data) <= HEADER_BYTES:
+            self.counters.refused_datagrams += 1
+            return
+        cookie = data[CALL_END:COOKIE_END]
+        if cookie == envelope.NO_COOKIE or not self._cookies.knows(cookie, addr[0], addr[1], now_s):
+            self._challenge(data[CODED:CALL_END], addr, now_s)
+            return
         try:
             address = from_socket(addr)
-            call, message = messages.decode(data)
-        except FormatError:
+            if not self._sources.take(network_group(address), now_s) or not self._verified.take(now_s):
+                self.counters.over_rate += 1
+                return
+            letter, key, identifier = envelope.unseal(data)
+            request = messages.decode_request(letter.body)
+        except (FormatError, IntegrityError):
             self.counters.refused_datagrams += 1
-            self._blame(data, addr)
             return
-        if message.sender == self.own_id:
-            if (echo := self._outstanding.get(call)) is not None:
-                self._fail(echo, "is our own address")
+        if identifier == self.own_id:
             return
-        if type(message) not in self._answers:
-            self._settle(call, address, message)  # type: ignore[arg-type]  # every message that is no request is a reply
-            return
-        reply = self._answers[type(message)](address, message)  # type: ignore[index]
-        self._send(messages.encode(call, reply), address)
+        sender = Contact(identifier, address)
+        serving = not letter.client and is_proven(identifier, self._network.difficulty_bits)
+        if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
+            self._side.unsolicited(address)
+        reply = self._rpcs[type(request)](sender, key, request)
+        self._send(address, envelope.REPLY, letter.call, self._cookies.give(addr[0], addr[1], now_s), reply)
         self.counters.answered_requests += 1
-        self.welcome_if_new(Contact(message.sender, address) if not message.client else None)
+        self.welcome_if_new(sender if serving else None)
 
-    async def call(self, address: Address, request: Request, attempt: int = 0) -> Reply:
+    def _challenge(self, call: bytes, addr: Any, now_s: float) -> None:
+        if not self._challenges.take(now_s):
+            self.counters.over_rate += 1
+            return
+        self.counters.challenges += 1
+        self._sendto(envelope.challenge(self._network, call, self._cookies.give(addr[0], addr[1], now_s)), addr)
+
+    def _other_version(self, data: bytes, addr: Any) -> None:
+        """A node of another version: tell it which one we speak, and whoever waits here which one it speaks."""
+        self.counters.other_versions += 1
+        call = data[CODED:CALL_END]
+        if data[1] == envelope.NOTICE:
+            waiting = self._outstanding.get(call)
+            if waiting is not None and _same(waiting.address, addr):
+                spoken = f"speaks version {data[0]} of the protocol, this dhtdata {envelope.VERSION}"
+                self._fail(waiting, f"{spoken}: upgrade the older of the two")
+        elif data[1] == envelope.REQUEST and self._notices.take(self._loop.time()):
+            self._sendto(envelope.notice(self._network, call), addr)
+
+    def _answered(self, data: bytes, addr: Any) -> None:
+        call = data[CODED:CALL_END]
+        waiting = self._outstanding.get(call)
+        if waiting is None or waiting.answer.done() or not _same(waiting.address, addr):
+            self.counters.refused_datagrams += 1
+            return
+        if data[1] == envelope.CHALLENGE:
+            self._challenged(waiting, call, data[CALL_END:])
+            return
+        try:
+            letter, _, identifier = envelope.unseal(data)
+            reply = messages.decode_reply(letter.body)
+        except (FormatError, IntegrityError):
+            # Whoever answers with nonsense has not answered: no need to wait for the time-out.
+            self.counters.refused_datagrams += 1
+            self._fail(waiting, "answered nonsense")
+            return
+        if identifier == self.own_id:
+            self._fail(waiting, "is our own address")
+        elif type(reply) is not messages.REPLY_TO[type(waiting.request)]:
+            self._fail(waiting, "answered another question")
+        else:
+            client = letter.client or not is_proven(identifier, self._network.difficulty_bits)
+            self.acquaintances.gave(waiting.address, letter.cookie)
+            self.acquaintances.said(waiting.address, reply.you)
+            waiting.answer.set_result(Replied(reply, identifier, client))
+
+    def _challenged(self, waiting: _Outstanding, call: bytes, cookie: bytes) -> None:
+        """Ask again, once, with the cookie."""
+        if len(cookie) != envelope.COOKIE_BYTES or waiting.challenged:
+            self.counters.refused_datagrams += 1
+            return
+        waiting.challenged.append(None)
+        self.acquaintances.gave(waiting.address, cookie)
+        self._send(waiting.address, envelope.REQUEST, call, cookie, waiting.request)
+
+    # What we ask
+
+    async def call(self, address: Address, request: Request, attempt: int = 0) -> Replied:
         """The reply, of the kind that belongs to the request. PeerError if none came in time."""
         if len(self._outstanding) >= MAX_OUTSTANDING:
             raise PeerError(f"{address} was not asked: {MAX_OUTSTANDING} calls are under way")
-        loop = asyncio.get_running_loop()
-        number = random_id(messages.CALL_BYTES)
-        waiting = _Outstanding(address, messages.REPLY_TO[type(request)], loop.create_future())
-        self._outstanding[number] = waiting
+        call = random_id(CALL_BYTES)
+        waiting = self._outstanding[call] = _Outstanding(address, request, self._loop.create_future(), [])
         self.counters.calls += 1
-        started_s = loop.time()
+        started_s = self._loop.time()
+        self.acquaintances.called(address, started_s)
         try:
-            if not self._send(messages.encode(number, request), address):
+            if not self._send(address, envelope.REQUEST, call, self.acquaintances.cookie(address), request):
                 raise PeerError(f"{address} cannot be reached from our socket")
             async with asyncio.timeout(self.round_trips.timeout_s(attempt)):
-                reply = await waiting.reply
+                answer = await waiting.answer
         except TimeoutError as failure:
             self.counters.unanswered += 1
             raise PeerError(f"{address} did not answer") from failure
         finally:
-            del self._outstanding[number]
-            waiting.reply.cancel()
-        if isinstance(reply, PeerError):
+            del self._outstanding[call]
+            waiting.answer.cancel()
+        if isinstance(answer, PeerError):
             self.counters.unanswered += 1
-            raise reply
-        self.round_trips.measured(max(loop.time() - started_s, 1e-6))
-        return reply
+            raise answer
+        # With a challenge there were two trips.
+        trips = 2 if waiting.challenged else 1
+        self.round_trips.measured(max(self._loop.time() - started_s, 1e-6) / trips)
+        return answer
 
-    def rpc_ping(self, sender: Address, request: Ping) -> Pong:
-        return Pong(sender=self.own_id, client=self._client)
+    def time_s(self) -> float:
+        """The clock of everything that is not written into a record: it never goes back."""
+        return self._loop.time()
 
-    def rpc_find_node(self, sender: Address, request: FindNode) -> Nodes:
-        near = self.router.closest(request.target, BUCKET_SIZE, without={request.sender})
-        return Nodes(sender=self.own_id, client=self._client, contacts=messages.nodes_fitting(near))
+    # What we answer
 
-    def rpc_find_records(self, sender: Address, request: FindRecords) -> Records:
-        near = self.router.closest(request.key, BUCKET_SIZE, without={request.sender}) if request.contacts else []
+    def rpc_ping(self, sender: Contact, key: bytes, request: Ping) -> Pong:
+        return Pong(you=packed(sender.address.ip), time=self._time())
+
+    def rpc_find_node(self, sender: Contact, key: bytes, request: FindNode) -> Nodes:
+        near = self.router.closest(request.target, BUCKET_SIZE, without={sender.id})
+        return Nodes(you=packed(sender.address.ip), time=self._time(), contacts=messages.nodes_fitting(near))
+
+    def rpc_find_records(self, sender: Contact, key: bytes, request: FindRecords) -> Records:
+        near = self.router.closest(request.target, BUCKET_SIZE, without={sender.id}) if request.contacts else []
         waiting = list(
             islice(self.storage.stream(request.key), request.after, request.after + messages.MAX_RECORDS + 1)
         )
         contacts, records = messages.fitting(near, waiting)
         more = len(records) < len(waiting)
-        return Records(sender=self.own_id, client=self._client, contacts=contacts, records=records, more=more)
+        you, time = packed(sender.address.ip), self._time()
+        return Records(you=you, time=time, contacts=contacts, records=records, more=more)
 
-    def rpc_store(self, sender: Address, request: Store) -> Stored:
-        kept = 0 if self._client else sum(self._keep(record, sender) for record in request.records)
-        return Stored(sender=self.own_id, client=self._client, kept=kept)
+    def rpc_store(self, sender: Contact, key: bytes, request: Store) -> Stored:
+        origin = Origin(sender.address, key)
+        kept = sum(self._keep(record, origin) for record in request.records) if self._side.serves() else 0
+        return Stored(you=packed(sender.address.ip), time=self._time(), kept=kept)
+
+    def rpc_introduce(self, sender: Contact, key: bytes, request: Introduce) -> Introduced:
+        others = self._side.introduce(sender.address)
+        return Introduced(you=packed(sender.address.ip), time=self._time(), others=others)
+
+    def rpc_meet(self, sender: Contact, key: bytes, request: Meet) -> Met:
+        self._side.meet(AddressWire(ip=request.ip, port=request.port).address())
+        return Met(you=packed(sender.address.ip), time=self._time())
 
     def welcome_if_new(self, node: Contact | None) -> None:
         """The stock method trusts the sender and hands records over; here it must answer a call of ours first."""
         if node is not None and self.router.wants(node):
-            self._newcomer(node)
+            self._side.newcomer(node)
 
-    def _keep(self, record: bytes, sender: Address) -> bool:
+    def _keep(self, record: bytes, origin: Origin) -> bool:
         try:
-            return self.storage.keep(record, sender.ip)
+            return self.storage.keep(record, origin)
         except (FormatError, IntegrityError):
             return False
 
-    def _settle(self, call: bytes, address: Address, reply: Reply) -> None:
-        waiting = self._outstanding.get(call)
-        if waiting is None or waiting.address != address or waiting.reply.done():
-            self.counters.refused_datagrams += 1
-        elif type(reply) is not waiting.expected:
-            self._fail(waiting, "answered another question")
-        else:
-            waiting.reply.set_result(reply)
-
-    def _blame(self, data: bytes, addr: Any) -> None:
-        """Whoever answers a call with nonsense has not answered: no need to wait for the time-out."""
-        waiting = self._outstanding.get(data[1 : 1 + messages.CALL_BYTES])
-        if waiting is not None and data[0] == 1 and (waiting.address.ip, waiting.address.port) == tuple(addr[:2]):
-            self._fail(waiting, "answered nonsense")
+    def _time(self) -> int:
+        return int(self._side.now_s())
 
     def _fail(self, waiting: _Outstanding, reason: str) -> None:
-        if not waiting.reply.done():
-            waiting.reply.set_result(PeerError(f"{waiting.address}: {reason}"))
+        if not waiting.answer.done():
+            waiting.answer.set_result(PeerError(f"{waiting.address} {reason}"))
 
-    def _send(self, datagram: bytes, address: Address) -> bool:
+    def _send(self, address: Address, kind: int, call: bytes, cookie: bytes, message: Request | Reply) -> bool:
+        letter = Letter(kind, call, cookie, not self._side.serves(), messages.encode(message))
+        return self._sendto(envelope.seal(self._network, self._side.identity, letter), (address.ip, address.port))
+
+    def _sendto(self, datagram: bytes, addr: Any) -> bool:
         transport = self.transport
-        if transport is None or transport.is_closing() or self._congested:
+        if transport is None or transport.is_closing():
             return False
-        try:
-            where = to_socket(address, self._family)
-        except FormatError:
-            return False
-        transport.sendto(datagram, where)
+        transport.sendto(datagram, addr)
         return True
+
+
+def _same(address: Address, addr: Any) -> bool:
+    return address.port == addr[1] and address.ip == addr[0]
 
 
 class DhtServer(Server):  # type: ignore[misc]  # the package has no types
@@ -248,11 +403,9 @@ class DhtServer(Server):  # type: ignore[misc]  # the package has no types
     transport: asyncio.DatagramTransport
     protocol: DhtProtocol
 
-    def __init__(
-        self, own: Node, client: bool, storage: Holdings, router: RoutingTable, newcomer: Callable[[Contact], None]
-    ) -> None:
-        super().__init__(ksize=BUCKET_SIZE, node_id=own.id, storage=storage)
-        self._create = partial(DhtProtocol, own, client, storage, router, newcomer)
+    def __init__(self, side: Side) -> None:
+        super().__init__(ksize=BUCKET_SIZE, node_id=side.identity.id, storage=side.storage)
+        self._create = partial(self.protocol_class, side)
 
     def _create_protocol(self) -> DhtProtocol:
         self.protocol = self._create()

@@ -9,6 +9,10 @@ Built on `kademlia.routing.KBucket` and `kademlia.node.Node`. What is changed an
 and exclusive bounds; the stock bucket drops a contact after one lost datagram and promotes the *newest* replacement,
 which whoever floods us controls; the stock search returns neighbours that are not the nearest.
 
+Nobody fills the table with addresses of their own: it holds one contact of a public IP, and a bucket (with its
+replacements) two of one /24 or /48, so a thousand identifiers on five addresses are five contacts. Private networks and
+loopback have no such limits, there many nodes of one address are normal.
+
 Rules: a contact enters when *it* answered *us* (`RoutingTable.answered`), never because somebody named it or sent us
 something. Who is there stays, newcomers wait as replacements, three calls without an answer in a row evict, and the
 replacement that waited longest moves up. A known identifier at a new address replaces the old one only after the old
@@ -26,12 +30,13 @@ from kademlia.node import Node
 from kademlia.routing import KBucket
 
 from dhtdata.errors import FormatError
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.addresses import Address, network_group, scope
 
 ID_BYTES = 20
 ID_BITS = 8 * ID_BYTES
 BUCKET_SIZE = 20
 MAX_MISSES = 3
+MAX_PER_GROUP = 2
 _SPACE = 1 << ID_BITS
 
 
@@ -119,6 +124,7 @@ class RoutingTable:
         self.bucket_size = bucket_size
         self.buckets = [Bucket(0, _SPACE, bucket_size, now_s)]
         self._seen: dict[bytes, _Seen] = {}
+        self._by_ip: dict[str, bytes] = {}
 
     def __len__(self) -> int:
         return sum(len(bucket.nodes) for bucket in self.buckets)
@@ -138,12 +144,15 @@ class RoutingTable:
         bucket.last_updated = now_s
         known = bucket.nodes.get(contact.id) or bucket.replacement_nodes.get(contact.id)
         if known is not None and known != contact:
-            if not self._seen[contact.id].misses:
+            if not self._seen[contact.id].misses or not self._may_live_at(contact, bucket):
                 return
+            self._forget_ip(known)
             (bucket.nodes if contact.id in bucket.nodes else bucket.replacement_nodes)[contact.id] = contact
-        if known is None and not self._has_room(bucket):
+        if known is None and not (self._may_live_at(contact, bucket) and self._has_room(bucket)):
             return
         self._seen[contact.id] = _Seen(now_s)
+        if scope(contact.address.ip) == "global":
+            self._by_ip[contact.address.ip] = contact.id
         if known is None or contact.id in bucket.nodes:
             self._enter(bucket, contact)
 
@@ -156,8 +165,16 @@ class RoutingTable:
         seen = self._seen[contact.id]
         seen.misses += 1
         if seen.misses >= MAX_MISSES:
+            self.remove(contact)
+
+    def remove(self, contact: Contact) -> None:
+        """The contact is no participant any more (it became a client), or it missed too many calls."""
+        bucket = self._bucket(contact.long_id)
+        known = bucket.nodes.get(contact.id) or bucket.replacement_nodes.get(contact.id)
+        if known == contact:
             bucket.remove_node(contact)
             del self._seen[contact.id]
+            self._forget_ip(contact)
 
     def wants(self, contact: Contact) -> bool:
         """Whether this contact would enter the table, or correct it, if it answered a call."""
@@ -165,7 +182,12 @@ class RoutingTable:
         known = bucket.nodes.get(contact.id) or bucket.replacement_nodes.get(contact.id)
         if contact.long_id == self.own or known == contact:
             return False
-        return known is not None or self._has_room(bucket)
+        return self._may_live_at(contact, bucket) and (known is not None or self._has_room(bucket))
+
+    def suspect_all(self) -> None:
+        """Nothing is known to be alive any more (we slept): everybody is asked anew before they are trusted."""
+        for seen in self._seen.values():
+            seen.answered_s = -1e18
 
     def closest(self, target: bytes, count: int, without: Container[bytes] = ()) -> list[Contact]:
         """The ``count`` known contacts nearest to the target, nearest first, but for those in ``without``."""
@@ -208,6 +230,21 @@ class RoutingTable:
             middle = (first + end) // 2
             first, end = (middle, end) if self.buckets[middle].first <= value else (first, middle)
         return self.buckets[first]
+
+    def _may_live_at(self, contact: Contact, bucket: Bucket) -> bool:
+        """Whether its address is not one that others have already used up."""
+        if scope(contact.address.ip) != "global":
+            return True
+        if self._by_ip.get(contact.address.ip, contact.id) != contact.id:
+            return False
+        group = network_group(contact.address)
+        there = (*bucket.nodes.values(), *bucket.replacement_nodes.values())
+        same = (each for each in there if each.id != contact.id and scope(each.address.ip) == "global")
+        return sum(network_group(each.address) == group for each in same) < MAX_PER_GROUP
+
+    def _forget_ip(self, contact: Contact) -> None:
+        if self._by_ip.get(contact.address.ip) == contact.id:
+            del self._by_ip[contact.address.ip]
 
     def _splits(self, bucket: Bucket) -> bool:
         distance = bucket.nearest_distance(self.own)

@@ -1,4 +1,9 @@
-"""What a search has found: records of many holders, verified, deduplicated, the newest of each signer. No I/O."""
+"""What a search has found: records of many holders, verified, deduplicated, the newest of each signer. No I/O.
+
+A signer has a PeerRecord for each of its IPs (`holdings`), and its addresses are those of all of them, the newest first.
+A withdrawal is taken as the newest record of its signer and told to nobody, so that an older claim which another holder
+still has does not come after it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,8 @@ from dataclasses import dataclass
 
 from dhtdata.dht.holdings import check_lifetime, keys_of, version_of
 from dhtdata.errors import FormatError, IntegrityError
-from dhtdata.formats.addresses import Address
-from dhtdata.formats.records import NameRecord, PeerRecord, Signed, decode
+from dhtdata.formats.addresses import MAX_ADDRESSES, Address
+from dhtdata.formats.records import NameRecord, PeerRecord, Signed, decode, withdrawn
 
 MAX_RECORDS_READ = 4_096
 
@@ -29,10 +34,10 @@ class Findings:
         self._now_s = now_s
         self._read: set[bytes] = set()
         self._newest: dict[bytes, Signed] = {}
-        self._peers: dict[bytes, tuple[tuple[int, ...], tuple[Address, ...]]] = {}
+        self._peers: dict[bytes, dict[str, PeerRecord]] = {}
 
     def take(self, records: Iterable[bytes]) -> list[Found]:
-        """What a holder's reply adds: a record, a newer one of the same signer, or the addresses to one told before."""
+        """What a holder's reply adds: a record, a newer one of the same signer, or more addresses to one told before."""
         new: list[Found] = []
         for data in records:
             if data in self._read or len(self._read) >= MAX_RECORDS_READ:
@@ -50,13 +55,17 @@ class Findings:
         return new
 
     def _introduce(self, signer: bytes, peer: PeerRecord) -> list[Found]:
-        known_version, known_addresses = self._peers.get(signer, ((), ()))
-        addresses = tuple(wire.address() for wire in peer.addresses)
-        if known_version >= version_of(peer):
+        known = self._peers.setdefault(signer, {})
+        before = self._addresses(signer)
+        ip = peer.addresses[0].address().ip
+        if ip in known and version_of(known[ip]) >= version_of(peer):
             return []
-        self._peers[signer] = (version_of(peer), addresses)
-        told = [each for each in self._newest.values() if each.signer == signer and each.record is not peer]
-        return [Found(each, addresses) for each in told if addresses != known_addresses]
+        known[ip] = peer
+        addresses = self._addresses(signer)
+        if addresses == before:
+            return []
+        told = (each for each in self._newest.values() if each.signer == signer and each.record is not peer)
+        return [Found(each, addresses) for each in told if not withdrawn(each.record)]
 
     def _place(self, signed: Signed) -> list[Found]:
         slot = signed.data[:1] + (b"" if isinstance(signed.record, NameRecord) else signed.signer)
@@ -64,4 +73,10 @@ class Findings:
         if known is not None and version_of(known.record) >= version_of(signed.record):
             return []
         self._newest[slot] = signed
-        return [Found(signed, self._peers.get(signed.signer, ((), ()))[1])]
+        return [] if withdrawn(signed.record) else [Found(signed, self._addresses(signed.signer))]
+
+    def _addresses(self, signer: bytes) -> tuple[Address, ...]:
+        peers = (each for each in self._peers.get(signer, {}).values() if not withdrawn(each))
+        newest_first = sorted(peers, key=version_of, reverse=True)
+        addresses = (wire.address() for peer in newest_first for wire in peer.addresses)
+        return tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES]

@@ -16,6 +16,7 @@ from dhtdata.errors import FormatError
 
 SCHEME = "dhtdata://"
 PUBLISHER_CHARACTERS = 52
+RENDEZVOUS = 3
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _URI = re.compile(r"dhtdata://([a-z2-7]{52})/([a-z0-9][a-z0-9._-]{0,62})(?:@([1-9][0-9]{0,17}))?")
 
@@ -44,9 +45,15 @@ class Name:
         return f"{SCHEME}{encode_key(self.publisher)}/{self.name}{at}"
 
     @property
-    def dht_key(self) -> bytes:
-        """20 bytes under which the name's record is kept, the same for every sequence."""
-        return domain_key("dhtdata name", self.publisher, self.name.encode())
+    def dht_keys(self) -> tuple[bytes, ...]:
+        """Three keys of 20 bytes, far apart, under each of which the name's record is kept, whatever its sequence.
+
+        Who wants to make a name vanish has to take over three regions of the DHT, not one.
+        """
+        return tuple(
+            domain_key("dhtdata name", bytes((place,)), self.publisher, self.name.encode())
+            for place in range(RENDEZVOUS)
+        )
 
 
 def check_name(name: str) -> None:

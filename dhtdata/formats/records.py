@@ -19,6 +19,9 @@ Sequences order versions, never clocks; times are Unix seconds.
 | ProviderClaim | node key | `contents_key` | 2 h, renewed every 45 min |
 | ShardClaims | node key | each of its up to 42 `shard_key`s | 24 h, renewed every 11 h |
 
+A peer record or claim with ``expires`` 0 is a *withdrawal*: it says that what its signer said before, with lower
+sequences, holds no more (`withdrawn`). It is kept and passed on like any record, so that those do not come back.
+
 Roles of a name, after TUF: the *root* key is the publisher's identity and may be kept offline; it delegates to a
 *release* key, which signs versions, and optionally to a *freshness* key on an always-on machine, which can only vouch
 that a version is still the newest (a `Voucher` extends ``fresh_until``; it cannot introduce a manifest). Delegations
@@ -241,6 +244,11 @@ def decode(data: bytes) -> Signed:
     record = decode_msgpack(payload, _KINDS[kind], limit_bytes=MAX_RECORD_BYTES, what=_KINDS[kind].__name__)
     record.check(signer)
     return Signed(record, signer, bytes(data))
+
+
+def withdrawn(record: Record) -> bool:
+    """Whether the record takes back what its signer put before. Names cannot be withdrawn."""
+    return not isinstance(record, NameRecord) and record.expires == 0
 
 
 def node_id(public: bytes, nonce: bytes = b"") -> bytes:

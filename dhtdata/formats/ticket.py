@@ -7,17 +7,16 @@ A ticket with a secret gives whoever reads it access to that network.
 
 At most 1,024 characters. Rejected: other prefixes, wrong checksum, other versions, neither or both targets.
 
-`parse_target` reads whatever a user may paste where a dataset is asked for. It refuses a ticket with a secret: peers do
-not speak in private networks yet, and the secret must not be ignored in silence.
+`parse_target` reads whatever a user may paste where a dataset is asked for.
 """
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dhtdata.digest import Digest, checksum
-from dhtdata.errors import ConfigError, FormatError
+from dhtdata.errors import FormatError
 from dhtdata.formats.addresses import MAX_ADDRESSES, Address, AddressWire
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
 from dhtdata.formats.names import SCHEME, Name, check_name
@@ -42,11 +41,11 @@ class _Wire(Format, frozen=True):
 
 @dataclass(frozen=True)
 class Ticket:
-    """Where to look (``addresses``) and what for (``target``)."""
+    """Where to look (``addresses``) and what for (``target``); ``secret``: of the private network it leads into."""
 
     target: Name | Digest
     addresses: tuple[Address, ...] = ()
-    secret: bytes | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         name = self.target if isinstance(self.target, Name) else None
@@ -108,19 +107,10 @@ Target = Name | Digest | Ticket | LocalName
 
 
 def parse_target(text: str) -> Target:
-    """What a user pasted: a ticket, ``dhtdata://…``, a manifest digest, or a bare name. FormatError otherwise.
-
-    ConfigError for the ticket of a private network.
-    """
+    """What a user pasted: a ticket, ``dhtdata://…``, a manifest digest, or a bare name. FormatError otherwise."""
     text = text.strip()
     if text.startswith(PREFIX) and len(text) > 63:
-        ticket = Ticket.parse(text)
-        if ticket.secret is not None:
-            raise ConfigError(
-                f"the ticket for {ticket.target} leads into a private network (it carries a secret), "
-                "which this release cannot enter: ask for a ticket to a public network"
-            )
-        return ticket
+        return Ticket.parse(text)
     if text.startswith(SCHEME):
         return Name.parse(text)
     if len(text) == 64 and all(character in "0123456789abcdef" for character in text):

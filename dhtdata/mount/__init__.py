@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dhtdata.config import Settings, load_settings, parse_size
+from dhtdata.config import Settings, entering, load_settings, parse_size
 from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
@@ -57,6 +57,7 @@ def mount(
     home: str | Path | None = None,
     cache_limit: int | str | None = None,
     bootstrap: str | Sequence[str | Address] | None = None,
+    network: str | Path | None = None,
     settings: Settings | None = None,
 ) -> StreamingDataset:
     """A dataset to iterate over. ``target``: a ticket, a ``dhtdata://`` name, a manifest digest or a name in the store.
@@ -71,7 +72,8 @@ def mount(
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
-    the settings of `dhtdata.config`.
+    the settings of `dhtdata.config`. ``network``: file with the secret of a private network; a ticket may carry the
+    secret instead.
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
@@ -92,13 +94,14 @@ def mount(
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
-    flags = {"store": store, "home": home, "cache_limit": cache_limit, "bootstrap": bootstrap}
+    flags = {"store": store, "home": home, "cache_limit": cache_limit, "bootstrap": bootstrap, "network": network}
     given = {name: value for name, value in flags.items() if value is not None}
     if settings is None:
         settings = load_settings(given)
     elif given:
         settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
-    view = open_view(parse_target(target), settings, split, columns, timeout)
+    wanted = parse_target(target)
+    view = open_view(wanted, entering(settings, wanted), split, columns, timeout)
     try:
         return StreamingDataset(view, loop)
     except BaseException:

@@ -31,13 +31,14 @@ Handle = Callable[[Request, Send], Awaitable[Answer]]
 
 
 class ControlServer:
-    """Conversations with programs of this machine. Use `running`."""
+    """Conversations with programs of this machine. ``network`` is a fingerprint. Use `running`."""
 
-    def __init__(self, store_id: bytes, kind: str, release: str) -> None:
+    def __init__(self, store_id: bytes, kind: str, release: str, network: str) -> None:
         self.clients = 0
         self._store_id = store_id
         self._kind = kind
         self._release = release
+        self._network = network
         self._handle: Handle
         self._group: asyncio.TaskGroup
         self._server: asyncio.Server
@@ -162,6 +163,12 @@ class ControlServer:
             )
         if hello.uid != os.getuid() or hello.store != self._store_id:
             raise ConfigError("the peer at this socket serves another user or another store: set XDG_RUNTIME_DIR")
+
+        if hello.network not in ("", self._network):
+            raise ConfigError(
+                f"the running {self._kind} peer (pid {os.getpid()}) is in network {self._network}, but network "
+                f"{hello.network} was asked for: run dhtdata stop, then try again, or use another store (--store)"
+            )
 
     def _count(self, step: int) -> None:
         self.clients += step

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dhtdata.config import Settings
+from dhtdata.control.client import text_of
 from dhtdata.control.protocol import (
     Announce,
     Answer,
@@ -87,8 +88,8 @@ class Desk:
         """The answer that ends the request; progress goes out through ``send`` before."""
         match request:
             case Resolve():
-                resolving = self.resolver.resolve(parse_target(request.target))
-                return await _within(request.timeout_s, resolving, f"a search for {request.target[:100]}")
+                target = parse_target(request.target)
+                return await _within(request.timeout_s, self.resolver.resolve(target), _search_for(target))
             case FetchBlobs():
                 return await _within(request.timeout_s, self._fetch_blobs(request), "fetching blobs")
             case EnsureBlocks():
@@ -96,13 +97,14 @@ class Desk:
             case FetchDataset():
                 return await self._fetch_dataset(request, send)
             case Seed():
-                return await _within(request.timeout_s, self._seed(request), f"a search for {request.target[:100]}")
+                target = parse_target(request.target)
+                return await _within(request.timeout_s, self.seed(target), _search_for(target))
             case Announce():
                 if self.seeder is not None:
                     await self.seeder.consider(request.manifest)
                 return Done()
             case MakeTicket():
-                return TicketText(ticket=await self._ticket(parse_target(request.target)))
+                return TicketText(ticket=await self._ticket(parse_target(request.target), request.with_secret))
             case AskStatus():
                 return await self.status()
             case AskProviders():
@@ -156,6 +158,7 @@ class Desk:
             store=str(self.store.path),
             listen=self.settings.listen,
             port=self.port,
+            network=self.resolver.http.network.fingerprint,
             node=self.node.id.hex(),
             addresses=tuple(map(str, self.addresses)),
             dht_contacts=len(self.node.nodes()),
@@ -168,9 +171,6 @@ class Desk:
             uptime_s=time.monotonic() - self.started_s,
             clients=self.clients(),
         )
-
-    async def _seed(self, request: Seed) -> Seeded:
-        return await self.seed(parse_target(request.target))
 
     async def _fetch_blobs(self, request: FetchBlobs) -> Done:
         swarm = self.swarms.of(request.contents)
@@ -237,8 +237,13 @@ class Desk:
             providers=sum(remote.blocks > 0 for remote in self.remotes.everybody()),
         )
 
-    async def _ticket(self, target: Target) -> str:
+    async def _ticket(self, target: Target, with_secret: bool) -> str:
         self._require_seed()
+        secret = self.resolver.http.network.secret if with_secret else None
+        if with_secret and secret is None:
+            raise ConfigError(
+                f"the seed (pid {os.getpid()}) is in the public network, which has no secret: leave --with-secret out"
+            )
         if isinstance(target, Ticket):
             target = target.target
         if isinstance(target, LocalName):
@@ -246,7 +251,7 @@ class Desk:
         manifest = await asyncio.to_thread(version_of, target, self.store)
         if manifest not in {entry.digest for entry in await asyncio.to_thread(self.store.manifests) if entry.pinned}:
             raise NotFoundError(f"{target} is not seeded here, so a ticket would lead nowhere: dhtdata seed {target}")
-        return str(Ticket(target, tuple(self.addresses)))
+        return str(Ticket(target, tuple(self.addresses), secret))
 
     async def _providers(self, contents: Digest) -> ProviderList:
         swarm = self.swarms.of(contents)
@@ -296,6 +301,7 @@ class Desk:
             "served_bytes_total": status.bytes_served,
             "served_requests_total": status.requests_served,
             "refused_connections_total": self.served.refused_connections,
+            "refused_strangers_total": self.served.strangers,
             "dht_contacts": status.dht_contacts,
             "datasets": len(status.datasets),
             "datasets_complete": sum(held.state == "complete" for held in status.datasets),
@@ -313,6 +319,11 @@ class Desk:
                 f"  shards {held.shards_held}/{held.shards}, bytes {held.bytes_held}/{held.bytes}, {held.state}"
             )
         return "\n".join(lines) + "\n"
+
+
+def _search_for(target: Target) -> str:
+    """For messages: a ticket is named by what it leads to, it may carry a secret."""
+    return f"a search for {target.target if isinstance(target, Ticket) else text_of(target)}"
 
 
 async def _within(timeout_s: float, waiting: Awaitable[_T], what: str) -> _T:

@@ -26,6 +26,7 @@ from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.addresses import Believed
 from dhtdata.formats.ticket import Target
+from dhtdata.network import Network, network_at
 from dhtdata.peer.addresses import free_port, own_addresses
 from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
@@ -102,16 +103,17 @@ class Events:
 async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Sequence[Target], events: Events) -> None:
     """Run until a signal, a `Stop` or (private) until nobody has needed it for `LINGER_S`.
 
-    ConfigError if the port is in use; whatever error ends the seeding of a target.
+    ConfigError if the port is in use or the network's file is wrong; whatever error ends the seeding of a target.
     """
     stop = asyncio.Event()
+    network = await asyncio.to_thread(network_at, settings.network)
     holdings = Holdings(store)
-    front = BlobServer(holdings)
-    control = ControlServer(store.id, "seed" if seed else "private", RELEASE)
+    front = BlobServer(holdings, network)
+    control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
     failures: list[DhtDataError] = []
     async with (
-        HttpClient.running() as http,
-        _node(settings, store, seed=seed) as node,
+        HttpClient.running(network) as http,
+        _node(settings, store, network, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
@@ -166,14 +168,19 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
 
 
 @asynccontextmanager
-async def _node(settings: Settings, store: Store, *, seed: bool) -> AsyncIterator[DhtNode]:
+async def _node(settings: Settings, store: Store, network: Network, *, seed: bool) -> AsyncIterator[DhtNode]:
     """The DHT node: on the seed's own port, or any for a private peer."""
     key = await asyncio.to_thread(load_or_create_key, store.path / _NODE_KEY)
     port = 0
     if seed:
         port = settings.port or await asyncio.to_thread(free_port, settings.listen)
     async with DhtNode.running(
-        key, listen=settings.listen, port=port, client=not seed, state_path=store.path / _DHT_STATE
+        key,
+        listen=settings.listen,
+        port=port,
+        client=not seed,
+        state_path=store.path / _DHT_STATE,
+        network=network,
     ) as node:
         yield node
 

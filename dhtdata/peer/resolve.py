@@ -7,6 +7,7 @@ nobody to ask at once, else when everybody was asked, and the error says how man
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord, Signed
 from dhtdata.formats.ticket import LocalName, Target, Ticket
+from dhtdata.network import Network
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.swarms import Swarms
 from dhtdata.store import Store, meaning_of
@@ -46,6 +48,7 @@ class Resolver:
         """Find the version. ConfigError if there is nobody to ask, NotFoundError if nobody has it."""
         direct: Sequence[Address] = ()
         if isinstance(target, Ticket):
+            self._require_network(target)
             direct, target = target.addresses, target.target
             self.finder.known.trust(direct)
         if isinstance(target, LocalName):
@@ -152,6 +155,16 @@ class Resolver:
             except TimeoutError:
                 # The DHT is never the only path: the same addresses are asked over HTTP.
                 return
+
+    def _require_network(self, ticket: Ticket) -> None:
+        """Addresses of another network are strangers: they would stay silent, and would learn what we look for."""
+        here = self.http.network
+        if ticket.secret is not None and Network(ticket.secret).fingerprint != here.fingerprint:
+            raise ConfigError(
+                f"the ticket for {ticket.target} leads into network {Network(ticket.secret).fingerprint}, but the peer "
+                f"(pid {os.getpid()}) is in network {here.fingerprint}: run dhtdata stop, then try again, "
+                "or use another store (--store)"
+            )
 
     def _somebody(self, direct: Sequence[Address]) -> bool:
         return bool(direct or self.finder.dht_size or self.finder.known.everybody())

@@ -51,6 +51,7 @@ def run_private(arguments: Sequence[str]) -> int:
             "listen": options.listen,
             "cache_limit": options.cache_limit,
             "bootstrap": options.bootstrap,
+            "network": options.network,
         },
         environment={},
     )
@@ -109,5 +110,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--cache-limit")
     parser.add_argument("--bootstrap")
+    parser.add_argument("--network")
     parser.add_argument("--elect", action="store_true")
     return parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 | module | part |
 |---|---|
 | ``answers`` | binary answers of the interface |
+| ``membership`` | proof that a request comes from a member of a private network |
 | ``layout`` | ordinals of the shards of some contents |
 | ``client`` | one question to one peer |
 | ``providers`` | who has what, how well they serve, who is avoided |

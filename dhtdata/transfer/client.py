@@ -9,11 +9,15 @@ redirect. Whatever a server does ends as one of four errors, never as another ex
 | PeerError | refused, timed out, cut off, over-long, or an answer to another question |
 | IntegrityError | a blob whose bytes are not its digest's |
 | FormatError | an answer that does not parse |
+
+In a private network every request carries the code that `membership` describes; another network's peer stays silent,
+which is a PeerError.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -26,8 +30,10 @@ from dhtdata.formats import records
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
 from dhtdata.formats.records import MAX_RECORD_BYTES, NameRecord, Signed
+from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer import answers
 from dhtdata.transfer.answers import HaveMap, PeerExchange, ProviderRecord, ProviderRecords
+from dhtdata.transfer.membership import member_headers
 
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_ADDRESS = 6
@@ -46,14 +52,15 @@ def transfer_deadline_s(length: int) -> float:
 
 
 class HttpClient:
-    """Connections to other peers. Use `running`."""
+    """Connections to other peers of one network. Use `running`."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, network: Network) -> None:
+        self.network = network
         self._session = session
 
     @classmethod
     @asynccontextmanager
-    async def running(cls) -> AsyncIterator[Self]:
+    async def running(cls, network: Network = PUBLIC) -> AsyncIterator[Self]:
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS, limit_per_host=MAX_CONNECTIONS_PER_ADDRESS, use_dns_cache=False
         )
@@ -68,13 +75,14 @@ class HttpClient:
             max_field_size=4_096,
             max_headers=32,
         ) as session:
-            yield cls(session)
+            yield cls(session, network)
 
     async def read_range(self, address: Address, digest: Digest, offset: int, length: int) -> bytearray:
         """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify."""
         last = offset + length - 1
-        url = f"{address.url}/v1/blobs/{digest}"
-        async with self._get(url, transfer_deadline_s(length), {"Range": f"bytes={offset}-{last}"}) as response:
+        path = f"/v1/blobs/{digest}"
+        url = f"{address.url}{path}"
+        async with self._get(address, path, transfer_deadline_s(length), f"bytes={offset}-{last}") as response:
             echoed = response.headers.get("Content-Range", "")
             if response.status != 206 or not echoed.startswith(f"bytes {offset}-{last}/"):
                 raise PeerError(
@@ -86,8 +94,7 @@ class HttpClient:
 
     async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
         """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
-        url = f"{address.url}/v1/blobs/{digest}"
-        async with self._get(url, transfer_deadline_s(limit_bytes)) as response:
+        async with self._get(address, f"/v1/blobs/{digest}", transfer_deadline_s(limit_bytes)) as response:
             body = bytes(await _read_whole(response, limit_bytes))
         if await asyncio.to_thread(Digest.of, body) != digest:
             raise IntegrityError(f"{address} sent wrong bytes for blob {digest}", culprit=str(address))
@@ -95,7 +102,7 @@ class HttpClient:
 
     async def have(self, address: Address, contents: Digest, since: int | None = None) -> HaveMap:
         query = "" if since is None else f"?since={since}"
-        body = await self._ask(f"{address.url}/v1/have/{contents}{query}", answers.MAX_HAVE_BYTES)
+        body = await self._ask(address, f"/v1/have/{contents}{query}", answers.MAX_HAVE_BYTES)
         have = HaveMap.decode(body)
         if have.contents != contents:
             raise FormatError(f"{address}: have-map of other contents than asked")
@@ -103,31 +110,35 @@ class HttpClient:
 
     async def peers(self, address: Address, contents: Digest) -> tuple[Address, ...]:
         """Addresses that this peer knows to provide these contents: hints, to be tried and believed later."""
-        return PeerExchange.decode(await self._ask(f"{address.url}/v1/peers/{contents}", answers.MAX_EXCHANGE_BYTES))
+        return PeerExchange.decode(await self._ask(address, f"/v1/peers/{contents}", answers.MAX_EXCHANGE_BYTES))
 
     async def providers(self, address: Address, digest: Digest) -> list[ProviderRecord]:
         """What the DHT says about a digest, asked through this peer. Records are not verified yet."""
-        url = f"{address.url}/v1/providers/{digest}"
-        return ProviderRecords.decode(await self._ask(url, answers.MAX_PROVIDERS_BYTES, LOOKUP_S))
+        path = f"/v1/providers/{digest}"
+        return ProviderRecords.decode(await self._ask(address, path, answers.MAX_PROVIDERS_BYTES, LOOKUP_S))
 
     async def name(self, address: Address, name: Name) -> Signed:
         """The newest NameRecord that this peer knows, verified."""
-        url = f"{address.url}/v1/names/{encode_key(name.publisher)}/{name.name}"
-        signed = records.decode(await self._ask(url, MAX_RECORD_BYTES))
+        path = f"/v1/names/{encode_key(name.publisher)}/{name.name}"
+        signed = records.decode(await self._ask(address, path, MAX_RECORD_BYTES))
         found = signed.record
         if not isinstance(found, NameRecord) or found.name != name.name or found.delegation.root != name.publisher:
             raise FormatError(f"{address}: record of another name than asked")
         return signed
 
-    async def _ask(self, url: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
-        async with self._get(url, deadline_s) as response:
+    async def _ask(self, address: Address, path: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+        async with self._get(address, path, deadline_s) as response:
             return bytes(await _read_whole(response, limit_bytes))
 
     @asynccontextmanager
     async def _get(
-        self, url: str, deadline_s: float, headers: dict[str, str] | None = None
+        self, address: Address, path: str, deadline_s: float, span: str = ""
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with status 200 or 206 and a plain body. The deadline covers the reading too."""
+        url = f"{address.url}{path}"
+        headers = member_headers(self.network, address, path, time.time(), span)
+        if span:
+            headers["Range"] = span
         try:
             async with asyncio.timeout(deadline_s):
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:

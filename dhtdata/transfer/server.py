@@ -12,6 +12,10 @@
 A shard that is not whole serves ranges of verified blocks and answers 404 to the rest. No path is ever built from what
 a request says: a digest is looked up in the store, which knows the path.
 
+In a private network a request without the code of a member (`membership`) gets silence, and so does what is no
+request: the connection is dropped and not one byte is sent. The last three paths are open to this machine itself
+without a code, for its monitors and people.
+
 Bounds: connections per address and in all, 15 s for a header or an idle connection, a deadline for every piece that is
 written, no request body. A client that reads nothing is cut off.
 """
@@ -20,20 +24,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError, FormatError, NotFoundError
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.addresses import Address, scope
 from dhtdata.formats.names import Name, check_name, decode_key
+from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
 from dhtdata.transfer.holdings import Holdings, Servable
+from dhtdata.transfer.membership import HEADER, Asked, member_asks
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 32
@@ -43,6 +51,8 @@ MAX_LOOKUPS = 4
 _PIECE_BYTES = 256 << 10
 _SHUTDOWN_S = 1.0
 _BINARY = "application/octet-stream"
+_LOOPBACK = "loopback"
+_OPEN_PATHS = ("/", "/healthz", "/metrics")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Server": "dhtdata"}
 
 
@@ -62,17 +72,31 @@ class Directory(Protocol):
 
 @dataclass
 class Served:
-    """Counters since the start."""
+    """Counters since the start. ``strangers``: requests to a private network that had no code of a member."""
 
     bytes: int = 0
     requests: int = 0
+    strangers: int = 0
     refused_connections: int = 0
+
+
+class _Silence(web.Response):
+    """The answer to a stranger in a private network: the connection is dropped before a byte is sent."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("a stranger is told nothing")
 
 
 class _Conversation(web.RequestHandler):
     """One connection. What a stranger sends that is no request is neither logged nor sent back: both were floods."""
 
-    __slots__ = ()
+    __slots__ = ("_private",)
+
+    def __init__(self, gate: _Gate, private: bool, **options: Any) -> None:
+        super().__init__(gate, **options)
+        self._private = private
 
     def handle_error(
         self,
@@ -82,7 +106,10 @@ class _Conversation(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if status == 500:
-            return super().handle_error(request, status, exc, message)
+            refusal = super().handle_error(request, status, exc, message)
+            return _Silence() if self._private else refusal
+        if self._private:
+            return _Silence()
         refusal = _plain(status, "no request of this interface\n")
         refusal.force_close()
         return refusal
@@ -91,7 +118,9 @@ class _Conversation(web.RequestHandler):
 class _Gate(web.Server):
     """Counts connections by address, and drops one too many before a byte of it is read."""
 
-    def __init__(self, served: Served, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+    def __init__(
+        self, served: Served, private: bool, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    ) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -104,9 +133,10 @@ class _Gate(web.Server):
             auto_decompress=False,
         )
         self._served = served
+        self._private = private
 
     def __call__(self) -> _Conversation:
-        return _Conversation(self, loop=self._loop, **self._kwargs)
+        return _Conversation(self, self._private, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -120,8 +150,9 @@ class _Gate(web.Server):
 class BlobServer:
     """The interface over what `Holdings` has. Use `running`; answers 503 until it has a ``directory``."""
 
-    def __init__(self, holdings: Holdings) -> None:
+    def __init__(self, holdings: Holdings, network: Network = PUBLIC) -> None:
         self.served = Served()
+        self._network = network
         self.directory: Directory | None = None
         self._holdings = holdings
         self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
@@ -132,7 +163,7 @@ class BlobServer:
         if HttpRequestParser is HttpRequestParserPy:
             # Several request-smuggling bugs were in the pure Python parser alone.
             raise ConfigError("this aiohttp lacks its compiled parser: install a wheel of it, then try again")
-        runner = web.ServerRunner(_Gate(self.served, self._answer), shutdown_timeout=_SHUTDOWN_S)
+        runner = web.ServerRunner(_Gate(self.served, self._private, self._answer), shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, listen, port, reuse_address=True).start()
@@ -147,7 +178,26 @@ class BlobServer:
         finally:
             await runner.cleanup()
 
+    @property
+    def _private(self) -> bool:
+        return self._network.secret is not None
+
+    def _may_ask(self, request: web.BaseRequest) -> bool:
+        """Whether whoever asks is of this network: everybody in the public one, in a private one whoever proves it."""
+        if not self._private:
+            return True
+        codes, hosts, spans = (request.headers.getall(name, []) for name in (HEADER, "Host", "Range"))
+        if not codes and request.raw_path in _OPEN_PATHS:
+            return _from_this_machine(request.transport)
+        if len(codes) != 1 or len(hosts) != 1 or len(spans) > 1:
+            return False
+        asked = Asked(request.method, hosts[0], request.raw_path, spans[0] if spans else "")
+        return member_asks(self._network, asked, codes[0], time.time())
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not self._may_ask(request):
+            self.served.strangers += 1
+            return _Silence()
         self.served.requests += 1
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "only GET and HEAD\n", {"Allow": "GET, HEAD"})
@@ -277,3 +327,8 @@ def _binary(body: bytes) -> web.Response:
 def _peer_ip(transport: asyncio.Transport) -> str:
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if peer else ""
+
+
+def _from_this_machine(transport: asyncio.Transport | None) -> bool:
+    ip = _peer_ip(transport).partition("%")[0] if transport is not None else ""
+    return bool(ip) and scope(ip) == _LOOPBACK

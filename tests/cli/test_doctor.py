@@ -20,7 +20,9 @@ from dhtdata import doctor
 from dhtdata.config import Settings
 from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
 from dhtdata.formats.addresses import Address
+from dhtdata.network import PUBLIC, Network, new_network, save_network
 from dhtdata.store import Store
+from dhtdata.transfer.membership import HEADER, Asked, member_asks
 
 
 def free_port() -> int:
@@ -44,11 +46,14 @@ def findings(given: Settings) -> dict[str, Finding]:
 
 
 @contextmanager
-def health(clock_s: float) -> Iterator[Address]:
-    """A peer's health answer with a clock of its own."""
+def health(clock_s: float, network: Network = PUBLIC) -> Iterator[Address]:
+    """A peer's health answer with a clock of its own; in a private network for members only."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked = Asked(self.command, self.headers.get("Host", ""), self.path)
+            if network != PUBLIC and not member_asks(network, asked, self.headers.get(HEADER, ""), time.time()):
+                return
             self.send_response_only(200)
             self.send_header("Date", formatdate(clock_s, usegmt=True))
             self.send_header("Content-Length", "0")
@@ -151,6 +156,49 @@ def test_known_peers_that_do_not_answer_are_wrong_and_named(tmp_path: Path) -> N
     dead = Address("127.0.0.1", free_port())
     found = findings(settings(tmp_path, bootstrap=(dead,)))["bootstrap"]
     assert found.verdict == WRONG and str(dead) in found.text and "ticket" in found.text
+
+
+def test_a_private_network_is_shown_by_its_fingerprint(tmp_path: Path) -> None:
+    assert findings(settings(tmp_path))["network"].text.startswith("public")
+    network, path = new_network(), tmp_path / "lab.network"
+    save_network(path, network)
+    found = findings(settings(tmp_path, network=path))["network"]
+    assert found.verdict == GOOD and f"private, fingerprint {network.fingerprint}" in found.text
+    assert network.secret is not None and network.secret.hex() not in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        (None, 0o600, "there is no network file"),
+        (f"dhtdata-network-1 {'00' * 32}", 0o644, "chmod 600"),
+        ("dhtdata-network-1 00", 0o600, "get the file from a member again"),
+    ],
+)
+def test_a_wrong_network_file_is_wrong_with_the_next_step(
+    tmp_path: Path, text: str | None, mode: int, said: str
+) -> None:
+    path = tmp_path / "lab.network"
+    if text is not None:
+        path.write_text(text)
+        path.chmod(mode)
+    found = findings(settings(tmp_path, network=path))["network"]
+    assert found.verdict == WRONG and said in found.text and str(path) in found.text
+
+
+def test_peers_of_a_private_network_answer_members_alone(tmp_path: Path) -> None:
+    network = new_network()
+    save_network(tmp_path / "ours", network)
+    save_network(tmp_path / "other", new_network())
+    with health(time.time(), network) as address:
+        asked = {
+            name: findings(settings(tmp_path, bootstrap=(address,), network=path))["bootstrap"]
+            for name, path in {"ours": tmp_path / "ours", "other": tmp_path / "other", "none": None}.items()
+        }
+    assert asked["ours"].verdict == GOOD
+    assert asked["other"].verdict == asked["none"].verdict == WRONG
+    expected = f"{address} does not answer: wrong address, another network file, or a blocked port"
+    assert asked["other"].text.startswith(expected)
 
 
 def test_a_low_limit_of_open_files_is_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhtdata.dht.routing import BUCKET_SIZE, MAX_MISSES, Contact, RoutingTable, identifier, number
+from dhtdata.dht.routing import BUCKET_SIZE, MAX_MISSES, MAX_PER_GROUP, Contact, RoutingTable, identifier, number
 from dhtdata.errors import FormatError
 from dhtdata.formats.addresses import Address
 
@@ -160,3 +160,57 @@ def test_the_own_identifier_never_enters() -> None:
 def test_identifiers_of_another_length_are_refused(length: int) -> None:
     with pytest.raises(FormatError, match="20 bytes"):
         contact(bytes(length))
+
+
+public = st.tuples(st.integers(11, 13), st.integers(0, 2), st.integers(1, 4)).map(
+    lambda ip: f"{ip[0]}.0.{ip[1]}.{ip[2]}"
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    own=identifiers,
+    steps=st.lists(st.tuples(identifiers, public, st.integers(0, 3)), max_size=150),
+    bucket_size=st.integers(1, 6),
+)
+def test_no_public_address_or_network_takes_more_than_its_share(
+    own: bytes, steps: list[tuple[bytes, str, int]], bucket_size: int
+) -> None:
+    table = RoutingTable(own, bucket_size=bucket_size)
+    for now_s, (node_id, ip, action) in enumerate(steps):
+        met = Contact(node_id, Address(ip, 8470))
+        if action == 0:
+            table.missed(met)
+        elif action == 1:
+            table.remove(met)
+        else:
+            table.answered(met, now_s)
+    everybody = [
+        each for bucket in table.buckets for each in (*bucket.nodes.values(), *bucket.replacement_nodes.values())
+    ]
+    assert len({each.address.ip for each in everybody}) == len(everybody)
+    assert table._by_ip == {each.address.ip: each.id for each in everybody}
+    for bucket in table.buckets:
+        there = [*bucket.nodes.values(), *bucket.replacement_nodes.values()]
+        groups = [each.address.ip.rpartition(".")[0] for each in there]
+        assert all(groups.count(group) <= MAX_PER_GROUP for group in groups)
+
+
+def test_a_thousand_identifiers_on_five_addresses_are_five_contacts() -> None:
+    randomness = random.Random(6)
+    table = RoutingTable(randomness.randbytes(20))
+    for number_of in range(100):
+        table.answered(Contact(randomness.randbytes(20), Address(f"11.0.{number_of}.1", 8470)), 0.0)
+    hostile = [Contact(randomness.randbytes(20), Address(f"66.6.{place}.6", 8000)) for place in range(5)] * 200
+    for each in hostile:
+        table.answered(Contact(randomness.randbytes(20), each.address), 1.0)
+    assert sum(each.address.ip.startswith("66.") for each in table) <= 5
+
+
+def test_after_sleep_every_contact_counts_as_silent() -> None:
+    table = RoutingTable(identifier(0))
+    met = [contact(identifier(value)) for value in (1, 2, 3)]
+    for each in met:
+        table.answered(each, 100.0)
+    table.suspect_all()
+    assert set(table.silent(101.0, 600.0, 10)) == set(met)

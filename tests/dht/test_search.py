@@ -8,7 +8,7 @@ import pytest
 
 from dhtdata.dht.search import MAX_RECORDS_READ, Findings, Found
 from dhtdata.formats.addresses import Address, AddressWire
-from dhtdata.formats.records import PeerRecord, contents_key, decode, node_id, sign
+from dhtdata.formats.records import PeerRecord, ProviderClaim, contents_key, decode, node_id, sign
 from tests.dht.test_holdings import CONTENTS, KEYS, START_S, claim, name, peer, shards
 
 KEY = contents_key(CONTENTS)
@@ -19,8 +19,8 @@ def findings(key: bytes = KEY) -> Findings:
     return Findings(key, START_S)
 
 
-def moved(sequence: int) -> bytes:
-    wire = AddressWire.of(Address("10.0.0.2", 1))
+def elsewhere_of(sequence: int) -> bytes:
+    wire = AddressWire.of(Address("10.0.0.2", 8470))
     return sign(PeerRecord(addresses=(wire,), sequence=sequence, expires=START_S + 60), KEYS[0]).data
 
 
@@ -36,8 +36,18 @@ def test_addresses_that_come_later_or_change_are_told_again() -> None:
     assert one.take([claim(KEYS[0])]) == [Found(told, ())]
     assert one.take([peer(KEYS[0])]) == [Found(told, HERE)]
     assert one.take([peer(KEYS[0], sequence=2)]) == []
-    assert one.take([moved(1)]) == []
-    assert one.take([moved(3)]) == [Found(told, (Address("10.0.0.2", 1),))]
+    elsewhere = Address("10.0.0.2", 8470)
+    assert one.take([elsewhere_of(1)]) == [Found(told, (*HERE, elsewhere))]
+    assert one.take([elsewhere_of(3)]) == [Found(told, (elsewhere, *HERE))]
+    assert one.take([elsewhere_of(2)]) == []
+
+
+def test_a_withdrawal_is_told_to_nobody_and_hides_what_it_withdraws() -> None:
+    one = findings()
+    assert one.take([claim(KEYS[1])]) == [Found(decode(claim(KEYS[1])), ())]
+    withdrawal = ProviderClaim(contents=CONTENTS, seed=False, sequence=5, expires=0)
+    assert one.take([sign(withdrawal, KEYS[0]).data, claim(KEYS[0], 4), peer(KEYS[0])]) == []
+    assert one.take([claim(KEYS[0], 6)]) == [Found(decode(claim(KEYS[0], 6)), HERE)]
 
 
 def test_a_newer_record_is_told_and_an_older_one_is_not() -> None:
@@ -50,7 +60,7 @@ def test_a_newer_record_is_told_and_an_older_one_is_not() -> None:
 
 
 def test_names_of_any_release_key_compare_by_rank() -> None:
-    one = findings(name(1).record.target.dht_key)  # type: ignore[union-attr]  # a NameRecord
+    one = findings(name(1).record.target.dht_keys[0])  # type: ignore[union-attr]  # a NameRecord
     assert [found.record for found in one.take([name(2).data, name(1).data, name(3).data])] == [name(2), name(3)]
 
 

@@ -32,7 +32,9 @@ from dhtdata.formats.records import (
     sign,
 )
 from dhtdata.signing import SigningKey
-from tests.dht.simulated import EPOCH_S, PORT, SimulatedNetwork, run, swarm
+from tests.simulation.clock import run
+from tests.simulation.network import EPOCH_S
+from tests.simulation.swarm import PORT, Swarm, public_ip, swarm
 
 CONTENTS = Digest.of(b"contents")
 KEY = contents_key(CONTENTS)
@@ -176,7 +178,7 @@ def test_claims_expire_everywhere_unless_they_are_renewed() -> None:
     run(story())
 
 
-def kept_records(network: SimulatedNetwork) -> list[object]:
+def kept_records(network: Swarm) -> list[object]:
     from dhtdata.formats.records import decode
 
     return [decode(data).record for node in network.nodes for _, datas in node._holdings for data in datas]
@@ -196,7 +198,7 @@ def test_a_third_of_lost_datagrams_does_not_hide_a_provider() -> None:
 
 def test_a_growing_swarm_of_1_to_50_nodes_drops_no_shard_key() -> None:
     async def story() -> None:
-        network = SimulatedNetwork(seed=6)
+        network = Swarm(seed=6)
         try:
             for count in range(1, 51):
                 await network.grow(1)
@@ -216,7 +218,7 @@ def test_a_growing_swarm_of_1_to_50_nodes_drops_no_shard_key() -> None:
 @pytest.mark.parametrize(("count", "shared_bits"), [(2, 7), (4, 7), (21, 5), (30, 5)])
 def test_no_shard_key_is_dropped_where_all_nodes_share_a_prefix(count: int, shared_bits: int) -> None:
     async def story() -> None:
-        network = SimulatedNetwork(seed=7)
+        network = Swarm(seed=7)
         try:
             for position in range(count):
                 node = await network.start(key=prefixed_key(network, shared_bits))
@@ -233,7 +235,7 @@ def test_no_shard_key_is_dropped_where_all_nodes_share_a_prefix(count: int, shar
     run(story())
 
 
-def prefixed_key(network: SimulatedNetwork, shared_bits: int) -> SigningKey:
+def prefixed_key(network: Swarm, shared_bits: int) -> SigningKey:
     while True:
         key = SigningKey(network.randomness.randbytes(32))
         if node_id(key.public)[0] >> (8 - shared_bits) == 0b10110110 >> (8 - shared_bits):
@@ -383,10 +385,10 @@ def test_a_node_that_comes_back_elsewhere_replaces_its_old_address() -> None:
 
 def test_a_node_that_found_nobody_tries_its_bootstrap_addresses_again() -> None:
     async def story() -> None:
-        network = SimulatedNetwork(seed=12)
+        network = Swarm(seed=12)
         try:
             early = await network.start()
-            later_address = Address("10.0.1.1", PORT)
+            later_address = Address(public_ip(1), PORT)
             assert await early.bootstrap([later_address]) == 0
             assert early.nodes() == []
             later = await network.start()

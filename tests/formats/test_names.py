@@ -83,6 +83,7 @@ def test_odd_characters_are_no_dataset_name(name: str) -> None:
 
 def test_every_sequence_of_a_name_has_one_key() -> None:
     name = Name(bytes(32), "wiki")
-    assert name.dht_key == Name(bytes(32), "wiki", 5).dht_key
-    assert len({name.dht_key, Name(bytes(32), "wikj").dht_key, Name(b"\1" * 32, "wiki").dht_key}) == 3
-    assert len(name.dht_key) == 20
+    assert name.dht_keys == Name(bytes(32), "wiki", 5).dht_keys
+    others = [Name(bytes(32), "wikj"), Name(b"\1" * 32, "wiki")]
+    assert len({key for each in (name, *others) for key in each.dht_keys}) == 9
+    assert {len(key) for key in name.dht_keys} == {20}

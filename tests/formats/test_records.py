@@ -264,7 +264,7 @@ def test_text_that_is_no_address_is_refused_briefly(text: str) -> None:
 
 def test_keys_of_the_dht_have_20_bytes_and_never_meet() -> None:
     digest = named("x")
-    keys = [contents_key(digest), shard_key(digest), node_id(bytes(digest)), Name(bytes(digest), "x").dht_key]
+    keys = [contents_key(digest), shard_key(digest), node_id(bytes(digest)), *Name(bytes(digest), "x").dht_keys]
     keys.append(node_id(NODE.public, b"nonce"))
     assert {len(key) for key in keys} == {20}
     assert len(set(keys)) == 5

@@ -26,10 +26,9 @@ from dhtdata.errors import DhtDataError
 from dhtdata.formats.ticket import parse_target
 from dhtdata.peer import run_seed
 
-store, home, port, bootstrap, *targets = sys.argv[1:]
-settings = load_settings(
-    {"store": store, "home": home, "listen": "127.0.0.1", "port": int(port), "bootstrap": bootstrap}, environment={}
-)
+store, home, port, bootstrap, network, *targets = sys.argv[1:]
+flags = {"store": store, "home": home, "listen": "127.0.0.1", "port": int(port), "bootstrap": bootstrap}
+settings = load_settings(flags | {"network": network or None}, environment={})
 try:
     run_seed(
         settings,
@@ -43,8 +42,10 @@ except DhtDataError as failure:
 """
 
 
-def settings_at(folder: Path, *, bootstrap: tuple[Address, ...] = (), port: int = 0) -> Settings:
-    return Settings(home=folder / "home", store=folder / "store", listen="127.0.0.1", port=port, bootstrap=bootstrap)
+def settings_at(
+    folder: Path, *, bootstrap: tuple[Address, ...] = (), port: int = 0, network: Path | None = None
+) -> Settings:
+    return Settings(folder / "home", folder / "store", None, "127.0.0.1", port, bootstrap, network)
 
 
 @dataclass
@@ -73,6 +74,7 @@ class SeedProcess:
 def start_seed(settings: Settings, *targets: str, first: str = "") -> subprocess.Popen[str]:
     """A seed in a process of its own, which runs the statements in ``first`` before anything else."""
     arguments = [str(settings.store), str(settings.home), str(settings.port), ",".join(map(str, settings.bootstrap))]
+    arguments.append(str(settings.network or ""))
     return subprocess.Popen(
         [sys.executable, "-c", first + _SEED, *arguments, *targets],
         stdout=subprocess.PIPE,

@@ -62,6 +62,7 @@ def _hello(at: Store, **changes: object) -> Hello:
         ({"protocol": PROTOCOL + 1}, "run dhtdata stop"),
         ({"store": b"another store id"}, "another store"),
         ({"uid": os.getuid() + 1}, "another user"),
+        ({"network": "0123456789abcdef"}, "in network public, but network 0123456789abcdef was asked for"),
     ],
 )
 def test_a_stranger_is_refused_with_the_reason(running: Store, change: dict[str, object], said: str) -> None:
@@ -91,6 +92,13 @@ def test_nonsense_instead_of_hello_is_a_format_error(running: Store, frame: byte
         assert isinstance(answer, Failure)
         assert answer.kind == "FormatError"
         assert _read(connection) is None
+
+
+@pytest.mark.parametrize("network", ["", "public"])
+def test_who_means_the_same_network_or_none_is_welcome(running: Store, network: str) -> None:
+    with _connect(running) as connection:
+        connection.sendall(protocol.pack(_hello(running, network=network)))
+        assert isinstance(_read(connection), Welcome)
 
 
 def test_requests_that_are_sent_early_are_answered_in_order(running: Store) -> None:
@@ -133,7 +141,7 @@ def test_a_defect_costs_its_asker_an_error_and_the_peer_nothing(
         return status
 
     async def main() -> list[Message]:
-        server = ControlServer(store_id, "seed", "0.1.0")
+        server = ControlServer(store_id, "seed", "0.1.0", "public")
         async with asyncio.TaskGroup() as group, server.running(path):
             await server.serve(group, handle)
             reader, writer = await asyncio.open_unix_connection(str(path))

@@ -12,6 +12,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
+from dhtdata.network import PUBLIC, Network
 from dhtdata.store import Store
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient
@@ -102,12 +103,12 @@ def _not(own: Address) -> Callable[[Address], bool]:
 
 
 @asynccontextmanager
-async def node(store: Store) -> AsyncIterator[Node]:
+async def node(store: Store, network: Network = PUBLIC) -> AsyncIterator[Node]:
     holdings = Holdings(store)
     remotes = Remotes()
-    server = BlobServer(holdings)
+    server = BlobServer(holdings, network)
     server.directory = directory = Table()
-    async with HttpClient.running() as http, server.running("127.0.0.1", 0) as port:
+    async with HttpClient.running(network) as http, server.running("127.0.0.1", 0) as port:
         fetcher = Fetcher(store, http, remotes, holdings)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(fetcher.run())

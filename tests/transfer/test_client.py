@@ -9,6 +9,8 @@ from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
+from dhtdata.network import PUBLIC, new_network
+from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient
 from tests.peer.worlds import Publisher, make_world
 from tests.transfer.evil import KINDS, evil
@@ -134,3 +136,45 @@ def test_a_name_record_of_another_name_is_refused(new_store: NewStore) -> None:
 
     run(main())
     assert encode_key(publisher.root.public) in str(publisher.name())
+
+
+def test_members_of_a_private_network_answer_each_other(new_store: NewStore) -> None:
+    network, publisher, world = new_network(), Publisher.fresh(), make_world()
+    store = new_store("store")
+    world.publish(store)
+    digest = store.put(BODY)
+
+    async def main() -> None:
+        async with node(store, network) as one:
+            one.directory.addresses[world.contents] = (Address("192.0.2.7", 1_000),)
+            one.directory.records[world.contents] = [ProviderRecord(b"signed", ())]
+            one.directory.names[publisher.name()] = publisher.sign(world).data
+            assert await one.http.read_range(one.address, digest, 5, 10) == BODY[5:15]
+            assert await one.http.read_blob(one.address, digest, 60_000) == BODY
+            have = await one.http.have(one.address, world.contents)
+            assert (await one.http.have(one.address, world.contents, have.revision)).unchanged
+            assert await one.http.peers(one.address, world.contents) == (Address("192.0.2.7", 1_000),)
+            assert len(await one.http.providers(one.address, world.contents)) == 1
+            assert (await one.http.name(one.address, publisher.name())).data == publisher.sign(world).data
+            with pytest.raises(NotFoundError):
+                await one.http.read_blob(one.address, Digest.of(b"not here"), 10)
+            assert one.server.served.strangers == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["public", "private"])
+def test_the_silence_of_another_network_is_a_peer_error(new_store: NewStore, kind: str) -> None:
+    store = new_store("store")
+    digest = store.put(BODY)
+
+    async def main() -> None:
+        ours = PUBLIC if kind == "public" else new_network()
+        async with node(store, new_network()) as one, HttpClient.running(ours) as http:
+            for asking in (http.read_range(one.address, digest, 0, 10), http.read_blob(one.address, digest, 60_000)):
+                with pytest.raises(PeerError):
+                    await asking
+            assert one.server.served.strangers >= 2
+            assert one.server.served.requests == 0
+
+    run(main())

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
+import time
 from contextlib import suppress
 
 import aiohttp
@@ -12,12 +14,15 @@ from multidict import CIMultiDict
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.records import CLOCK_TOLERANCE_S
+from dhtdata.network import Network, new_network
 from dhtdata.transfer import server as server_module
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.membership import HEADER, member_headers
 from dhtdata.transfer.server import BlobServer
 from tests.peer.worlds import make_world
-from tests.transfer.swarming import NewStore, Node, node, run
+from tests.transfer.swarming import NewStore, Node, Table, node, run
 
 BODY = random.Random(5).randbytes(600_001)
 SIZE = len(BODY)
@@ -306,5 +311,164 @@ def test_nothing_is_answered_before_the_peer_is_ready(new_store: NewStore) -> No
         async with node(store) as one:
             one.server.directory = None
             assert (await _get(one, "/healthz"))[0] == 503
+
+    run(main())
+
+
+def _request(path: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    return "\r\n".join(lines).encode()
+
+
+async def _everything_sent_back(address: Address, sent: bytes) -> bytes:
+    """All bytes that a server sends until it drops the connection, which it must."""
+    reader, writer = await asyncio.open_connection(address.ip, address.port)
+    received = bytearray()
+    try:
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                writer.write(sent)
+                while piece := await reader.read(1_000):
+                    received += piece
+    finally:
+        writer.close()
+    return bytes(received)
+
+
+def _stranger_requests(network: Network, address: Address, path: str) -> dict[str, bytes]:
+    """What somebody may try who lacks the secret, but has overheard a member's request for ``path``."""
+    now_s = time.time()
+    overheard = member_headers(network, address, path, now_s)
+    stranger = member_headers(new_network(), address, path, now_s)
+    other = path.replace("/blobs/", "/have/")
+    sent, _, code = overheard[HEADER].partition("-")
+    return {
+        "no code": _request(path, {"Host": str(address)}),
+        "the code of another network": _request(path, stranger),
+        "a code of zeros": _request(path, overheard | {HEADER: f"{sent}-{'0' * 32}"}),
+        "another path": _request(other, overheard),
+        "a query": _request(path + "?", overheard),
+        "another host": _request(path, overheard | {"Host": "192.0.2.1:1"}),
+        "a range": _request(path, overheard | {"Range": "bytes=0-0"}),
+        "another method": _request(path, overheard, "HEAD"),
+        "a later time": _request(path, overheard | {HEADER: f"{int(sent) + 1}-{code}"}),
+        "too old": _request(path, member_headers(network, address, path, now_s - CLOCK_TOLERANCE_S - 5)),
+        "too new": _request(path, member_headers(network, address, path, now_s + CLOCK_TOLERANCE_S + 5)),
+        "no host": _request(path, {HEADER: overheard[HEADER]}),
+        "no such form": _request(path, overheard | {HEADER: code}),
+        "leading zeros": _request(path, overheard | {HEADER: f"0{sent}-{code}"}),
+        "not text": _request(path, overheard).replace(code.encode(), b"\xff" * 32),
+        "two codes": _request(path, overheard | {HEADER.lower(): stranger[HEADER]}),
+        "a page and a wrong code": _request("/healthz", stranger),
+        "a page and a query": _request("/healthz?x", {"Host": str(address)}),
+        "a body": _request(path, {"Host": str(address), "Content-Length": "5"}, "POST") + b"hello",
+        "a body to come": _request(
+            path, {"Host": str(address), "Expect": "100-continue", "Content-Length": "5"}, "PUT"
+        ),
+        "an upgrade": _request(path, {"Host": str(address), "Connection": "upgrade", "Upgrade": "websocket"}),
+        "a long line": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        "many headers": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 500 + b"\r\n",
+        "an odd target": b"GET //[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        "an odd URL": b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        "TLS": b"\x16\x03\x01" + bytes(1_000),
+        "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "no HTTP": b"hello\r\n\r\n",
+    }
+
+
+def test_a_stranger_gets_not_one_byte_of_a_private_network(
+    new_store: NewStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, store = new_network(), new_store("store")
+    path = f"/v1/blobs/{store.put(BODY)}"
+
+    async def main() -> None:
+        async with node(store, network) as one:
+            for case, sent in _stranger_requests(network, one.address, path).items():
+                assert await _everything_sent_back(one.address, sent) == b"", case
+            member = _request(path, member_headers(network, one.address, path, time.time()) | {"Connection": "close"})
+            answer = await _everything_sent_back(one.address, member)
+            assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(BODY)
+            assert (one.server.served.requests, one.server.served.bytes) == (1, SIZE)
+            assert one.server.served.strangers >= 19
+
+    run(main())
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_a_strangers_request_behind_a_members_ends_the_connection(new_store: NewStore) -> None:
+    network, store = new_network(), new_store("store")
+    path = f"/v1/blobs/{store.put(b'short')}"
+
+    async def main() -> None:
+        async with node(store, network) as one:
+            reader, writer = await asyncio.open_connection(one.address.ip, one.address.port)
+            writer.write(_request(path, member_headers(network, one.address, path, time.time())))
+            await reader.readuntil(b"short")
+            with suppress(ConnectionError):
+                writer.write(_request(path, {"Host": str(one.address)}))
+                assert await reader.read() == b""
+            writer.close()
+
+    run(main())
+
+
+def test_a_private_network_is_silent_before_the_peer_is_ready(new_store: NewStore) -> None:
+    network, store = new_network(), new_store("store")
+
+    async def main() -> None:
+        async with node(store, network) as one:
+            one.server.directory = None
+            sent = _request(f"/v1/blobs/{'0' * 64}", {"Host": str(one.address)})
+            assert await _everything_sent_back(one.address, sent) == b""
+
+    run(main())
+
+
+def test_pages_of_a_private_network_are_open_to_the_machine_itself(new_store: NewStore) -> None:
+    store = new_store("store")
+
+    async def main() -> None:
+        async with node(store, new_network()) as one:
+            assert (await _get(one, "/healthz"))[:2] == (200, b"ok\n")
+            assert (await _get(one, "/metrics"))[1] == b"dhtdata_datasets 1\n"
+            assert (await _get(one, "/"))[1] == b"a peer\n"
+
+    run(main())
+
+
+def test_pages_of_a_private_network_are_closed_to_other_machines(new_store: NewStore) -> None:
+    """This machine's address in its network stands for another machine: it is no loopback address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: connecting a datagram socket only asks which way it would go.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        here = str(probe.getsockname()[0])
+    network, store = new_network(), new_store("store")
+
+    async def main() -> None:
+        server = BlobServer(Holdings(store), network)
+        server.directory = Table()
+        async with server.running("0.0.0.0", 0) as port:
+            address = Address(here, port)
+            for path in ("/", "/healthz", "/metrics"):
+                stranger = _request(path, {"Host": str(address), "Connection": "close"})
+                assert await _everything_sent_back(address, stranger) == b""
+                member = member_headers(network, address, path, time.time()) | {"Connection": "close"}
+                assert (await _everything_sent_back(address, _request(path, member))).startswith(b"HTTP/1.1 200 ")
+
+    run(main())
+
+
+def test_in_the_public_network_a_code_changes_nothing(new_store: NewStore) -> None:
+    store = new_store("store")
+    path = f"/v1/blobs/{store.put(BODY)}"
+
+    async def main() -> None:
+        async with node(store) as one:
+            headers = member_headers(new_network(), one.address, path, time.time())
+            assert (await _get(one, path, "GET", **headers))[1] == BODY
 
     run(main())

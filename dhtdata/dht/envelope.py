@@ -1,0 +1,125 @@
+"""Datagrams: the signed envelope around a message. Pure.
+
+At most 1,200 bytes, so that a datagram crosses any path unfragmented::
+
+    offset  size  field
+    0       1     version (2)
+    1       1     kind: 0 request, 1 reply, 2 challenge, 3 notice
+    2       16    code of the network over bytes[0:2] ‖ bytes[18:] (constant in the public network)
+    18      8     number of the call, chosen at random by who asks, repeated in whatever answers
+    26      8     cookie: in a request the one that the receiver gave, in a reply or challenge a fresh one
+    34      1     flags: 1 the sender is a client
+    35      32    public key of the sender
+    67      8     nonce of the sender's identifier (`identity`)
+    75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body
+    139     …     body (`messages`)
+
+A challenge ends after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every later
+version, so that nodes of different versions can tell each other (a *notice* has the version of who sends it).
+
+What each field is for, checked in this order, the cheapest first:
+
+- *size*, *version*, *code*: a stranger on a private network is dropped here, and gets no byte;
+- *cookie*: the keyed digest of the address that the receiver saw (BEP 5's token, RFC 9000's address validation): who has
+  none gets a challenge of 34 bytes, less than it sent, so nobody's address can be used to flood somebody else;
+- *signature*: because it covers the cookie, a request cannot be replayed to another node or from another address;
+  because it covers the call, a reply belongs to one question;
+- *nonce*: the identifier follows from key and nonce, nobody can claim another's.
+
+Rejected, as FormatError or IntegrityError and nothing else: other sizes and kinds, other versions, wrong signatures.
+
+>>> from dhtdata.network import Network
+>>> from dhtdata.signing import SigningKey
+>>> who = Identity.client(SigningKey(bytes(32)))
+>>> datagram = seal(Network(), who, Letter(REQUEST, bytes(8), bytes(8), True, b"body"))
+>>> letter, key, identifier = unseal(datagram)
+>>> (letter.body, letter.client, key == who.key.public, identifier == who.id)
+(b'body', True, True, True)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dhtdata.dht.identity import NONCE_BYTES, Identity
+from dhtdata.errors import FormatError
+from dhtdata.formats.records import node_id
+from dhtdata.network import CODE_BYTES, Network
+from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
+
+VERSION = 2
+REQUEST, REPLY, CHALLENGE, NOTICE = 0, 1, 2, 3
+MAX_DATAGRAM_BYTES = 1_200
+CALL_BYTES = 8
+COOKIE_BYTES = 8
+CODED = 2 + CODE_BYTES
+CALL_END = CODED + CALL_BYTES
+COOKIE_END = CALL_END + COOKIE_BYTES
+_KEY = COOKIE_END + 1
+_NONCE = _KEY + KEY_BYTES
+_SIGNATURE = _NONCE + NONCE_BYTES
+HEADER_BYTES = _SIGNATURE + SIGNATURE_BYTES
+MAX_BODY_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES
+NO_COOKIE = bytes(COOKIE_BYTES)
+_CLIENT = 1
+_DOMAIN = "dhtdata datagram"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What a request or reply says besides who sends it."""
+
+    kind: int
+    call: bytes
+    cookie: bytes
+    client: bool
+    body: bytes
+
+
+def seal(network: Network, sender: Identity, letter: Letter) -> bytes:
+    """The datagram. FormatError if it would be too large."""
+    if len(letter.body) > MAX_BODY_BYTES:
+        raise FormatError(f"body of {len(letter.body)} bytes, at most {MAX_BODY_BYTES} fit a datagram")
+    start = bytes((VERSION, letter.kind))
+    head = letter.call + letter.cookie + bytes((_CLIENT if letter.client else 0,)) + sender.key.public + sender.nonce
+    rest = head + sender.key.sign(_DOMAIN, start + head + letter.body) + letter.body
+    return start + network.code(start, rest) + rest
+
+
+def challenge(network: Network, call: bytes, cookie: bytes) -> bytes:
+    """The answer to a request from an address that is not proven."""
+    start, rest = bytes((VERSION, CHALLENGE)), call + cookie
+    return start + network.code(start, rest) + rest
+
+
+def notice(network: Network, call: bytes) -> bytes:
+    """The answer to a request of another version: the first byte says which one this node speaks."""
+    start = bytes((VERSION, NOTICE))
+    return start + network.code(start, call) + call
+
+
+def of_network(network: Network, datagram: bytes) -> bool:
+    """Whether a member of the network made the datagram (of whatever version)."""
+    return network.member_made(datagram[2:CODED], datagram[:2], datagram[CODED:])
+
+
+def unseal(datagram: bytes) -> tuple[Letter, bytes, bytes]:
+    """Letter, public key and identifier of who sent it; size and signature are checked here, the network before."""
+    if not HEADER_BYTES < len(datagram) <= MAX_DATAGRAM_BYTES:
+        raise FormatError(f"datagram of {len(datagram)} bytes, expected {HEADER_BYTES + 1} to {MAX_DATAGRAM_BYTES}")
+    flags = datagram[COOKIE_END]
+    if datagram[0] != VERSION or datagram[1] > REPLY or flags > _CLIENT:
+        raise FormatError(f"datagram of version {datagram[0]}, kind {datagram[1]} and flags {flags}: unknown")
+    key = datagram[_KEY:_NONCE]
+    body = datagram[HEADER_BYTES:]
+    signed = datagram[:2] + datagram[CODED:_SIGNATURE] + body
+    verify(key, datagram[_SIGNATURE:HEADER_BYTES], _DOMAIN, signed)
+    letter = Letter(datagram[1], datagram[CODED:CALL_END], datagram[CALL_END:COOKIE_END], flags == _CLIENT, body)
+    return letter, key, node_id(key, datagram[_NONCE:_SIGNATURE])
+
+
+def resigned(datagram: bytes, key: SigningKey) -> bytes:
+    """The same datagram signed anew, whatever it says: what a hostile node can do to get past the signature."""
+    start = datagram[:_KEY] + key.public + datagram[_NONCE:_SIGNATURE]
+    body = datagram[HEADER_BYTES:]
+    return start + key.sign(_DOMAIN, start[:2] + start[CODED:] + body) + body

@@ -1,0 +1,268 @@
+"""One address family's part of a node: its socket, table, look-ups, and the loops that keep the table true.
+
+| loop | every | does |
+|---|---|---|
+| greet | newcomer | calls back who asked us something; who answers may enter the table |
+| call | stranger | calls an address that a contact asked us to call, so that its node learns that it can be reached |
+| freshen | 1 min | looks up ranges silent for 15 min, pings contacts silent for 10 min, joins anew when alone |
+
+Intervals vary by a fifth, so that nodes started together do not act together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dhtdata.dht.announcing import Announcer, Introductions
+from dhtdata.dht.asking import Asker
+from dhtdata.dht.clock import ClockWatch
+from dhtdata.dht.holdings import Holdings
+from dhtdata.dht.identity import Identity
+from dhtdata.dht.protocol import DhtProtocol, DhtServer, OpenTransport, Side
+from dhtdata.dht.rates import TokenBucket
+from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
+from dhtdata.dht.routing import Contact, RoutingTable
+from dhtdata.errors import PeerError
+from dhtdata.formats.addresses import Address, Believed, network_group
+from dhtdata.network import Network
+
+_LOG = logging.getLogger(__name__)
+
+GREETERS = 4
+MAX_NEWCOMERS = 128
+MAX_STRANGERS = 32
+MAX_BOOTSTRAP = 64
+UPKEEP_S = 60.0
+STALE_S = 15 * 60.0
+SILENT_S = 10 * 60.0
+SILENT_AT_ONCE = 8
+ENOUGH_CONTACTS = 4
+_INTRODUCTIONS_A_S = 20.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """What all overlays of one node share. ``client``: it never serves others, whoever could reach it."""
+
+    identity: Identity
+    network: Network
+    client: bool
+    holdings: Holdings
+    introductions: Introductions
+    believed: Believed
+    clock: ClockWatch
+    now_s: Callable[[], float]
+    randomness: random.Random
+
+
+class Overlay:
+    """The node's part in the network of one address family: `open` it, then spawn its `loops`."""
+
+    def __init__(self, member: Member, listen: str) -> None:
+        self.listen = listen
+        self.version = ipaddress.ip_address(listen).version
+        self._member = member
+        self._loop = asyncio.get_running_loop()
+        now_s = self._loop.time()
+        self.table = RoutingTable(member.identity.id, now_s=now_s)
+        self.reachability = Reachability()
+        side = Side(
+            identity=member.identity,
+            network=member.network,
+            storage=member.holdings,
+            router=self.table,
+            now_s=member.now_s,
+            serves=lambda: self.serves,
+            newcomer=self._greet_later,
+            unsolicited=lambda _: self.reachability.proven(self._loop.time()),
+            introduce=self._introduce,
+            meet=self._call_later,
+        )
+        self._server = DhtServer(side)
+        self._bootstrap: OrderedDict[Address, str] = OrderedDict()
+        self._newcomers: asyncio.Queue[Contact] = asyncio.Queue(MAX_NEWCOMERS)
+        self._expected: set[Contact] = set()
+        self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
+        self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
+        self._joined = asyncio.Event()
+        self.asker: Asker
+        self.announcer: Announcer
+
+    async def open(self, port: int, open_transport: OpenTransport) -> int:
+        """Listen; the port. ConfigError if it is in use."""
+        await self._server.listen(port, self.listen, open_transport)
+        member, protocol = self._member, self._server.protocol
+        self.asker = Asker(protocol, member.clock, member.now_s, self._usable, member.randomness)
+        self.announcer = Announcer(
+            member.introductions,
+            member.identity,
+            self.asker,
+            protocol.acquaintances,
+            member.holdings,
+            member.now_s,
+        )
+        return int(self._server.transport.get_extra_info("sockname")[1])
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    @property
+    def serves(self) -> bool:
+        """Whether we answer for others, and may stand in their tables."""
+        return self.reachability.reached and not self._member.client
+
+    @property
+    def protocol(self) -> DhtProtocol:
+        return self._server.protocol
+
+    def speaks(self, address: Address) -> bool:
+        """Whether the address is of our family."""
+        return (":" in address.ip) == (self.version == 6)
+
+    async def join(self, addresses: Sequence[Address]) -> int:
+        """Join through nodes at these addresses: how many answered. They are asked again while we know nobody."""
+        for address in addresses:
+            self._bootstrap[address] = "not asked yet"
+            self._bootstrap.move_to_end(address)
+        while len(self._bootstrap) > MAX_BOOTSTRAP:
+            self._bootstrap.popitem(last=False)
+        return await self._enter(addresses[-MAX_BOOTSTRAP:])
+
+    async def rejoin(self, addresses: Sequence[Address]) -> None:
+        """Come back through contacts of the last run."""
+        if addresses:
+            await self._enter(addresses)
+
+    def bootstrap_failures(self) -> dict[Address, str]:
+        """Why nobody was met at bootstrap addresses; empty for those that answered."""
+        return {address: reason for address, reason in self._bootstrap.items() if reason}
+
+    def woke(self) -> None:
+        """We slept, or the clock was set: nobody is known to be there any more."""
+        self.table.suspect_all()
+        self._joined.set()
+
+    async def _enter(self, addresses: Sequence[Address]) -> int:
+        met: list[Contact] = []
+
+        async def meet(address: Address) -> None:
+            reason = ""
+            try:
+                contact, _ = await self.asker.meet(address)
+                met.append(contact)
+            except PeerError as failure:
+                reason = str(failure)
+            if address in self._bootstrap:
+                self._bootstrap[address] = reason
+
+        async with asyncio.TaskGroup() as pings:
+            for address in dict.fromkeys(addresses):
+                pings.create_task(meet(address))
+        if met:
+            await self._probe(met)
+            await self.asker.enter(met)
+            self._joined.set()
+        return len(met)
+
+    async def _probe(self, through: Sequence[Contact]) -> None:
+        """Find out whether strangers reach us, unless we know or never serve anyway."""
+        now_s = self._loop.time()
+        if self._member.client or not self.reachability.due(now_s):
+            return
+        self.reachability.probing(now_s)
+        introducers = self._member.randomness.sample(through, min(INTRODUCERS, len(through)))
+        known: list[bool] = []
+
+        async def introduce(contact: Contact) -> None:
+            try:
+                known.append(await self.asker.introduce(contact))
+            except PeerError as failure:
+                _LOG.debug("no introduction: %s", failure)
+
+        async with asyncio.TaskGroup() as asking:
+            for contact in introducers:
+                asking.create_task(introduce(contact))
+        if known and not any(known):
+            self.reachability.proven(now_s)
+            return
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self.reachability.told.wait()
+        except TimeoutError:
+            self.reachability.unproven()
+
+    # What the protocol tells us
+
+    def _greet_later(self, contact: Contact) -> None:
+        """Somebody not in the table asked us something: call back, unless too many wait for that."""
+        if contact not in self._expected and not self._newcomers.full():
+            self._expected.add(contact)
+            self._newcomers.put_nowait(contact)
+
+    def _introduce(self, address: Address) -> bool:
+        """Have a contact of another network call the address, if we know one and not too many ask for that."""
+        group = network_group(address)
+        others = [each for each in self.table if network_group(each.address) != group]
+        if others and self._introductions.take(self._loop.time()) and not self._strangers.full():
+            self._strangers.put_nowait((self._member.randomness.choice(others), address))
+        return bool(others)
+
+    def _call_later(self, address: Address) -> None:
+        """A contact asks us to call an address."""
+        usable = self._usable(address) and self._introductions.take(self._loop.time())
+        if usable and not self._strangers.full():
+            self._strangers.put_nowait((None, address))
+
+    def _usable(self, address: Address) -> bool:
+        return self.speaks(address) and self._member.believed(address)
+
+    # Loops
+
+    async def greet(self) -> None:
+        while True:
+            contact = await self._newcomers.get()
+            try:
+                await self.asker.ping(contact)
+            except PeerError as failure:
+                _LOG.debug("newcomer: %s", failure)
+            finally:
+                self._expected.discard(contact)
+
+    async def call_strangers(self) -> None:
+        while True:
+            contact, address = await self._strangers.get()
+            try:
+                if contact is not None:
+                    await self.asker.send(contact, address)
+                else:
+                    await self.asker.meet(address, twice=False)
+            except PeerError as failure:
+                _LOG.debug("stranger: %s", failure)
+
+    async def freshen(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(UPKEEP_S * self._member.randomness.uniform(0.8, 1.2)):
+                    await self._joined.wait()
+            except TimeoutError:
+                age_s = STALE_S
+            else:
+                self._joined.clear()
+                age_s = 1.0  # just joined: look up every range but those that answered this very moment
+            if not len(self.table) and self._bootstrap:
+                await self._enter(tuple(self._bootstrap))
+            for target in self.table.stale(self._loop.time(), age_s, self._member.randomness):
+                await self.asker.measure(target)
+            for contact in self.table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):
+                try:
+                    await self.asker.ping(contact, attempt=1)
+                except PeerError as failure:
+                    _LOG.debug("silent contact: %s", failure)
+            if len(self.table) >= ENOUGH_CONTACTS or not self.reachability.reached:
+                await self._probe(list(self.table))

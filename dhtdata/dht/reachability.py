@@ -1,0 +1,49 @@
+"""Whether strangers reach us: only who can be reached may stand in the tables of others.
+
+A node behind an address translator sends, and gets answers from whom it wrote to, but nobody else's datagrams arrive.
+In tables such nodes are dead ends: they are why look-ups of other networks time out. So a node is a *client* until a
+request arrives from an address that it has not called for 5 minutes (a translator lets answers through for up to that
+long, RFC 4787). A node that joins does not wait for chance: it asks those it knows to *introduce* it, and each asks
+one of its own contacts to call it. Nodes of the first minutes of a network know nobody else to ask: if nobody who was
+asked knows another node, a node presumes that it can be reached.
+
+The proof is renewed by ordinary traffic. When there was none for half an hour, introductions are asked for again, and
+if nobody comes, the node becomes a client, and asks again every few minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+PROOF_S = 30 * 60.0
+PROBE_S = 3.0
+PROBE_EVERY_S = 5 * 60.0
+INTRODUCERS = 3
+
+
+class Reachability:
+    """What we know about it, on one socket. Times are of a clock that never goes back."""
+
+    def __init__(self) -> None:
+        self.reached = False
+        self.told = asyncio.Event()
+        self._proven_s = -PROOF_S
+        self._probed_s = -PROBE_EVERY_S
+
+    def proven(self, now_s: float) -> None:
+        """A stranger's request arrived, or nobody is there who could send one."""
+        self.reached = True
+        self._proven_s = now_s
+        self.told.set()
+
+    def probing(self, now_s: float) -> None:
+        self._probed_s = now_s
+        self.told.clear()
+
+    def unproven(self) -> None:
+        """Introductions were asked for, and nobody came."""
+        self.reached = False
+
+    def due(self, now_s: float) -> bool:
+        """Whether introductions should be asked for: no proof for long, or never any, and not asked just now."""
+        return now_s - self._proven_s >= PROOF_S and (self._probed_s < 0 or now_s - self._probed_s >= PROBE_EVERY_S)
