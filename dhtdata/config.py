@@ -7,7 +7,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``home`` | ``DHTDATA_HOME`` | keys, configuration, remembered peers; the user's data folder by default |
 | ``store`` | ``DHTDATA_STORE`` | folder of the blobs; ``<home>/store`` by default; must be on a local file system |
 | ``cache_limit`` | ``DHTDATA_CACHE_LIMIT`` | bytes for unpinned blobs, such as ``200GB``; no limit by default |
-| ``listen`` | ``DHTDATA_LISTEN`` | IP address to listen on |
+| ``listen`` | ``DHTDATA_LISTEN`` | IP address to listen on; ``::``, the default, means all of IPv4 and IPv6 |
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
 | ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
@@ -51,7 +51,7 @@ class Settings:
     home: Path
     store: Path
     cache_limit: int | None = None
-    listen: str = "0.0.0.0"
+    listen: str = "::"
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
     network: Path | None = None

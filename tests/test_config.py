@@ -61,7 +61,7 @@ def settings(home: Path, flags: Mapping[str, object] = {}, environment: Mapping[
 def test_without_any_source_the_defaults_hold(tmp_path: Path) -> None:
     found = settings(tmp_path)
     assert found == Settings(home=tmp_path, store=tmp_path / "store")
-    assert (found.cache_limit, found.listen, found.port, found.bootstrap) == (None, "0.0.0.0", DEFAULT_PORT, ())
+    assert (found.cache_limit, found.listen, found.port, found.bootstrap) == (None, "::", DEFAULT_PORT, ())
     assert found.network is None
     assert found.keys == tmp_path / "keys"
 

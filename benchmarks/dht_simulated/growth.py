@@ -2,9 +2,9 @@
 
 Networks of 100, 300 and 1,000 nodes join honestly; 1,000 once more, 3,000 and 10,000 have their tables filled by an
 oracle (`tests.simulation.swarm.fill_tables`), because joining 10,000 takes hours: the two networks of 1,000 tell how
-good the oracle is. (Quick: 50 and 100, then 100, 300 and 1,000.) A look-up here goes on to its end, asking every node of
-the key's region: that is its whole cost. Both must grow no faster than log N: from 100 to 10,000 (quick: to 1,000) by
-the ratio of the logarithms, and a fifth for chance and for the sizes of regions, which lie between 30 and 60 nodes.
+good the oracle is. (Quick: 50 and 100, then 100, 300 and 1,000.) A look-up here goes on to its end, asking every node
+of the key's region: that is its whole cost. Both must grow no faster than log N: from 100 to 10,000 (quick: to 1,000)
+by the ratio of the logarithms, and a fifth for chance and for the sizes of regions, which lie between 30 and 60 nodes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In a network of 500 honest nodes (quick: 150) 20, 40 or 100 hostile ones, whose identifiers are all nearer to the key
 than every honest node's, join before anybody announces. They live in 1, 10 or 50 /24 networks, and are silent or lie
-(`tests.simulation.hostile`). Then a node announces, and others look its contents up. In the worst of all 18 cases (quick: 4)
-at least 99% must find it.
+(`tests.simulation.hostile`). Then a node announces, and others look its contents up. In the worst of all 18 cases
+(quick: 4) at least 99% must find it.
 """
 
 from __future__ import annotations

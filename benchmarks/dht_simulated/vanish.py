@@ -25,7 +25,8 @@ async def story(nodes: int, keys: int, count: int, seed: int) -> list[Lookup]:
         await asyncio.sleep(SETTLE_S)
         published = await publish(network, keys)
         spared = {each.publisher for each in published}
-        for node in network.randomness.sample([each for each in network.nodes if each not in spared], nodes // 2):
+        mortal = [node for node in network.nodes if node not in spared]
+        for node in network.randomness.sample(mortal, nodes // 2):
             network.kill(node)
         return await look_up_many(network, published, count, WITHIN_S)
     finally:

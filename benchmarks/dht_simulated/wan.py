@@ -32,9 +32,8 @@ async def ours(nodes: int, keys: int, count: int, seed: int) -> tuple[list[float
         await asyncio.sleep(SETTLE_S)
         published = await publish(network, keys)
         spared = {each.publisher for each in published}
-        for node in network.randomness.sample(
-            [each for each in network.nodes if each not in spared], int(DEAD * nodes)
-        ):
+        mortal = [node for node in network.nodes if node not in spared]
+        for node in network.randomness.sample(mortal, int(DEAD * nodes)):
             network.kill(node)
         lookups = await look_up_many(network, published, count, WITHIN_S)
         return [each.first_s for each in lookups], share_found(lookups)

@@ -293,6 +293,16 @@ class DhtNode:
         contact, client = await overlay.asker.meet(address)
         return contact, client, self._loop.time() - started_s
 
+    @property
+    def serves(self) -> bool:
+        """Whether strangers reach us, so that we answer for others, and claims of ours lead somewhere."""
+        return any(overlay.serves for overlay in self.overlays)
+
+    @property
+    def nodes_estimated(self) -> int:
+        """How many nodes the network has, ourselves included."""
+        return max((overlay.asker.estimated_nodes() for overlay in self.overlays), default=1)
+
     def nodes(self) -> list[KnownNode]:
         """Contacts in the routing tables."""
         now_s = self._loop.time()

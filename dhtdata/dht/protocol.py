@@ -393,7 +393,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
 
 def _same(address: Address, addr: Any) -> bool:
-    return address.port == addr[1] and address.ip == addr[0]
+    return bool(address.port == addr[1] and address.ip == addr[0])
 
 
 class DhtServer(Server):  # type: ignore[misc]  # the package has no types

@@ -169,7 +169,7 @@ class Quotas:
         self._limits = limits
         self._sources: dict[str, Source] = {}
         self._groups: dict[str, Group] = {}
-        self._by_bytes: list[tuple[int, str, Group]] = []
+        self._by_bytes: list[tuple[int, str]] = []
         self.ours = Source("", "", Group(""))
         self.bytes = 0
 
@@ -271,11 +271,12 @@ class Quotas:
         """The group with the most bytes, ourselves apart; of equal ones the first by name."""
         heap = self._by_bytes
         while heap:
-            listed, name, group = heap[0]
-            if not group.records:
+            listed, name = heap[0]
+            group = self._groups.get(name)
+            if group is None:
                 heapq.heappop(heap)
             elif -listed != group.bytes:
-                heapq.heapreplace(heap, (-group.bytes, name, group))
+                heapq.heapreplace(heap, (-group.bytes, name))
             else:
                 return group
         return None
@@ -303,9 +304,9 @@ class Quotas:
         """Every group is listed with at least the bytes that it has; who shrank is corrected by `fattest`."""
         if group is self.ours.group:
             return
-        heapq.heappush(self._by_bytes, (-group.bytes, group.name, group))
+        heapq.heappush(self._by_bytes, (-group.bytes, group.name))
         if len(self._by_bytes) > 2 * len(self._groups) + 64:
-            self._by_bytes = [(-each.bytes, each.name, each) for each in self._groups.values()]
+            self._by_bytes = [(-each.bytes, each.name) for each in self._groups.values()]
             heapq.heapify(self._by_bytes)
 
     def _farthest(

@@ -9,12 +9,14 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from dhtdata.dht.endpoint import interfaces
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import MAX_ADDRESSES, Address
 
 _SIOCGIFADDR = 0x8915
 _TRIES = 32
 _INET6 = Path("/proc/net/if_inet6")
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 _FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
@@ -23,17 +25,18 @@ def own_addresses(listen: str, port: int) -> tuple[Address, ...]:
 
     Loopback only if the machine has nothing else.
     """
-    asked = ipaddress.ip_address(listen)
-    if not asked.is_unspecified:
+    if not ipaddress.ip_address(listen).is_unspecified:
         return (Address(listen, port),)
-    family = socket.AF_INET6 if asked.version == 6 else socket.AF_INET
-    found = [ip for ip in _machine_ips(family) if not ipaddress.ip_address(ip).is_loopback]
-    chosen = found or ["::1" if family == socket.AF_INET6 else "127.0.0.1"]
+    families = [_family(each) for each in interfaces(listen)]
+    found = [ip for family in families for ip in _machine_ips(family) if not ipaddress.ip_address(ip).is_loopback]
+    chosen = found or [_LOOPBACK[family] for family in families]
     return tuple(Address(ip, port) for ip in dict.fromkeys(chosen))[:MAX_ADDRESSES]
 
 
 def free_port(listen: str) -> int:
     """A port that is free for UDP and TCP right now. ConfigError if the address is not this machine's."""
+    # A wildcard of IPv6 takes the port of IPv4 along.
+    listen = interfaces(listen)[-1]
     family = _family(listen)
     for _ in range(_TRIES):
         with socket.socket(family, socket.SOCK_STREAM) as stream, socket.socket(family, socket.SOCK_DGRAM) as datagram:

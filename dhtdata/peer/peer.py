@@ -50,7 +50,6 @@ REMEMBER_EVERY_S = 60.0
 JOIN_S = 60.0
 STORE_S = 10.0
 _NODE_KEY = "node.key"
-_DHT_STATE = "dht.json"
 
 
 class AlreadyRunning(ConfigError):
@@ -111,13 +110,15 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     front = BlobServer(holdings, network)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
     failures: list[DhtDataError] = []
+    believed = Believed()
     async with (
         HttpClient.running(network) as http,
-        _node(settings, store, network, seed=seed) as node,
+        _node(settings, store, network, believed, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
-        known, finder = await _acquaintances(settings, store, node, http, seed=seed)
+        believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
+        known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
         fetcher = Fetcher(store, http, remotes, holdings)
         try:
@@ -125,7 +126,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                 async with asyncio.TaskGroup() as group:
                     swarms = Swarms(group, finder, http, remotes, fetcher.wake)
                     resolver = Resolver(settings, store, http, finder, fetcher, swarms)
-                    seeder = None
+                    seeder = announcer = None
                     if seed:
                         announcer = Announcer(node, store)
                         seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known)
@@ -150,7 +151,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     group.create_task(_join(finder))
                     group.create_task(_remember(remotes, known))
                     group.create_task(_watch_store(store, stop, failures))
-                    if seeder is not None:
+                    if seeder is not None and announcer is not None:
+                        group.create_task(announcer.sweep())
                         group.create_task(seeder.follow_all())
                         group.create_task(seeder.watch_pins())
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))
@@ -159,6 +161,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     await control.serve(group, desk.handle)
                     events.on_listening(await desk.status())
                     await stop.wait()
+                    if announcer is not None:
+                        await announcer.withdraw_all()
                     raise _Stopped
         except* _Stopped:
             pass
@@ -168,7 +172,9 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
 
 
 @asynccontextmanager
-async def _node(settings: Settings, store: Store, network: Network, *, seed: bool) -> AsyncIterator[DhtNode]:
+async def _node(
+    settings: Settings, store: Store, network: Network, believed: Believed, *, seed: bool
+) -> AsyncIterator[DhtNode]:
     """The DHT node: on the seed's own port, or any for a private peer."""
     key = await asyncio.to_thread(load_or_create_key, store.path / _NODE_KEY)
     port = 0
@@ -179,8 +185,9 @@ async def _node(settings: Settings, store: Store, network: Network, *, seed: boo
         listen=settings.listen,
         port=port,
         client=not seed,
-        state_path=store.path / _DHT_STATE,
+        folder=store.path,
         network=network,
+        believed=believed,
     ) as node:
         yield node
 
@@ -196,16 +203,12 @@ async def _server(front: BlobServer, listen: str, port: int, *, seed: bool) -> A
 
 
 async def _acquaintances(
-    settings: Settings, store: Store, node: DhtNode, http: HttpClient, *, seed: bool
+    settings: Settings, store: Store, node: DhtNode, http: HttpClient, believed: Believed
 ) -> tuple[Known, Finder]:
-    own = await asyncio.to_thread(own_addresses, settings.listen, node.port)
-    if seed:
-        node.set_addresses(own)
-    guard = Believed(own)
-    known = Known(store.path, guard)
+    known = Known(store.path, believed)
     await asyncio.to_thread(known.load)
     known.trust(settings.bootstrap)
-    return known, Finder(node, http, known, guard)
+    return known, Finder(node, http, known, believed)
 
 
 async def _seed_all(

@@ -191,8 +191,8 @@ class Seeder:
                 continue
             kept.state = "complete"
             announced.complete = True
-            announced.shards_due_s = 0.0
             announced.nudge.set()
+            self._announcer.shards_changed()
             while announced.complete:
                 await asyncio.sleep(LOSS_S * random.uniform(1 - _JITTER, 1 + _JITTER))
                 announced.complete = await self._whole(announced.manifest)

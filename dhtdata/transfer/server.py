@@ -166,7 +166,8 @@ class BlobServer:
         runner = web.ServerRunner(_Gate(self.served, self._private, self._answer), shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
-            await web.TCPSite(runner, listen, port, reuse_address=True).start()
+            # No host means all addresses of both families, of IPv4 alone where there is no IPv6.
+            await web.TCPSite(runner, None if listen == "::" else listen, port, reuse_address=True).start()
         except OSError as failure:
             await runner.cleanup()
             raise ConfigError(

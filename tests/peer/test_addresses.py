@@ -19,8 +19,9 @@ def test_a_wildcard_stands_for_addresses_that_can_be_bound(listen: str) -> None:
     own = own_addresses(listen, 5)
     assert 1 <= len(own) <= 8
     assert len(own) == 1 or all(scope(address.ip) != "loopback" for address in own)
-    family = socket.AF_INET6 if listen == "::" else socket.AF_INET
+    assert any("." in address.ip for address in own)
     for address in own:
+        family = socket.AF_INET6 if ":" in address.ip else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address.ip, 0))
 

@@ -72,9 +72,8 @@ class Swarm(SimulatedNetwork):
         if self.alive(node):
             self.kill(node)
         await asyncio.wait([self._life_of[node].task])
-        return await self.start(
-            client=node.client, key=node.key, ip=self.ip(node), **{"port": self.address(node).port, **settings}
-        )
+        at = self.address(node)
+        return await self.start(client=node.client, key=node.key, ip=at.ip, port=at.port, **settings)
 
     async def grow(self, count: int, at_once: int = 1) -> list[DhtNode]:
         """Start nodes that join, ``at_once`` at the same time, each through two that are there: all nodes."""

@@ -1,0 +1,27 @@
+"""One question by hand: ``python -m benchmarks.dht_real.lookup [--quick] [--seed N]``, last one line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from benchmarks.dht_simulated.result import Result
+
+
+def alone(measure: Callable[[bool, int], Result]) -> None:
+    """Answer the question and print it, with the seconds that it took."""
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # the stock package logs every time-out as an error
+    started = time.perf_counter()
+    result = measure(given.quick, given.seed)
+    checks = [{**dataclasses.asdict(check), "ok": check.ok} for check in result.checks]
+    curves = {name: dataclasses.asdict(each) for name, each in result.curves.items()}
+    seconds = time.perf_counter() - started
+    print(json.dumps({"figures": result.figures, "checks": checks, "curves": curves, "seconds": seconds}))
