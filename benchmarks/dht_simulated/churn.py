@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from benchmarks.dht_simulated.lookups import Lookup, Published, announce, contents, look_up, share_found
+from benchmarks.dht_simulated.lookups import Lookup, Published, announce, contents, look_up, nearby, share_found
 from benchmarks.dht_simulated.result import Curves, Result, p50, p95, simulate
 from benchmarks.harness import Check
 from dhtdata.formats.records import PROVIDER_RENEWAL_S, contents_key
@@ -38,7 +38,11 @@ async def story(nodes: int, hours: int, per_hour: int, seed: int) -> tuple[list[
             """By a node that has joined; one that loses power while it looks does not count, another tries."""
             while True:
                 searcher = network.randomness.choice(network.living())
-                if searcher is wanted.publisher or not searcher.status().reached:
+                if (
+                    searcher is wanted.publisher
+                    or searcher in nearby(network, wanted.key)
+                    or not searcher.status().reached
+                ):
                     continue
                 lookup = await look_up(network, searcher, wanted)
                 if lookup.found or network.alive(searcher):

@@ -50,8 +50,9 @@ async def announce(network: Swarm, published: Published) -> int:
 
 
 async def publish(network: Swarm, count: int, label: str = "contents") -> list[Published]:
-    """Different contents, each announced by a random living node. RuntimeError if a claim reaches nobody."""
-    publishers = [network.randomness.choice(network.living()) for _ in range(count)]
+    """Different contents, each announced by a random node that serves others. RuntimeError if one reaches nobody."""
+    serving = [node for node in network.living() if node.status().reached]
+    publishers = [network.randomness.choice(serving) for _ in range(count)]
     made = []
     for position, publisher in enumerate(publishers):
         digest = contents(f"{label} {position}")
@@ -78,6 +79,14 @@ async def look_up(network: Swarm, searcher: DhtNode, published: Published, whole
     return Lookup(found_it, NEVER_S if first_s is None else first_s, searcher.status().calls - calls)
 
 
+def nearby(network: Swarm, key: bytes) -> set[DhtNode]:
+    """The nodes that may hold a record, and would find it with no call at all: the nearest 60.
+
+    In a small network, where all nodes may, the nearest third.
+    """
+    return set(network.nearest(key, min(NEARBY, len(network.living()) // 3)))
+
+
 async def look_up_many(
     network: Swarm,
     published: Sequence[Published],
@@ -88,10 +97,9 @@ async def look_up_many(
     among: Sequence[DhtNode] | None = None,
 ) -> list[Lookup]:
     """Look-ups by random living nodes (or those ``among``) that cannot hold the record, begun at random moments."""
-    # The nearest 60 are all that may hold it; in a small network, the nearest third stand for them.
     moment = network.loop.time()
     living = list(among or network.living())
-    near = {each.key: set(network.nearest(each.key, min(NEARBY, len(living) // 3))) for each in published}
+    near = {each.key: nearby(network, each.key) for each in published}
 
     async def one() -> Lookup:
         wanted = network.randomness.choice(published)

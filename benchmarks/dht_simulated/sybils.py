@@ -9,6 +9,7 @@ than every honest node's, join before anybody announces. They live in 1, 10 or 5
 from __future__ import annotations
 
 import asyncio
+import statistics
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,7 +20,7 @@ from dhtdata.dht.routing import Contact
 from dhtdata.formats.records import contents_key
 from tests.simulation.hostile import conspire, keys_nearest, silence
 from tests.simulation.links import WAN
-from tests.simulation.network import public_ip
+from tests.simulation.network import Endpoint, public_ip
 from tests.simulation.swarm import Swarm, fill_tables
 
 SETTLE_S = 300.0
@@ -38,8 +39,8 @@ class Attack:
         return f"{self.sybils}_{'lying' if self.lying else 'silent'}_on_{self.subnets}"
 
 
-async def story(attack: Attack, honest: int, count: int, seed: int) -> float:
-    """Share of look-ups that found the provider."""
+async def story(attack: Attack, honest: int, count: int, seed: int) -> tuple[float, float]:
+    """(share of look-ups that found the provider, datagrams a look-up that reached a hostile node)."""
     network = Swarm(seed, WAN)
     try:
         for _ in range(honest):
@@ -49,16 +50,18 @@ async def story(attack: Attack, honest: int, count: int, seed: int) -> float:
         digest = contents(f"coveted {attack} {seed}")
         wanted = Published(digest, contents_key(digest), publisher)
         everybody = list(network.nodes)
-        await surround(network, wanted.key, attack)
+        sybils = await surround(network, wanted.key, attack)
         await asyncio.sleep(SETTLE_S)
         await announce(network, wanted)
-        return share_found(await look_up_many(network, [wanted], count, WITHIN_S, among=everybody))
+        before = sum(network.received[each] for each in sybils)
+        found = share_found(await look_up_many(network, [wanted], count, WITHIN_S, among=everybody))
+        return found, (sum(network.received[each] for each in sybils) - before) / count
     finally:
         await network.close()
 
 
-async def surround(network: Swarm, key: bytes, attack: Attack) -> None:
-    """The hostile nodes join like any others, through honest ones, and turn hostile once they are in."""
+async def surround(network: Swarm, key: bytes, attack: Attack) -> list[Endpoint]:
+    """The hostile nodes join like any others, through honest ones, and turn hostile once they are in: where they are."""
     honest = list(network.nodes)
     nearest = network.nearest(key, 1)[0]
     sybils = []
@@ -73,22 +76,23 @@ async def surround(network: Swarm, key: bytes, attack: Attack) -> None:
     else:
         for each in sybils:
             silence(each)
+    return [(network.ip(each), network.address(each).port) for each in sybils]
 
 
 def measure(quick: bool, seed: int) -> Result:
     honest, count, repeats = (150, 60, 1) if quick else (500, 200, 2)
     sizes, subnets = ((20, 100), (50,)) if quick else ((20, 40, 100), (1, 10, 50))
     attacks = [Attack(*each) for each in product(sizes, (False, True), subnets)]
-    found = {
-        attack: sum(simulate(story(attack, honest, count, seed + again)) for again in range(repeats)) / repeats
-        for attack in attacks
-    }
+    runs = {attack: [simulate(story(attack, honest, count, seed + n)) for n in range(repeats)] for attack in attacks}
+    found = {attack: statistics.mean(share for share, _ in of_attack) for attack, of_attack in runs.items()}
+    met = [datagrams for of_attack in runs.values() for _, datagrams in of_attack]
     worst = min(found, key=lambda attack: found[attack])
     return Result(
         figures={
             "sybils_honest_nodes": honest,
             "sybils_lookups_a_case": count * repeats,
             "sybils_worst_case": str(worst),
+            "sybils_datagrams_a_lookup_to_them": statistics.mean(met),
             **{f"sybils_found_{attack}": share for attack, share in found.items()},
         },
         checks=[Check("sybils_found", found[worst], ">=", 0.99)],

@@ -12,7 +12,7 @@
 | ``region`` | where records that must not be taken over are kept |
 | ``sweep``, ``schedule`` | which nodes should hold which of very many keys, and when each is announced again |
 | ``search`` | what a search has found: verified, deduplicated, newest |
-| ``size``, ``clock``, ``reachability`` | what answers tell: how large the network is, whose clock is wrong, who reaches us |
+| ``size``, ``clock``, ``reachability`` | what answers tell: how many we are, whose clock is wrong, who reaches us |
 | ``cookies``, ``rates`` | what is spent on strangers |
 | ``remembered`` | contacts on disk, for the next start |
 | ``endpoint`` | the UDP socket |

@@ -1,8 +1,8 @@
 """Announcing: our records on the nodes that should hold them, with our address along.
 
 Claims to contents and names go all over the region of their key (`region`), shard claims, of which there are many, to
-the nodes nearest to their keys (`sweep`). Every holder gets a PeerRecord with the address at which *it* sees us, because
-it keeps no other: the IP that it told us in its last reply, and the port that we serve on.
+the nodes nearest to their keys (`sweep`). Every holder gets a PeerRecord with the address at which *it* sees us,
+because it keeps no other: the IP that it told us in its last reply, and the port that we serve on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cookies: what proves that somebody receives at the address it sends from (BEP 5's token, RFC 9000 section 8).
 
-A cookie is the keyed digest of the address; the secret changes every 5 minutes, and the one before is still accepted, so
-a cookie lives for 5 to 10 minutes and this side keeps nothing per address. Its first bit tells which of the two secrets
-made it, so that checking costs one digest.
+A cookie is the keyed digest of the address; the secret changes every 5 minutes, and the one before is still accepted,
+so a cookie lives for 5 to 10 minutes and this side keeps nothing per address. Its first bit tells which of the two
+secrets made it, so that checking costs one digest.
 
 `Acquaintances` is the other side: the cookies that other nodes gave us, which IP of ours they saw, and whom we called
 lately (`reachability` needs that). Bounded, oldest out.

@@ -14,14 +14,14 @@ At most 1,200 bytes, so that a datagram crosses any path unfragmented::
     75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body
     139     …     body (`messages`)
 
-A challenge ends after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every later
-version, so that nodes of different versions can tell each other (a *notice* has the version of who sends it).
+A challenge ends after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every
+later version, so that nodes of different versions can tell each other (a *notice* has the version of who sends it).
 
 What each field is for, checked in this order, the cheapest first:
 
 - *size*, *version*, *code*: a stranger on a private network is dropped here, and gets no byte;
-- *cookie*: the keyed digest of the address that the receiver saw (BEP 5's token, RFC 9000's address validation): who has
-  none gets a challenge of 34 bytes, less than it sent, so nobody's address can be used to flood somebody else;
+- *cookie*: the keyed digest of the address that the receiver saw (BEP 5's token, RFC 9000's address validation): who
+  has none gets a challenge of 34 bytes, less than it sent, so nobody's address can be used to flood somebody else;
 - *signature*: because it covers the cookie, a request cannot be replayed to another node or from another address;
   because it covers the call, a reply belongs to one question;
 - *nonce*: the identifier follows from key and nonce, nobody can claim another's.

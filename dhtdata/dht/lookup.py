@@ -3,7 +3,8 @@
 Pure but for ``ask``, the network as a function. Unlike the stock crawler there are no rounds that wait for their
 slowest node: whenever a call settles, the next one starts. A call that timed out once is repeated, but no longer counts
 against the parallel calls, and its node no longer counts among the nearest until it answers: so dead nodes cost one
-short time-out in one lane, not five seconds for everybody. A walk goes on to the union: it never stops at a first value.
+short time-out in one lane, not five seconds for everybody. A walk goes on to the union: it never stops at a first
+value.
 
 A walk may have several *paths*, each towards a target of its own, and disjoint (S/Kademlia, Baumgart and Mies 2007): a
 node is asked once, and what it says is believed by the path that asked it alone. So a liar on one path leads that path
@@ -28,7 +29,7 @@ from dhtdata.formats.addresses import network_group, scope
 
 @dataclass(frozen=True)
 class Told:
-    """What a node said: contacts it knows near the target, whether it keeps records (clients do not), how many it sent."""
+    """What a node said: contacts near the target, whether it keeps records (clients do not), how many it sent."""
 
     contacts: Sequence[Contact]
     keeps: bool = True

@@ -1,7 +1,7 @@
 """Requests and replies: the body of a datagram (`envelope`). Pure.
 
-Canonical msgpack array: tag, then the fields. Every reply begins with ``you``, the IP address at which the answering node
-sees who asked (4 or 16 bytes), and ``time``, its Unix clock in seconds.
+Canonical msgpack array: tag, then the fields. Every reply begins with ``you``, the IP address at which the answering
+node sees who asked (4 or 16 bytes), and ``time``, its Unix clock in seconds.
 
 | request | reply | meaning |
 |---|---|---|
@@ -18,8 +18,8 @@ caller asks again with ``after`` raised by what it got. ``key`` and ``target`` d
 round a key and not the key itself (`region`).
 
 Rejected, as a `FormatError` and nothing else: a wrong tag, arity, type or form; identifiers not of 20 bytes; more
-contacts or records than a reply may hold; addresses that no node can have (IP not of 4 or 16 bytes, wrapped IPv4, a port
-under 1,024, unspecified, multicast). A host name cannot be written down in this format.
+contacts or records than a reply may hold; addresses that no node can have (IP not of 4 or 16 bytes, wrapped IPv4, a
+port under 1,024, unspecified, multicast). A host name cannot be written down in this format.
 
 >>> request = FindNode(target=bytes(20))
 >>> decode_request(encode(request)) == request

@@ -158,6 +158,7 @@ class DhtNode:
         failure: Exception | None = None
         async with AsyncExitStack() as stack:
             await self._keeper.open()
+            stack.push_async_callback(self._keeper.close)
             await self._listen(stack)
             stack.push_async_callback(self._end)
             async with asyncio.TaskGroup() as tasks:
@@ -185,7 +186,7 @@ class DhtNode:
 
     async def _end(self) -> None:
         await self._remember()
-        await self._keeper.close()
+        await self._keeper.save()
 
     # What it is used for
 
@@ -212,7 +213,7 @@ class DhtNode:
         return sum([await each.announcer.announce(key, records) for each in self.overlays if each.serves])
 
     async def announce_name(self, signed: Signed) -> int:
-        """Put a NameRecord under all keys of its name: how many nodes hold it now. Anybody may, not its signer alone."""
+        """Put a NameRecord under all keys of its name: how many nodes hold it now. Anybody may, not only its signer."""
         record = signed.record
         if not isinstance(record, NameRecord):
             raise FormatError(f"a {type(record).__name__} is no record of a name")

@@ -116,7 +116,8 @@ class Side:
     """What a protocol needs to know of its node. ``serves`` says whether we answer for others (else: a client).
 
     ``newcomer`` is told of who sent a request, is no client and not in the table; ``unsolicited`` of requests from
-    addresses that we have not called ourselves; ``introduce`` asks some contact to call an address (False if we know none), ``meet`` calls it.
+    addresses that we have not called ourselves; ``introduce`` asks some contact to call an address (False if we know
+    none), ``meet`` calls it.
     """
 
     identity: Identity

@@ -174,7 +174,7 @@ class Quotas:
         self.bytes = 0
 
     def source(self, origin: Origin | None) -> Source:
-        """The account of an origin; a new one, which counts only once something entered, for who has none."""
+        """The account of an origin. A new one counts only once something entered, which must be before the next is made."""
         if origin is None:
             return self.ours
         address = origin.address

@@ -1,8 +1,8 @@
 """What a search has found: records of many holders, verified, deduplicated, the newest of each signer. No I/O.
 
-A signer has a PeerRecord for each of its IPs (`holdings`), and its addresses are those of all of them, the newest first.
-A withdrawal is taken as the newest record of its signer and told to nobody, so that an older claim which another holder
-still has does not come after it.
+A signer has a PeerRecord for each of its IPs (`holdings`), and its addresses are those of all of them, the newest
+first. A withdrawal is taken as the newest record of its signer and told to nobody, so that an older claim which another
+holder still has does not come after it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Findings:
         self._peers: dict[bytes, dict[str, PeerRecord]] = {}
 
     def take(self, records: Iterable[bytes]) -> list[Found]:
-        """What a holder's reply adds: a record, a newer one of the same signer, or more addresses to one told before."""
+        """What a holder's reply adds: a record, a newer one of its signer, or more addresses to one told before."""
         new: list[Found] = []
         for data in records:
             if data in self._read or len(self._read) >= MAX_RECORDS_READ:

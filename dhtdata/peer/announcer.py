@@ -1,7 +1,7 @@
 """Tell the DHT what this seed provides: contents first and at once, then every shard by sweep; renew before expiry.
 
-Only a seed announces, and only while strangers can reach it. While nobody in the DHT holds a claim (no contacts yet), or
-few do (the network is young and may have grown round the key by the next minute), it is put again soon, with growing
+Only a seed announces, and only while strangers can reach it. While nobody in the DHT holds a claim (no contacts yet),
+or few do (the network is young and may have grown round the key by the next minute), it is put again soon, with growing
 pauses; renewals come with jitter, so that many seeds that started together drift apart. Shard claims of all datasets
 share one `SweepSchedule`, whose progress is kept in ``announced.json`` in the store. After a sleep of the machine
 everything is put again at once; at a regular end claims are withdrawn.
