@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "dhtdata"
 
 LAYERS: list[list[str]] = [
-    ["errors"],
+    ["durations", "errors"],
     ["digest"],
     ["signing"],
     ["formats", "formats.codec", "formats.names"],
@@ -92,7 +92,7 @@ LAYERS: list[list[str]] = [
     ["peer.finder"],
     ["peer.swarms"],
     ["peer.resolve"],
-    ["peer.seeder"],
+    ["peer.dht_desk", "peer.seeder"],
     ["peer.desk"],
     ["peer.peer"],
     ["peer.starting"],
@@ -114,7 +114,8 @@ LAYERS: list[list[str]] = [
     ["doctor"],
     ["cli", "cli.exits", "cli.output", "cli.values"],
     ["cli.held", "cli.session", "cli.summary"],
-    ["cli.filling", "cli.locating", "cli.seeding", "cli.watching"],
+    ["cli.dht_view"],
+    ["cli.dht", "cli.filling", "cli.locating", "cli.seeding", "cli.watching"],
     ["cli.fetching", "cli.joining", "cli.keeping", "cli.publishing"],
     ["cli.describing"],
     ["cli.app"],

@@ -24,4 +24,8 @@ def alone(measure: Callable[[bool, int], Result]) -> None:
     checks = [{**dataclasses.asdict(check), "ok": check.ok} for check in result.checks]
     curves = {name: dataclasses.asdict(each) for name, each in result.curves.items()}
     seconds = time.perf_counter() - started
+    for name, value in result.figures.items():
+        print(f"  {name}  {value}")
+    for check in result.checks:
+        print(f"  {check.name}  {check.value:.6g} {check.op} {check.bar:.6g}  {'ok' if check.ok else 'MISSED'}")
     print(json.dumps({"figures": result.figures, "checks": checks, "curves": curves, "seconds": seconds}))

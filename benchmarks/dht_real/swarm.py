@@ -152,14 +152,15 @@ async def publish(node: DhtNode, label: str) -> bytes:
 class StockSwarm:
     """Its servers; use `stock_swarm`."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: type[Server]) -> None:
         self.randomness = random.Random(seed)
         self.servers: list[Server] = []
+        self._kind = kind
         self._dead: set[Server] = set()
 
     async def grow(self, count: int) -> None:
         while len(self.servers) < count:
-            server = Server(node_id=self.randomness.randbytes(20))
+            server = self._kind(node_id=self.randomness.randbytes(20))
             await server.listen(0, LOOPBACK)
             if self.servers:
                 introducer = self.randomness.choice(self.servers)
@@ -180,8 +181,8 @@ class StockSwarm:
 
 
 @asynccontextmanager
-async def stock_swarm(count: int, seed: int) -> AsyncIterator[StockSwarm]:
-    stock = StockSwarm(seed)
+async def stock_swarm(count: int, seed: int, kind: type[Server] = Server) -> AsyncIterator[StockSwarm]:
+    stock = StockSwarm(seed, kind)
     try:
         await stock.grow(count)
         yield stock

@@ -1,6 +1,6 @@
 """Is a provider found when hostile nodes stand nearest to its key?
 
-In a network of 500 honest nodes (quick: 150) 20, 40 or 100 hostile ones, whose identifiers are all nearer to the key
+In a network of 500 honest nodes (quick: 100) 20, 40 or 100 hostile ones, whose identifiers are all nearer to the key
 than every honest node's, join before anybody announces. They live in 1, 10 or 50 /24 networks, and are silent or lie
 (`tests.simulation.hostile`). Then a node announces, and others look its contents up. In the worst of all 18 cases
 (quick: 4) at least 99% must find it.
@@ -61,7 +61,7 @@ async def story(attack: Attack, honest: int, count: int, seed: int) -> tuple[flo
 
 
 async def surround(network: Swarm, key: bytes, attack: Attack) -> list[Endpoint]:
-    """The hostile nodes join like any others, through honest ones, and turn hostile once they are in: where they are."""
+    """The hostile nodes join like any others and turn hostile once they are in: where they are."""
     honest = list(network.nodes)
     nearest = network.nearest(key, 1)[0]
     sybils = []
@@ -80,7 +80,7 @@ async def surround(network: Swarm, key: bytes, attack: Attack) -> list[Endpoint]
 
 
 def measure(quick: bool, seed: int) -> Result:
-    honest, count, repeats = (150, 60, 1) if quick else (500, 200, 2)
+    honest, count, repeats = (100, 60, 1) if quick else (500, 200, 2)
     sizes, subnets = ((20, 100), (50,)) if quick else ((20, 40, 100), (1, 10, 50))
     attacks = [Attack(*each) for each in product(sizes, (False, True), subnets)]
     runs = {attack: [simulate(story(attack, honest, count, seed + n)) for n in range(repeats)] for attack in attacks}

@@ -80,8 +80,8 @@ async def sharing(sizes: Iterable[int], bits: int, keys: int, seed: int) -> tupl
 
 
 def measure(quick: bool, seed: int) -> Result:
-    keys = 60 if quick else 200
-    sizes = (1, 2, 4, 21, 30, 50) if quick else range(1, 51)
+    keys = 40 if quick else 200
+    sizes = (2, 4, 21, 30) if quick else range(1, 51)
     announced, lost = simulate(growing(50, keys, seed))
     shared = [simulate(sharing(sizes, bits, keys, seed)) for bits in (4, 7)]
     return Result(

@@ -23,6 +23,9 @@ from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import protocol
 from dhtdata.control.protocol import (
     DEFAULT_TIMEOUT_S,
+    DhtPong,
+    DhtStatus,
+    DhtTrace,
     Ensured,
     PeerStatus,
     Progress,
@@ -33,11 +36,13 @@ from dhtdata.control.protocol import (
 from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import LocalName, Target
 from dhtdata.network import network_at
 from dhtdata.store import Store
 
 MAX_SOCKET_PATH_BYTES = 100
+LOOKUP_S = 90.0
 _GRACE_S = 15.0
 _HANDSHAKE_S = 10.0
 _MAX_REELECTIONS = 4
@@ -280,6 +285,22 @@ class PeerClient:
         """Who is known to provide these contents, right now."""
         request = protocol.AskProviders(contents=contents)
         return self._ask(lambda _: request, protocol.ProviderList, DEFAULT_TIMEOUT_S).providers
+
+    def dht(self) -> DhtStatus:
+        """The peer's part in the DHT."""
+        return self._ask(lambda _: protocol.AskDht(), DhtStatus, DEFAULT_TIMEOUT_S)
+
+    def dht_lookup(self, key: bytes, through: Sequence[Address] = ()) -> DhtTrace:
+        """Look a key up in the DHT, entering by these addresses too, and tell everything that the look-up did.
+
+        ConfigError if the peer knows nobody to ask, NotFoundError if nobody whom it knows answers.
+        """
+        request = protocol.DhtLookup(key=key, through=tuple(map(str, through)))
+        return self._ask(lambda _: request, DhtTrace, LOOKUP_S)
+
+    def dht_ping(self, address: Address) -> DhtPong:
+        """Who is at an address. PeerError says why nobody answers."""
+        return self._ask(lambda _: protocol.DhtPing(address=str(address)), DhtPong, DEFAULT_TIMEOUT_S)
 
     def stop(self) -> None:
         """Ask the peer to end, and wait until it closes its socket."""

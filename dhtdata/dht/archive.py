@@ -28,9 +28,10 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x64687472
 BUSY_TIMEOUT_S = 2.0
 _WAL_BYTES = 4 << 20
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE records(id BLOB PRIMARY KEY, data BLOB NOT NULL, origin TEXT NOT NULL, received_s REAL NOT NULL,
     kept_until_s REAL NOT NULL);
+PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};
 """
 
 
@@ -117,14 +118,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        _check_owner(path, connection)
+        new = _is_new(path, connection)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA.replace('TABLE', 'TABLE IF NOT EXISTS')}"
-            f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-        )
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA if new else ''} COMMIT;")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("database disk image is malformed")
     except BaseException:
@@ -133,8 +131,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_owner(path: Path, connection: sqlite3.Connection) -> None:
-    """StoreError if somebody else made this database, or a newer version of this program."""
+def _is_new(path: Path, connection: sqlite3.Connection) -> bool:
+    """Whether nothing was ever written. StoreError if somebody else did, or a newer version of this program."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -142,6 +140,7 @@ def _check_owner(path: Path, connection: sqlite3.Connection) -> None:
         raise StoreError(f"{path} has format version {version}: upgrade dhtdata, or move the file away")
     if application != APPLICATION_ID and (tables or version or application):
         raise StoreError(f"{path} is a database of another program: move it away")
+    return bool(application != APPLICATION_ID)
 
 
 def _is_damage(failure: sqlite3.Error) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from dhtdata.dht.clock import ClockWatch
-from dhtdata.dht.lookup import Ask, Neighbourhood, Told, Walk
+from dhtdata.dht.lookup import Ask, Neighbourhood, Pace, Told, Walk
 from dhtdata.dht.messages import (
     ContactWire,
     FindNode,
@@ -80,7 +80,7 @@ class Asker:
 
     async def nearest(self, target: bytes) -> Neighbourhood:
         """The nodes nearest to the target that answer, ourselves left out."""
-        walk = Walk([target], self.id, self._find_node())
+        walk = self._walk([target], self._find_node())
         return (await walk.run([self._table.closest(target, BUCKET_SIZE)]))[0]
 
     async def measure(self, target: bytes) -> None:
@@ -93,18 +93,18 @@ class Asker:
     async def enter(self, through: Sequence[Contact]) -> None:
         """Look ourselves up through contacts that just answered."""
         known = self._table.closest(self.id, BUCKET_SIZE)
-        await Walk([self.id], self.id, self._find_node()).run([[*through, *known]])
+        await self._walk([self.id], self._find_node()).run([[*through, *known]])
 
     async def region(self, key: bytes) -> list[Contact]:
         """The nodes of the key's region that answer, ourselves left out."""
         bits, targets = self._region(key)
-        found = await Walk(targets, self.id, self._find_node(), PACE).run(self._seeds(targets))
+        found = await self._walk(targets, self._find_node(), PACE).run(self._seeds(targets))
         return members(key, bits, found)
 
     def search(self, key: bytes, take: Take) -> tuple[Walk, Coroutine[Any, Any, list[Neighbourhood]]]:
         """A walk through the key's region that hands over every record it meets, and its course, to be awaited."""
         _, targets = self._region(key)
-        walk = Walk(targets, self.id, self._find_records(key, take), PACE)
+        walk = self._walk(targets, self._find_records(key, take), PACE)
         return walk, walk.run(self._seeds(targets))
 
     async def store(self, holder: Contact, records: Sequence[bytes]) -> bool:
@@ -119,6 +119,9 @@ class Asker:
     def estimated_nodes(self) -> int:
         """How many nodes the network has, ourselves included."""
         return self.size.nodes(fallback=self._table.estimated_nodes())
+
+    def _walk(self, targets: Sequence[bytes], ask: Ask, pace: Pace | None = None) -> Walk:
+        return Walk(targets, self.id, ask, pace, self._protocol.round_trips.patience_s())
 
     def _region(self, key: bytes) -> tuple[int, list[bytes]]:
         bits = region_bits(self.estimated_nodes())

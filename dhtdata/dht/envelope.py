@@ -4,7 +4,7 @@ At most 1,200 bytes, so that a datagram crosses any path unfragmented::
 
     offset  size  field
     0       1     version (2)
-    1       1     kind: 0 request, 1 reply, 2 challenge, 3 notice
+    1       1     kind: 0 request, 1 reply, 2 challenge, 3 notice, 4 knock
     2       16    code of the network over bytes[0:2] ‖ bytes[18:] (constant in the public network)
     18      8     number of the call, chosen at random by who asks, repeated in whatever answers
     26      8     cookie: in a request the one that the receiver gave, in a reply or challenge a fresh one
@@ -14,14 +14,15 @@ At most 1,200 bytes, so that a datagram crosses any path unfragmented::
     75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body
     139     …     body (`messages`)
 
-A challenge ends after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every
+A knock and a challenge end after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every
 later version, so that nodes of different versions can tell each other (a *notice* has the version of who sends it).
 
 What each field is for, checked in this order, the cheapest first:
 
 - *size*, *version*, *code*: a stranger on a private network is dropped here, and gets no byte;
 - *cookie*: the keyed digest of the address that the receiver saw (BEP 5's token, RFC 9000's address validation): who
-  has none gets a challenge of 34 bytes, less than it sent, so nobody's address can be used to flood somebody else;
+  has none gets a challenge of 34 bytes, no more than it sent, so nobody's address can be used to flood somebody else
+  (who knows that it has none *knocks*, with zeros for a cookie, rather than sign a request in vain);
 - *signature*: because it covers the cookie, a request cannot be replayed to another node or from another address;
   because it covers the call, a reply belongs to one question;
 - *nonce*: the identifier follows from key and nonce, nobody can claim another's.
@@ -48,7 +49,7 @@ from dhtdata.network import CODE_BYTES, Network
 from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
 
 VERSION = 2
-REQUEST, REPLY, CHALLENGE, NOTICE = 0, 1, 2, 3
+REQUEST, REPLY, CHALLENGE, NOTICE, KNOCK = 0, 1, 2, 3, 4
 MAX_DATAGRAM_BYTES = 1_200
 CALL_BYTES = 8
 COOKIE_BYTES = 8
@@ -86,8 +87,14 @@ def seal(network: Network, sender: Identity, letter: Letter) -> bytes:
     return start + network.code(start, rest) + rest
 
 
+def knock(network: Network, call: bytes) -> bytes:
+    """Asks for a cookie: as long as the challenge that answers it."""
+    start, rest = bytes((VERSION, KNOCK)), call + NO_COOKIE
+    return start + network.code(start, rest) + rest
+
+
 def challenge(network: Network, call: bytes, cookie: bytes) -> bytes:
-    """The answer to a request from an address that is not proven."""
+    """The answer to a knock, or to a request from an address that is not proven."""
     start, rest = bytes((VERSION, CHALLENGE)), call + cookie
     return start + network.code(start, rest) + rest
 

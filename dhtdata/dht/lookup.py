@@ -1,9 +1,9 @@
 """Walking towards a target: ask the nearest known nodes for nearer ones until the nearest have all been asked.
 
 Pure but for ``ask``, the network as a function. Unlike the stock crawler there are no rounds that wait for their
-slowest node: whenever a call settles, the next one starts. A call that timed out once is repeated, but no longer counts
-against the parallel calls, and its node no longer counts among the nearest until it answers: so dead nodes cost one
-short time-out in one lane, not five seconds for everybody. A walk goes on to the union: it never stops at a first
+slowest node: whenever a call settles, the next one starts. A call that is late (``patience_s``: later than most answers
+are) no longer counts against the parallel calls, and its node no longer counts among the nearest until it answers,
+which it may still do; a call that timed out is repeated once. So dead nodes cost a round trip or two in one lane, not five seconds for everybody. A walk goes on to the union: it never stops at a first
 value.
 
 A walk may have several *paths*, each towards a target of its own, and disjoint (S/Kademlia, Baumgart and Mies 2007): a
@@ -69,9 +69,13 @@ Ask = Callable[[Contact, bytes, int], Awaitable[Told]]
 
 @dataclass(frozen=True)
 class Pace:
-    """Bounds of each path: calls at once, calls in all, hops, how many of the nearest are asked, how many a network."""
+    """Bounds of each path: calls at once, calls in all, hops, how many of the nearest are asked, how many a network.
+
+    ``at_first`` calls at once until the first answer.
+    """
 
     parallel: int = 5
+    at_first: int = 5
     calls: int = 128
     hops: int = 16
     width: int = BUCKET_SIZE
@@ -143,8 +147,16 @@ class _Path:
 class Walk:
     """One walk. ``asked`` counts the nodes that were called, ``answered`` those that replied; ``steps`` tells all."""
 
-    def __init__(self, targets: Sequence[bytes], own_id: bytes, ask: Ask, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[bytes],
+        own_id: bytes,
+        ask: Ask,
+        pace: Pace | None = None,
+        patience_s: float | None = None,
+    ) -> None:
         self._ask = ask
+        self._patience_s = patience_s
         self._pace = pace or Pace()
         self._own_id = own_id
         self._paths = [_Path(position, target, self._pace) for position, target in enumerate(targets)]
@@ -167,7 +179,8 @@ class Walk:
                 for path in self._paths:
                     if path.position and self._running and not self._settled:
                         break
-                    while path.prompt < self._pace.parallel and (found := path.next()) is not None:
+                    most = self._pace.parallel if self._settled else self._pace.at_first
+                    while path.prompt < most and (found := path.next()) is not None:
                         self._start(path, found[0])
                         calls.create_task(self._call(path, *found))
                 if not self._running and not self._help_the_stranded():
@@ -206,6 +219,7 @@ class Walk:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         told, outcome = Told(()), "was not asked again"
+        late = loop.call_later(self._patience_s, self._late, path, candidate) if self._patience_s else None
         try:
             for attempt in range(2):
                 if path.calls_left < 1:
@@ -225,6 +239,8 @@ class Walk:
                         path.learn(met, hop + 1)
                 break
         finally:
+            if late is not None:
+                late.cancel()
             self._late(path, candidate)
             self._running -= 1
             self._changed.set()

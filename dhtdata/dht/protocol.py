@@ -65,6 +65,7 @@ OpenTransport = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awa
 MAX_OUTSTANDING = 512
 FIRST_TIMEOUT_S = 1.0
 MIN_TIMEOUT_S = 0.2
+MIN_PATIENCE_S = 0.02
 MAX_TIMEOUT_S = 2.0
 CHALLENGES_A_S = 5_000
 VERIFIED_A_S = 3_000
@@ -88,6 +89,12 @@ class RoundTrips:
             return
         self._deviation_s += (abs(trip_s - self.smoothed_s) - self._deviation_s) / 4
         self.smoothed_s += (trip_s - self.smoothed_s) / 8
+
+    def patience_s(self) -> float:
+        """After how long an answer is late, though it may still come: something else is tried beside it."""
+        if not self.smoothed_s:
+            return MIN_TIMEOUT_S
+        return min(MAX_TIMEOUT_S, max(MIN_PATIENCE_S, self.smoothed_s + 2 * self._deviation_s))
 
     def timeout_s(self, attempt: int) -> float:
         """Later attempts wait longer, so that a network that became slow is noticed at all."""
@@ -207,6 +214,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         kind = data[1]
         if kind == envelope.REQUEST:
             self._requested(data, addr)
+        elif kind == envelope.KNOCK:
+            self._knocked(data, addr)
         elif kind <= envelope.NOTICE:
             self._answered(data, addr)
         else:
@@ -242,6 +251,12 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self.counters.answered_requests += 1
         self.welcome_if_new(sender if serving else None)
 
+    def _knocked(self, data: bytes, addr: Any) -> None:
+        if len(data) != COOKIE_END:
+            self.counters.refused_datagrams += 1
+            return
+        self._challenge(data[CODED:CALL_END], addr, self._loop.time())
+
     def _challenge(self, call: bytes, addr: Any, now_s: float) -> None:
         if not self._challenges.take(now_s):
             self.counters.over_rate += 1
@@ -258,7 +273,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             if waiting is not None and _same(waiting.address, addr):
                 spoken = f"speaks version {data[0]} of the protocol, this dhtdata {envelope.VERSION}"
                 self._fail(waiting, f"{spoken}: upgrade the older of the two")
-        elif data[1] == envelope.REQUEST and self._notices.take(self._loop.time()):
+        elif data[1] in (envelope.REQUEST, envelope.KNOCK) and self._notices.take(self._loop.time()):
             self._sendto(envelope.notice(self._network, call), addr)
 
     def _answered(self, data: bytes, addr: Any) -> None:
@@ -289,7 +304,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             waiting.answer.set_result(Replied(reply, identifier, client))
 
     def _challenged(self, waiting: _Outstanding, call: bytes, cookie: bytes) -> None:
-        """Ask again, once, with the cookie."""
+        """Ask, or ask again, once, with the cookie."""
         if len(cookie) != envelope.COOKIE_BYTES or waiting.challenged:
             self.counters.refused_datagrams += 1
             return
@@ -309,7 +324,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         started_s = self._loop.time()
         self.acquaintances.called(address, started_s)
         try:
-            if not self._send(address, envelope.REQUEST, call, self.acquaintances.cookie(address), request):
+            if not self._ask(address, call, request):
                 raise PeerError(f"{address} cannot be reached from our socket")
             async with asyncio.timeout(self.round_trips.timeout_s(attempt)):
                 answer = await waiting.answer
@@ -326,6 +341,12 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         trips = 2 if waiting.challenged else 1
         self.round_trips.measured(max(self._loop.time() - started_s, 1e-6) / trips)
         return answer
+
+    def _ask(self, address: Address, call: bytes, request: Request) -> bool:
+        cookie = self.acquaintances.cookie(address)
+        if cookie == envelope.NO_COOKIE:
+            return self._sendto(envelope.knock(self._network, call), (address.ip, address.port))
+        return self._send(address, envelope.REQUEST, call, cookie, request)
 
     def time_s(self) -> float:
         """The clock of everything that is not written into a record: it never goes back."""

@@ -27,7 +27,7 @@ from dhtdata.formats.addresses import network_group, scope
 REGION_NODES = 60
 QUARTERS = 4
 GROUP_LIMIT = 2
-PACE = Pace(parallel=3, calls=96, width=BUCKET_SIZE, per_group=GROUP_LIMIT)
+PACE = Pace(parallel=3, at_first=2, calls=96, width=BUCKET_SIZE, per_group=GROUP_LIMIT)
 
 
 def region_bits(nodes_estimated: int) -> int:

@@ -36,7 +36,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """For display. ``reached``: strangers reach us, so we serve others. ``clock_ahead_s``: by our contacts' clocks."""
+    """For display. ``reached``: strangers reach us, so we serve others. ``clock_ahead_s``: by our contacts' clocks.
+
+    ``families`` are IP versions; ``families_reached`` those in which strangers reach us.
+    """
 
     id: bytes
     port: int
@@ -44,6 +47,7 @@ class NodeStatus:
     client: bool
     reached: bool
     families: tuple[int, ...]
+    families_reached: tuple[int, ...]
     contacts: int
     nodes_estimated: int
     records_held: int
@@ -58,6 +62,7 @@ class NodeStatus:
     calls_unanswered: int
     round_trip_s: float
     clock_ahead_s: float
+    clock_witnesses: int
     clock_wrong: bool
     bootstrap_failures: tuple[str, ...]
 
@@ -81,6 +86,7 @@ class NodeStatus:
             client=client,
             reached=any(overlay.reachability.reached for overlay in overlays),
             families=tuple(overlay.version for overlay in overlays),
+            families_reached=tuple(overlay.version for overlay in overlays if overlay.reachability.reached),
             contacts=sum(len(overlay.table) for overlay in overlays),
             nodes_estimated=max((overlay.asker.estimated_nodes() for overlay in overlays), default=1),
             records_held=holdings.record_count,
@@ -95,8 +101,11 @@ class NodeStatus:
             calls_unanswered=sum(each.unanswered for each in counters),
             round_trip_s=max(trips, default=0.0),
             clock_ahead_s=clock.ahead_s,
+            clock_witnesses=clock.witnesses,
             clock_wrong=clock.wrong,
             bootstrap_failures=tuple(
-                reason for overlay in overlays for reason in overlay.bootstrap_failures().values()
+                reason if str(address) in reason else f"{address}: {reason}"
+                for overlay in overlays
+                for address, reason in overlay.bootstrap_failures().items()
             ),
         )

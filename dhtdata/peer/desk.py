@@ -14,8 +14,11 @@ from dhtdata.control.client import text_of
 from dhtdata.control.protocol import (
     Announce,
     Answer,
+    AskDht,
     AskProviders,
     AskStatus,
+    DhtLookup,
+    DhtPing,
     Done,
     EnsureBlocks,
     Ensured,
@@ -42,6 +45,7 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
 from dhtdata.peer.collect import Collection, Tally
+from dhtdata.peer.dht_desk import DhtDesk, gauges
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
 from dhtdata.peer.swarms import Swarms
@@ -68,6 +72,7 @@ class Desk:
     settings: Settings
     store: Store
     node: DhtNode
+    dht: DhtDesk
     resolver: Resolver
     fetcher: Fetcher
     swarms: Swarms
@@ -109,6 +114,12 @@ class Desk:
                 return await self.status()
             case AskProviders():
                 return await self._providers(request.contents)
+            case AskDht():
+                return self.dht.status()
+            case DhtLookup():
+                return await self.dht.lookup(request)
+            case DhtPing():
+                return await self.dht.ping(request)
             case HandOver():
                 if self.seeder is not None:
                     raise ConfigError(
@@ -139,6 +150,7 @@ class Desk:
         )
 
     async def status(self) -> PeerStatus:
+        dht = self.dht.status()
         datasets = await self.seeder.describe() if self.seeder is not None else []
         busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
         traffic = (
@@ -159,9 +171,10 @@ class Desk:
             listen=self.settings.listen,
             port=self.port,
             network=self.resolver.http.network.fingerprint,
-            node=self.node.id.hex(),
+            node=dht.node,
             addresses=tuple(map(str, self.addresses)),
-            dht_contacts=len(self.node.nodes()),
+            dht_contacts=dht.contacts,
+            dht=dht,
             datasets=tuple(datasets),
             traffic=tuple(traffic),
             blocks_verified=self.fetcher.blocks_verified,
@@ -302,17 +315,18 @@ class Desk:
             "served_requests_total": status.requests_served,
             "refused_connections_total": self.served.refused_connections,
             "refused_strangers_total": self.served.strangers,
-            "dht_contacts": status.dht_contacts,
             "datasets": len(status.datasets),
             "datasets_complete": sum(held.state == "complete" for held in status.datasets),
             "held_bytes": sum(held.bytes_held for held in status.datasets),
             "uptime_seconds": round(status.uptime_s, 1),
+            **gauges(status.dht),
         }
 
     async def page(self) -> str:
         status = await self.status()
         lines = [f"dhtdata {status.version} {status.kind}, up {status.uptime_s:.0f} s", ""]
-        lines += [f"DHT contacts {status.dht_contacts}, served {status.bytes_served} bytes", ""]
+        reached = "reached by strangers" if status.dht.reached else "not reached by strangers"
+        lines += [f"DHT contacts {status.dht_contacts}, {reached}, served {status.bytes_served} bytes", ""]
         for held in status.datasets:
             lines.append(f"{held.name_uri or held.manifest}")
             lines.append(

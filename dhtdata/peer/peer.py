@@ -31,6 +31,7 @@ from dhtdata.peer.addresses import free_port, own_addresses
 from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
 from dhtdata.peer.desk import Desk
+from dhtdata.peer.dht_desk import DhtDesk
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
@@ -135,6 +136,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         settings=settings,
                         store=store,
                         node=node,
+                        dht=DhtDesk(node, finder, announcer),
                         resolver=resolver,
                         fetcher=fetcher,
                         swarms=swarms,

@@ -21,6 +21,7 @@ from dhtdata.dht.envelope import (
     VERSION,
     Letter,
     challenge,
+    knock,
     notice,
     of_network,
     resigned,
@@ -88,16 +89,15 @@ def test_who_signs_anew_is_somebody_else() -> None:
 
 
 def test_strangers_are_told_apart_in_both_directions() -> None:
-    for datagram in (seal(PUBLIC, WHO, LETTER), challenge(PUBLIC, bytes(8), bytes(8)), notice(PUBLIC, bytes(8))):
-        assert of_network(PUBLIC, datagram) and not of_network(PRIVATE, datagram)
-    for datagram in (seal(PRIVATE, WHO, LETTER), challenge(PRIVATE, bytes(8), bytes(8)), notice(PRIVATE, bytes(8))):
-        assert of_network(PRIVATE, datagram) and not of_network(PUBLIC, datagram)
+    for ours, theirs in ((PUBLIC, PRIVATE), (PRIVATE, PUBLIC)):
+        short = (challenge(ours, bytes(8), bytes(8)), notice(ours, bytes(8)), knock(ours, bytes(8)))
+        for datagram in (seal(ours, WHO, LETTER), *short):
+            assert of_network(ours, datagram) and not of_network(theirs, datagram)
 
 
-def test_what_answers_an_unproven_address_is_smaller_than_any_request() -> None:
-    smallest = HEADER_BYTES + 1
-    assert len(challenge(PUBLIC, bytes(8), bytes(8))) == 34 < smallest
-    assert len(notice(PUBLIC, bytes(8))) == 26 < smallest
+def test_what_answers_an_unproven_address_is_no_longer_than_what_asks() -> None:
+    assert len(challenge(PUBLIC, bytes(8), bytes(8))) == len(knock(PUBLIC, bytes(8))) == 34 < HEADER_BYTES + 1
+    assert len(notice(PUBLIC, bytes(8))) == 26
 
 
 REFUSED = {

@@ -211,6 +211,28 @@ def test_other_paths_wait_for_the_first_answer_of_the_first() -> None:
     assert {place for _, place in began} == {0, 1, 2}
 
 
+def test_a_late_answer_frees_its_lane_and_still_counts() -> None:
+    world = World(60, 6)
+    slow = world.nodes[:2]
+
+    async def ask(contact: Contact, target: bytes, attempt: int) -> Told:
+        told = await world.ask(contact, target, attempt)
+        if contact in slow:
+            await asyncio.sleep(5.0)
+        return told
+
+    async def story() -> tuple[Walk, list[Contact]]:
+        target = slow[0].id
+        walk = Walk([target], bytes(20), ask, Pace(parallel=2, at_first=2), patience_s=0.1)
+        (near,) = await walk.run([[*slow, world.nodes[5]]])
+        return walk, near.contacts
+
+    walk, near = run(story())
+    fast = [step for step in walk.steps if step.took_s < 1.0]
+    assert walk.steps[-1].took_s > 5.0 and len(fast) == walk.asked - 2 >= BUCKET_SIZE - 1
+    assert near[0] == slow[0]
+
+
 def test_candidates_of_one_public_network_are_few() -> None:
     crowd = [Contact(bytes([number]) * 20, Address(f"11.0.0.{number}", 8470)) for number in range(1, 40)]
     asked: list[Contact] = []

@@ -27,6 +27,7 @@ from dhtdata.formats.records import (
     node_id,
     shard_key,
     sign,
+    withdrawn,
 )
 from dhtdata.signing import SigningKey
 from tests.formats.samples import (
@@ -214,6 +215,19 @@ def test_a_name_is_stale_when_nobody_entitled_vouches_any_more() -> None:
     plain = replace(NAME_RECORD, voucher=None)
     assert [plain.stale(now_s) for now_s in (0, 1_800_000_000, 1_800_000_001)] == [False, False, True]
     assert [NAME_RECORD.stale(now_s) for now_s in (1_800_000_001, 1_900_000_001)] == [False, True]
+
+
+@pytest.mark.parametrize("record", [PEER_RECORD, PROVIDER_CLAIM, SHARD_CLAIMS])
+def test_a_record_that_never_held_withdraws_what_was_said_before(
+    record: PeerRecord | ProviderClaim | ShardClaims,
+) -> None:
+    assert [withdrawn(replace(record, expires=expires)) for expires in (0, 1, 1 << 39)] == [True, False, False]
+    gone = replace(record, expires=0)
+    assert decode(sign(gone, NODE).data).record == gone
+
+
+def test_a_name_is_never_withdrawn() -> None:
+    assert not withdrawn(replace(NAME_RECORD, fresh_until=0, voucher=None))
 
 
 def test_shard_claims_come_apart_again() -> None:
