@@ -204,7 +204,7 @@ def test_other_paths_wait_for_the_first_answer_of_the_first() -> None:
 
     async def story() -> None:
         seeds = [world.nodes[first : first + 9] for first in (0, 10, 20)]
-        await Walk([bytes([place]) * 20 for place in range(3)], bytes(20), ask, Pace(parallel=3)).run(seeds)
+        await Walk([bytes([place]) * 20 for place in range(3)], bytes(20), ask, Pace(parallel=3, at_first=3)).run(seeds)
 
     run(story())
     assert [place for when_s, place in began if when_s == 0.0] == [0, 0, 0]

@@ -218,9 +218,7 @@ def test_a_name_is_stale_when_nobody_entitled_vouches_any_more() -> None:
 
 
 @pytest.mark.parametrize("record", [PEER_RECORD, PROVIDER_CLAIM, SHARD_CLAIMS])
-def test_a_record_that_never_held_withdraws_what_was_said_before(
-    record: PeerRecord | ProviderClaim | ShardClaims,
-) -> None:
+def test_a_record_that_never_held_withdraws_what_was_said_before(record: Record) -> None:
     assert [withdrawn(replace(record, expires=expires)) for expires in (0, 1, 1 << 39)] == [True, False, False]
     gone = replace(record, expires=0)
     assert decode(sign(gone, NODE).data).record == gone
