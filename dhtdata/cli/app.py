@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dhtdata.cli import describing, fetching, joining, keeping, publishing, watching
+from dhtdata.cli import describing, dht, fetching, joining, keeping, publishing, watching
 from dhtdata.cli.exits import INTERRUPTED, USAGE
 from dhtdata.errors import ConfigError
 
@@ -35,6 +35,13 @@ for panel, commands in (
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 
+app.add_typer(
+    dht.app,
+    name="dht",
+    rich_help_panel=_WATCH,
+    help="Look at the DHT: the peer's standing, the way of a look-up, who is at an address.",
+)
+
 
 @app.callback()
 def _options(
@@ -51,8 +58,8 @@ _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code. Typer's complaints leave as `ConfigError`."""
-    if not arguments:
-        app(["--help"], standalone_mode=False, prog_name="dhtdata")
+    if list(arguments) in ([], ["dht"]):
+        app([*arguments, "--help"], standalone_mode=False, prog_name="dhtdata")
         return USAGE
     try:
         code = app(list(arguments), standalone_mode=False, prog_name="dhtdata")

@@ -8,6 +8,7 @@ from importlib.metadata import version as installed_version
 
 from rich.console import RenderableType
 
+from dhtdata.cli.dht_view import summary
 from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
@@ -24,6 +25,7 @@ from dhtdata.cli.session import (
 )
 from dhtdata.cli.values import as_document
 from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic
+from dhtdata.durations import spoken
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.ticket import parse_target
 
@@ -47,11 +49,11 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
     document = as_document(seen)
     where = ", ".join(seen.addresses) or "nowhere: it is private and serves nobody"
     shown = [
-        ("peer", f"{seen.kind}, process {seen.pid}, version {seen.version}, up {_duration(seen.uptime_s)}"),
+        ("peer", f"{seen.kind}, process {seen.pid}, version {seen.version}, up {spoken(seen.uptime_s)}"),
         ("store", seen.store),
         ("network", seen.network if seen.network == "public" else f"private, fingerprint {seen.network}"),
         ("reachable at", where),
-        ("DHT", f"{number(seen.dht_contacts)} contacts, node {seen.node[:16]}"),
+        ("DHT", summary(seen.dht)),
         ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
         ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests"),
     ]
@@ -208,13 +210,7 @@ def _announced(entry: HeldDataset, seen: PeerStatus) -> str:
     if seen.kind != "seed":
         return "never: private"
     if not entry.announced:
-        return "not yet" if seen.dht_contacts else "nobody to tell yet"
-    return f"{_duration(max(0.0, time.time() - entry.announced))} ago, at {counted(entry.holders, 'DHT node')}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"
+        if not seen.dht_contacts:
+            return "nobody to tell yet"
+        return "not yet" if seen.dht.reached else "no: strangers cannot reach us"
+    return f"{spoken(max(0.0, time.time() - entry.announced))} ago, at {counted(entry.holders, 'DHT node')}"

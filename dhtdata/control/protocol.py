@@ -307,9 +307,11 @@ class DhtStep(Format, frozen=True):
 
 
 class DhtFound(Format, frozen=True):
-    """A verified record. ``kind``: name, peer, provider or shards. ``says``: its content in a few words.
+    """A verified record. ``kind``: name, peer, provider or shards. ``says``: its content in few words.
 
-    ``expires``: Unix seconds; a name is stale from then on. ``addresses``: where the signer can be reached.
+    Those are: which manifest the name means; the addresses; ``all`` or ``part`` of the contents; how many keys are
+    claimed in one message. ``expires``: Unix seconds; a name is stale from then on. ``addresses``: where the signer can
+    be reached.
     """
 
     kind: str

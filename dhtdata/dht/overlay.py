@@ -5,6 +5,7 @@
 | greet | newcomer | calls back who asked us something; who answers may enter the table |
 | call | stranger | calls an address that a contact asked us to call, so that its node learns that it can be reached |
 | freshen | 1 min | looks up ranges silent for 15 min, pings contacts silent for 10 min, joins anew when alone |
+| reunite | 15 min | joins through a bootstrap address that is not in the table: only that ends a partition |
 
 Intervals vary by a fifth, so that nodes started together do not act together.
 """
@@ -29,7 +30,7 @@ from dhtdata.dht.rates import TokenBucket
 from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
 from dhtdata.dht.routing import Contact, RoutingTable
 from dhtdata.errors import PeerError
-from dhtdata.formats.addresses import Address, Believed, network_group
+from dhtdata.formats.addresses import Address, Believed, network_group, scope
 from dhtdata.network import Network
 
 _LOG = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ SILENT_S = 10 * 60.0
 SILENT_AT_ONCE = 8
 ENOUGH_CONTACTS = 4
 _INTRODUCTIONS_A_S = 20.0
+_REACHES = ("none", "loopback", "private", "global")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Overlay:
             now_s=member.now_s,
             serves=lambda: self.serves,
             newcomer=self._greet_later,
-            unsolicited=lambda _: self.reachability.proven(self._loop.time()),
+            unsolicited=self._stranger_came,
             introduce=self._introduce,
             meet=self._call_later,
         )
@@ -91,6 +93,7 @@ class Overlay:
         self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
         self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
         self._joined = asyncio.Event()
+        self._reunited_s = now_s
         self.asker: Asker
         self.announcer: Announcer
 
@@ -149,6 +152,28 @@ class Overlay:
         self._joined.set()
 
     async def _enter(self, addresses: Sequence[Address]) -> int:
+        """Come in through these addresses: how many answered."""
+        left = list(dict.fromkeys(addresses))
+        met: list[Contact] = []
+        at_once = INTRODUCERS
+        # A few first: whom we called cannot prove any more that strangers reach us.
+        while left and not met:
+            met += await self._meet(left[:at_once])
+            del left[:at_once]
+            at_once *= 4
+        if not met:
+            return 0
+        await self._probe(met)
+        met += await self._meet(left)
+        await self.asker.enter(met)
+        if not self.reachability.reached and len(self.table) < ENOUGH_CONTACTS and set(met).issuperset(self.table):
+            # We called all there are: nobody is left who could prove it.
+            self.reachability.proven(self._loop.time())
+        self._joined.set()
+        return len(met)
+
+    async def _meet(self, addresses: Sequence[Address]) -> list[Contact]:
+        """Who answers at these addresses."""
         met: list[Contact] = []
 
         async def meet(address: Address) -> None:
@@ -162,13 +187,16 @@ class Overlay:
                 self._bootstrap[address] = reason
 
         async with asyncio.TaskGroup() as pings:
-            for address in dict.fromkeys(addresses):
+            for address in addresses:
                 pings.create_task(meet(address))
-        if met:
-            await self._probe(met)
-            await self.asker.enter(met)
-            self._joined.set()
-        return len(met)
+        return met
+
+    async def _reunite(self) -> None:
+        """Call one of the addresses we were told whose node we do not know (any more)."""
+        there = {contact.address for contact in self.table}
+        if missing := [address for address in self._bootstrap if address not in there]:
+            if met := await self._meet([self._member.randomness.choice(missing)]):
+                await self.asker.enter(met)
 
     async def _probe(self, through: Sequence[Contact]) -> None:
         """Find out whether strangers reach us, unless we know or never serve anyway."""
@@ -205,12 +233,27 @@ class Overlay:
             self._expected.add(contact)
             self._newcomers.put_nowait(contact)
 
+    def _stranger_came(self, address: Address) -> None:
+        """A request from an address that we did not call proves that we can be reached, if it came from far enough.
+
+        A neighbour reaches us past the translator that keeps everybody else out.
+        """
+        reach = _REACHES.index(scope(address.ip))
+        known = (*(contact.address for contact in self.table), *self._bootstrap) if reach < len(_REACHES) - 1 else ()
+        if all(_REACHES.index(scope(each.ip)) <= reach for each in known):
+            self.reachability.proven(self._loop.time())
+
     def _introduce(self, address: Address) -> bool:
-        """Have a contact of another network call the address, if we know one and not too many ask for that."""
+        """Have contacts of other networks call the address, if we know some and not too many ask for that.
+
+        Two of them: one may be whom the asker has called already, which proves nothing.
+        """
         group = network_group(address)
         others = [each for each in self.table if network_group(each.address) != group]
-        if others and self._introductions.take(self._loop.time()) and not self._strangers.full():
-            self._strangers.put_nowait((self._member.randomness.choice(others), address))
+        if others and self._introductions.take(self._loop.time()):
+            for other in self._member.randomness.sample(others, min(2, len(others))):
+                if not self._strangers.full():
+                    self._strangers.put_nowait((other, address))
         return bool(others)
 
     def _call_later(self, address: Address) -> None:
@@ -257,6 +300,9 @@ class Overlay:
                 age_s = 1.0  # just joined: look up every range but those that answered this very moment
             if not len(self.table) and self._bootstrap:
                 await self._enter(tuple(self._bootstrap))
+            elif self._loop.time() - self._reunited_s >= STALE_S:
+                self._reunited_s = self._loop.time()
+                await self._reunite()
             for target in self.table.stale(self._loop.time(), age_s, self._member.randomness):
                 await self.asker.measure(target)
             for contact in self.table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):

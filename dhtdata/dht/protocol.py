@@ -241,6 +241,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self.counters.refused_datagrams += 1
             return
         if identifier == self.own_id:
+            # Nobody else could have signed it: whoever waits for an answer waits for ourselves.
+            if (waiting := self._outstanding.get(letter.call)) is not None:
+                self._fail(waiting, "is our own address")
             return
         sender = Contact(identifier, address)
         serving = not letter.client and is_proven(identifier, self._network.difficulty_bits)

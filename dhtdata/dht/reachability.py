@@ -3,9 +3,10 @@
 A node behind an address translator sends, and gets answers from whom it wrote to, but nobody else's datagrams arrive.
 In tables such nodes are dead ends: they are why look-ups of other networks time out. So a node is a *client* until a
 request arrives from an address that it has not called for 5 minutes (a translator lets answers through for up to that
-long, RFC 4787). A node that joins does not wait for chance: it asks those it knows to *introduce* it, and each asks
-one of its own contacts to call it. Nodes of the first minutes of a network know nobody else to ask: if nobody who was
-asked knows another node, a node presumes that it can be reached.
+long, RFC 4787), and not from a nearer network than its contacts are in: neighbours behind the same translator reach it
+past that. A node that joins does not wait for chance: it asks those it knows to *introduce* it, and each asks two of its
+own contacts to call it. Nodes of the first minutes of a network know nobody else to ask: if nobody who was asked knows
+another node, or a node has called all the few that there are, it presumes that it can be reached.
 
 The proof is renewed by ordinary traffic. When there was none for half an hour, introductions are asked for again, and
 if nobody comes, the node becomes a client, and asks again every few minutes.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dhtdata.control.protocol import DhtFound, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtStep, DhtTrace
 from dhtdata.dht import DhtNode, Found, Trace
-from dhtdata.errors import ConfigError, NotFoundError, PeerError
+from dhtdata.errors import ConfigError, FormatError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import NameRecord, PeerRecord, ProviderClaim, Record, ShardClaims
 from dhtdata.peer.announcer import Announcer
@@ -18,6 +18,7 @@ from dhtdata.peer.finder import Finder
 JOIN_S = 5.0
 PING_S = 5.0
 LONGEST_LOOKUP_S = 80.0
+KEY_BYTES = 20
 MAX_FAILURES = 64
 MAX_TOLD = 1_024
 _SHOWN_FAILURES = 4
@@ -64,6 +65,8 @@ class DhtDesk:
 
     async def lookup(self, request: DhtLookup) -> DhtTrace:
         """ConfigError if there is nobody to ask, NotFoundError if nobody known answers or it takes too long."""
+        if len(request.key) != KEY_BYTES:
+            raise FormatError(f"a key of the DHT has {KEY_BYTES} bytes, not {len(request.key)}")
         await self._enter([Address.parse(text) for text in request.through])
         try:
             async with asyncio.timeout(LONGEST_LOOKUP_S):
@@ -200,9 +203,8 @@ def _says(record: Record) -> tuple[str, str]:
         case NameRecord():
             return "name", f"{record.target} is manifest {record.manifest}"
         case ProviderClaim():
-            return "provider", "has everything" if record.seed else "has a part"
+            return "provider", "all" if record.seed else "part"
         case ShardClaims():
-            count = len(record.unpacked())
-            return "shards", f"has this and {count - 1} other blobs" if count > 1 else "has this blob"
+            return "shards", str(len(record.unpacked()))
         case PeerRecord():
             return "peer", ", ".join(str(wire.address()) for wire in record.addresses)

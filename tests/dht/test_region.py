@@ -18,7 +18,7 @@ keys = st.binary(min_size=20, max_size=20)
 
 
 @given(nodes=st.integers(1, 10**9))
-def test_a_region_holds_30_to_60_nodes_or_everybody(nodes: int) -> None:
+def test_a_region_holds_24_to_48_nodes_or_everybody(nodes: int) -> None:
     bits = region_bits(nodes)
     assert nodes / (1 << bits) <= REGION_NODES
     assert bits == 0 or nodes / (1 << bits) > REGION_NODES / 2
@@ -61,8 +61,8 @@ def test_members_lie_in_the_region_and_no_network_has_more_than_two(
 
 def test_a_crowd_round_a_key_takes_no_more_than_its_paths_share() -> None:
     crowd = [Contact(bytes(19) + bytes([n]), Address(f"66.{n}.0.1", 8470)) for n in range(1, 100)]
-    honest = [Contact(bytes([n]) * 20, Address(f"11.{n}.0.1", 8470)) for n in range(1, 46)]
-    found = [Neighbourhood(crowd[:20], 20), *(Neighbourhood(honest[first : first + 15], 1) for first in (0, 15, 30))]
+    honest = [Contact(bytes([n]) * 20, Address(f"11.{n}.0.1", 8470)) for n in range(1, 34)]
+    found = [Neighbourhood(crowd[:14], 20), *(Neighbourhood(honest[first : first + 11], 1) for first in (0, 11, 22))]
     chosen = members(bytes(20), 0, found)
     assert set(honest) <= set(chosen)
 
