@@ -6,36 +6,38 @@ until it is mended). A check that cannot be made is doubtful and says why.
 
 from __future__ import annotations
 
-import email.utils
 import errno
-import http.client
 import ipaddress
 import os
 import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import PeerClient
-from dhtdata.control.protocol import PeerStatus
-from dhtdata.errors import DhtDataError, NotFoundError
+from dhtdata.control.protocol import DhtStatus, PeerStatus
+from dhtdata.dht.clock import MIN_WITNESSES
+from dhtdata.dht.endpoint import interfaces
+from dhtdata.durations import apart
+from dhtdata.errors import DhtDataError, NotFoundError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
+from dhtdata.knocking import SILENCE, Knock, knock
 from dhtdata.network import PUBLIC, Network, network_at
+from dhtdata.peer.addresses import own_addresses
 from dhtdata.store import Store
-from dhtdata.transfer.membership import member_headers
 
 GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"
 ROOM_DOUBTFUL_BYTES = 5 << 30
 ROOM_WRONG_BYTES = 256 << 20
 OPEN_FILES = 1_024
 ROOT_KEY = "root.key"
-ANSWER_S = 3.0
-_HEALTH = "/healthz"
+MAX_TROUBLES = 6
+_FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 _EARLIEST_S = 1_735_689_600  # 2025: a clock before this was never set
 
 
@@ -48,21 +50,11 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What a bootstrap address said, and how far its clock is from ours in seconds (None if it sent no time)."""
-
-    address: Address
-    reached: bool
-    text: str
-    clock_s: float | None
-
-
 def examine(settings: Settings) -> list[Finding]:
     """All checks, in the order in which they should be mended."""
     network, about_file = _network(settings.network)
-    answers = [_ask(address, network) for address in settings.bootstrap]
-    status = _running(settings)
+    knocks = knock(settings.bootstrap, network, settings.listen)
+    status, about_peer = _running(settings)
     return [
         *_folders(settings),
         _keys(settings.keys),
@@ -70,9 +62,12 @@ def examine(settings: Settings) -> list[Finding]:
         _room(settings.store),
         *_store(settings),
         _open_files(),
-        _clock(answers),
+        _clock(knocks, status),
+        *about_peer,
         _port(settings, status),
-        _bootstrap(network, answers, status),
+        _ipv6(settings.listen),
+        _bootstrap(knocks, _own(settings, status), status),
+        *(_dht(status.kind, status.dht) if status is not None else ()),
         _reachability(settings, status),
     ]
 
@@ -162,18 +157,25 @@ def _open_files() -> Finding:
     return Finding("open files", GOOD, f"up to {'any number' if soft == resource.RLIM_INFINITY else soft}")
 
 
-def _clock(answers: list[_Answer]) -> Finding:
+def _clock(knocks: Sequence[Knock], status: PeerStatus | None) -> Finding:
+    """Compared with other nodes of the DHT if the running peer has met some, else with the peers named by the user."""
     if time.time() < _EARLIEST_S:
         return Finding("clock", WRONG, f"it says {time.strftime('%Y-%m-%d')}: set it, claims would be refused")
-    offsets = sorted(answer.clock_s for answer in answers if answer.clock_s is not None)
-    if not offsets:
+    offsets = sorted(each.ahead_s for each in knocks if each.ahead_s is not None)
+    if status is not None and status.dht.clock_witnesses >= MIN_WITNESSES:
+        ahead_s, others = status.dht.clock_ahead_s, f"{status.dht.clock_witnesses} other nodes of the DHT"
+    elif offsets:
+        ahead_s, others = offsets[len(offsets) // 2], f"{len(offsets)} other peer{'' if len(offsets) == 1 else 's'}"
+    else:
         return Finding("clock", GOOD, f"it says {time.strftime('%Y-%m-%d %H:%M %Z')}; nobody to compare it with")
-    middle = offsets[len(offsets) // 2]
-    if abs(middle) > CLOCK_TOLERANCE_S:
+    if abs(ahead_s) > CLOCK_TOLERANCE_S:
         return Finding(
-            "clock", WRONG, f"{abs(middle):.0f} s away from other peers, {CLOCK_TOLERANCE_S} are tolerated: set it"
+            "clock",
+            WRONG,
+            f"it says {time.strftime('%Y-%m-%d %H:%M %Z')}, which is {apart(ahead_s)} {others}: set it; "
+            f"until then others refuse what this machine announces ({CLOCK_TOLERANCE_S // 60} min are tolerated)",
         )
-    return Finding("clock", GOOD, f"within {max(1, round(abs(middle)))} s of {len(offsets)} other peers")
+    return Finding("clock", GOOD, f"within {max(1, round(abs(ahead_s)))} s of {others}")
 
 
 def _port(settings: Settings, status: PeerStatus | None) -> Finding:
@@ -182,9 +184,10 @@ def _port(settings: Settings, status: PeerStatus | None) -> Finding:
     if settings.port == 0:
         return Finding("port", DOUBTFUL, "0 takes a free one at every start: a firewall or router cannot be told which")
     for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
-        failure = _try_bind(settings.listen, settings.port, kind)
-        if failure is not None:
-            return Finding("port", WRONG, _bind_advice(settings, protocol, failure))
+        for ip in interfaces(settings.listen):
+            failure = _try_bind(ip, settings.port, kind)
+            if failure is not None:
+                return Finding("port", WRONG, _bind_advice(settings, protocol, failure))
     return Finding("port", GOOD, f"{settings.port} is free for TCP and UDP on {settings.listen}")
 
 
@@ -193,6 +196,8 @@ def _try_bind(ip: str, port: int, kind: socket.SocketKind) -> OSError | None:
     with socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((ip, port))
         except OSError as failure:
@@ -210,23 +215,59 @@ def _bind_advice(settings: Settings, protocol: str, failure: OSError) -> str:
     )
 
 
-def _bootstrap(network: Network, answers: list[_Answer], status: PeerStatus | None) -> Finding:
-    reached = [answer for answer in answers if answer.reached]
-    if reached:
-        return Finding("bootstrap", GOOD, f"{len(reached)} of {len(answers)} known peers answer")
-    if answers and network.secret is not None:
-        asked = ", ".join(str(answer.address) for answer in answers)
+def _ipv6(listen: str) -> Finding:
+    """Never wrong: who has none takes part over IPv4."""
+    if ":" not in listen:
+        return Finding("IPv6", GOOD, f"not used: listening on {listen} means IPv4 alone (--listen)")
+    own = _own_ip(socket.AF_INET6)
+    if own is None:
         return Finding(
-            "bootstrap",
-            WRONG,
-            f"{asked} does not answer: wrong address, another network file, or a blocked port; "
-            "ask a member for a ticket, or change --bootstrap or --network",
+            "IPv6", GOOD, "this machine has none: peers are reached over IPv4, those with IPv6 alone are not"
         )
-    if answers:
-        said = "; ".join(f"{answer.address}: {answer.text}" for answer in answers)
-        return Finding("bootstrap", WRONG, f"no known peer answers ({said}): ask for a ticket, or change --bootstrap")
+    return Finding("IPv6", GOOD, f"{own}: peers are reached over IPv6 too")
+
+
+def _own(settings: Settings, status: PeerStatus | None) -> Callable[[Knock], bool]:
+    """Whether an address is our own peer's: our node answers there, or nobody does and it is where we would listen."""
+    port = status.port if status is not None and status.kind == "seed" else settings.port
+    ours = set(own_addresses(settings.listen, port)) if port else set()
+    if port and ipaddress.ip_address(settings.listen).is_unspecified:
+        ours |= {Address(ip, port) for ip in ("127.0.0.1", "::1")}
+    node = status.node if status is not None else ""
+    return lambda each: each.node == node if each.node else bool(each.udp and each.http) and each.address in ours
+
+
+def _bootstrap(knocks: Sequence[Knock], own: Callable[[Knock], bool], status: PeerStatus | None) -> Finding:
+    if not knocks:
+        return _no_bootstrap(status)
+    others = [each for each in knocks if not own(each)]
+    said = [_trouble(each) for each in others if each.trouble]
+    said += [f"{each.address} is this machine's own address" for each in knocks if own(each)]
+    if len(said) > MAX_TROUBLES:
+        said[MAX_TROUBLES:] = [f"and {len(said) - MAX_TROUBLES} more"]
+    told = "; ".join(said)
+    if not others:
+        return Finding("bootstrap", DOUBTFUL, f"{told}: it leads nowhere, name another peer (--bootstrap)")
+    if all(each.http and each.udp for each in others):
+        advice = "ask for a ticket, or change --bootstrap or --network"
+        return Finding("bootstrap", WRONG, f"no known peer answers: {told}; {advice}")
+    whole = sum(not each.trouble for each in others)
+    text = f"{whole} of {len(others)} known peers answer over HTTP and UDP"
+    return Finding("bootstrap", GOOD if whole else DOUBTFUL, f"{text}; {told}" if told else text)
+
+
+def _trouble(each: Knock) -> str:
+    """With what silence may mean."""
+    silent = ": wrong address, another network (--network) or a blocked port" if each.trouble == SILENCE else ""
+    return f"{each.address} {each.trouble}{silent}"
+
+
+def _no_bootstrap(status: PeerStatus | None) -> Finding:
     if status is not None and status.dht_contacts:
         return Finding("bootstrap", GOOD, f"none set; the running peer knows {status.dht_contacts} in the DHT")
+    if status is not None and status.dht.bootstrap_failures:
+        said = "; ".join(status.dht.bootstrap_failures[:MAX_TROUBLES])
+        return Finding("bootstrap", WRONG, f"the running peer meets nobody: {said}; ask for a fresh ticket")
     return Finding(
         "bootstrap",
         DOUBTFUL,
@@ -234,37 +275,44 @@ def _bootstrap(network: Network, answers: list[_Answer], status: PeerStatus | No
     )
 
 
-def _ask(address: Address, network: Network) -> _Answer:
-    begun = time.time()
-    headers = member_headers(network, address, _HEALTH, begun)
-    connection = http.client.HTTPConnection(address.ip, address.port, timeout=ANSWER_S)
-    try:
-        connection.request("GET", _HEALTH, headers=headers)
-        answer = connection.getresponse()
-        answer.read(1_024)
-    except (OSError, http.client.HTTPException) as failure:
-        return _Answer(address, False, str(failure) or type(failure).__name__, None)
-    finally:
-        connection.close()
-    told = answer.getheader("Date")
-    there = email.utils.parsedate_to_datetime(told).timestamp() if told else None
-    offset = None if there is None else (begun + time.time()) / 2 - there
-    return _Answer(address, answer.status == 200, f"status {answer.status}", offset)
+def _dht(kind: str, seen: DhtStatus) -> list[Finding]:
+    """How the running peer stands in the DHT."""
+    crowd = f"{seen.contacts} contacts of about {seen.nodes_estimated} nodes"
+    if not seen.contacts:
+        return [Finding("DHT", DOUBTFUL, f"the running {kind} peer has met no other node yet: see bootstrap")]
+    if seen.client:
+        return [
+            Finding("DHT", GOOD, f"{crowd}; the running peer is private, so it is a client that asks and never serves")
+        ]
+    if not seen.reached:
+        return [
+            Finding(
+                "DHT",
+                WRONG,
+                f"{crowd}, but strangers do not reach the running seed, so it announces nothing: open port {seen.port} "
+                "for UDP and TCP in the firewall, and forward it in the router",
+            )
+        ]
+    over = " and ".join(f"IPv{version}" for version in seen.families_reached)
+    return [Finding("DHT", GOOD, f"{crowd}; strangers reach the running seed over {over}")]
 
 
-def _running(settings: Settings) -> PeerStatus | None:
+def _running(settings: Settings) -> tuple[PeerStatus | None, list[Finding]]:
+    """The running peer's status, None if none runs; a peer that cannot be asked is a finding."""
     if not settings.store.exists():
-        return None
+        return None, []
     try:
         with (
             Store.open(settings.store) as store,
             PeerClient.connect(store, settings, start=False, keeps_alive=False, any_network=True) as peer,
         ):
-            return peer.status()
+            return peer.status(), []
     except NotFoundError:
-        return None
-    except DhtDataError:
-        return None
+        return None, []
+    except StoreError:
+        return None, []  # said by the check of the store
+    except DhtDataError as failure:
+        return None, [Finding("peer", WRONG, str(failure))]
 
 
 def _reachability(settings: Settings, status: PeerStatus | None) -> Finding:
@@ -275,25 +323,26 @@ def _reachability(settings: Settings, status: PeerStatus | None) -> Finding:
             return Finding("reachability", GOOD, f"the running seed tells others {', '.join(public)}")
         told = ", ".join(status.addresses)
         return Finding("reachability", DOUBTFUL, f"the running seed is known at {told} only: this network alone")
-    own = _own_ip()
+    own = _own_ip(socket.AF_INET) or _own_ip(socket.AF_INET6)
     if own is None:
         return Finding("reachability", WRONG, "this machine has no route to any network: connect it, then try again")
     if ipaddress.ip_address(settings.listen).is_loopback:
         return Finding("reachability", DOUBTFUL, f"listening on {settings.listen}: no other machine can reach a seed")
+    port = f"port {settings.port}" if settings.port else "its port"
     if ipaddress.ip_address(own).is_global:
-        return Finding("reachability", GOOD, f"{own} is a public address; open port {settings.port} for TCP and UDP")
+        return Finding("reachability", GOOD, f"{own} is a public address; open {port} for TCP and UDP")
     return Finding(
         "reachability",
         DOUBTFUL,
-        f"{own} is private: others beyond this network reach a seed if the router forwards port {settings.port} to it",
+        f"{own} is private: others beyond this network reach a seed if the router forwards {port} to it",
     )
 
 
-def _own_ip() -> str | None:
+def _own_ip(family: socket.AddressFamily) -> str | None:
     """Source address of a packet to the world. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((_FAR_AWAY[family], 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None

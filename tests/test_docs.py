@@ -19,13 +19,25 @@ from dhtdata.config import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def commands() -> dict[str, Any]:
+    """Every command by the words that call it, those of families such as ``dht status`` too."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        for below, member in getattr(command, "commands", {"": command}).items():
+            found[f"{name} {below}".rstrip()] = member
+    return found
+
+
+COMMANDS = commands()
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def test_the_command_line_has_the_commands_that_were_promised() -> None:
     promised = "publish seed get ls info head verify status peers pin unpin rm gc ticket network stop doctor version"
-    assert set(COMMANDS) == set(promised.split())
+    looking = {"dht status", "dht lookup", "dht ping"}
+    assert set(COMMANDS) == set(promised.split()) | looking
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -110,7 +110,7 @@ LAYERS: list[list[str]] = [
     ["torch.loader"],
     ["torch"],
     ["export"],
-    [""],
+    ["", "knocking"],
     ["doctor"],
     ["cli", "cli.exits", "cli.output", "cli.values"],
     ["cli.held", "cli.session", "cli.summary"],

@@ -64,7 +64,7 @@ def way(trace: DhtTrace, what: str, width: int) -> list[RenderableType]:
         if not what:
             pieces += [Text(f"  {each.says}", style="dim") for each in _shown(trace.found) if each.kind == "name"]
     if (more := len(trace.found) - MAX_FOUND_ROWS) > 0:
-        pieces.append(Text(f"… and {counted(more, 'record')} more: --json has all", style="dim"))
+        pieces.append(Text(f"… and {counted(more, 'more record')}: --json has all", style="dim"))
     return [*pieces, Text(f"\n{outcome(trace)}", style="bold" if trace.found else "bold yellow")]
 
 
@@ -212,6 +212,8 @@ def _hops(steps: Sequence[DhtStep], width: int) -> RenderableType:
 
 def _chosen(calls: list[DhtStep]) -> tuple[list[DhtStep], list[DhtStep]]:
     """Calls of one hop that are left out, and those that are shown: who sent records first, then the nearest."""
+    if len(calls) <= MAX_HOP_ROWS + 1:
+        return [], calls
     best = sorted(calls, key=lambda step: (step.records > 0, step.near_bits), reverse=True)[:MAX_HOP_ROWS]
     shown = set(map(id, best))
     return [step for step in calls if id(step) not in shown], [step for step in calls if id(step) in shown]
@@ -219,7 +221,8 @@ def _chosen(calls: list[DhtStep]) -> tuple[list[DhtStep], list[DhtStep]]:
 
 def _left_out(hidden: Sequence[DhtStep]) -> str:
     answered = sum(step.outcome == _ANSWERED for step in hidden)
-    return f"… {len(hidden)} more, {answered} answered"
+    silent = f", {len(hidden) - answered} did not" if answered < len(hidden) else ""
+    return f"… {answered} more answered{silent}"
 
 
 def _cells(step: DhtStep, longest: int, room: int) -> list[RenderableType]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dhtdata.dht.asking import Asker
@@ -35,6 +36,7 @@ class Introductions:
         self.port = port
         self._now_s = now_s
         self._signed: dict[bytes, tuple[int, Signed]] = {}
+        self._times: Counter[bytes] = Counter()
 
     def seen_at(self, ip: bytes) -> bytes:
         """The record for this IP of ours."""
@@ -44,11 +46,23 @@ class Introductions:
             wire = AddressWire(ip=ip, port=self.port)
             record = PeerRecord(addresses=(wire,), sequence=now, expires=now + PEER_LIFETIME_S)
             signed = sign(record, self._identity.key)
-            if len(self._signed) >= MAX_OWN_IPS:
+            if ip not in self._signed and len(self._signed) >= MAX_OWN_IPS:
                 # Somebody tells us new addresses all the time.
-                del self._signed[next(iter(self._signed))]
+                oldest = next(iter(self._signed))
+                del self._signed[oldest], self._times[oldest]
             self._signed[ip] = (now, signed)
+            self._times[ip] = 0
+        self._times[ip] += 1
         return signed.data
+
+    def ours(self) -> list[bytes]:
+        """What we keep ourselves: of each family the record for the IP that most holders saw, so no liar's."""
+        now = int(self._now_s())
+        recent = {
+            ip: signed.data for ip, (signed_s, signed) in self._signed.items() if 0 <= now - signed_s < PEER_RENEWAL_S
+        }
+        families = {len(ip): ip for ip in sorted(recent, key=self._times.__getitem__)}
+        return [recent[ip] for ip in families.values()]
 
     def __len__(self) -> int:
         return len(self._signed)
@@ -128,7 +142,7 @@ class Announcer:
 
     async def _store(self, holder: Contact, introduce: bool, records: Sequence[bytes]) -> bool:
         if holder.id == self._own.id:
-            for record in records:
+            for record in [*self._introductions.ours(), *records] if introduce else records:
                 self._holdings.keep(record)
             return False
         seen_at = self._acquaintances.saw_us_at(holder.address) if introduce else b""

@@ -360,6 +360,7 @@ class DhtNode:
     # Loops
 
     def _start_loops(self, known: Sequence[Contact]) -> None:
+        self._spawn(self._keeper.restore())
         self._spawn(self._rejoin(known))
         self._spawn(self._every(TIDY_S, self._tidy))
         self._spawn(self._every(REMEMBER_S, self._remember))

@@ -93,6 +93,7 @@ class Overlay:
         self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
         self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
         self._joined = asyncio.Event()
+        self._known_to_serve = False
         self._reunited_s = now_s
         self.asker: Asker
         self.announcer: Announcer
@@ -166,6 +167,7 @@ class Overlay:
         await self._probe(met)
         met += await self._meet(left)
         await self.asker.enter(met)
+        self._known_to_serve = self.serves
         if not self.reachability.reached and len(self.table) < ENOUGH_CONTACTS and set(met).issuperset(self.table):
             # We called all there are: nobody is left who could prove it.
             self.reachability.proven(self._loop.time())
@@ -241,6 +243,8 @@ class Overlay:
         reach = _REACHES.index(scope(address.ip))
         known = (*(contact.address for contact in self.table), *self._bootstrap) if reach < len(_REACHES) - 1 else ()
         if all(_REACHES.index(scope(each.ip)) <= reach for each in known):
+            if not self.reachability.reached:
+                self._joined.set()
             self.reachability.proven(self._loop.time())
 
     def _introduce(self, address: Address) -> bool:
@@ -303,6 +307,10 @@ class Overlay:
             elif self._loop.time() - self._reunited_s >= STALE_S:
                 self._reunited_s = self._loop.time()
                 await self._reunite()
+            if self.serves and not self._known_to_serve:
+                # Our neighbours took us for a client until now.
+                await self.asker.enter([])
+            self._known_to_serve = self.serves
             for target in self.table.stale(self._loop.time(), age_s, self._member.randomness):
                 await self.asker.measure(target)
             for contact in self.table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):

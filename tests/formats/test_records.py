@@ -279,7 +279,7 @@ def test_keys_of_the_dht_have_20_bytes_and_never_meet() -> None:
     keys = [contents_key(digest), shard_key(digest), node_id(bytes(digest)), *Name(bytes(digest), "x").dht_keys]
     keys.append(node_id(NODE.public, b"nonce"))
     assert {len(key) for key in keys} == {20}
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 7
 
 
 def test_what_a_signer_adds_is_kept_and_ignored() -> None:
