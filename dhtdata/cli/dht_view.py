@@ -65,7 +65,8 @@ def way(trace: DhtTrace, what: str, width: int) -> list[RenderableType]:
             pieces += [Text(f"  {each.says}", style="dim") for each in _shown(trace.found) if each.kind == "name"]
     if (more := len(trace.found) - MAX_FOUND_ROWS) > 0:
         pieces.append(Text(f"… and {counted(more, 'more record')}: --json has all", style="dim"))
-    return [*pieces, Text(f"\n{outcome(trace)}", style="bold" if trace.found else "bold yellow")]
+    # In a group, a sentence is broken between words; alone it would not be broken at all, as what may be copied.
+    return [*pieces, Group(Text(f"\n{outcome(trace)}", style="bold" if trace.found else "bold yellow"))]
 
 
 def outcome(trace: DhtTrace) -> str:
@@ -203,7 +204,9 @@ def _hops(steps: Sequence[DhtStep], width: int) -> RenderableType:
             drawn.add_row()
         hidden, shown = _chosen(list(calls))
         if hidden:
-            drawn.add_row(str(hop), *[""] * 2, Text(_left_out(hidden), style="dim"))
+            silent = sum(step.outcome != _ANSWERED for step in hidden)
+            left_out = (Text(f"… {len(hidden)} more", "dim"), "", Text(f"{silent} silent" if silent else "", "dim"))
+            drawn.add_row(str(hop), "", "", *left_out)
         for row, step in enumerate(shown):
             first = not hidden and not row
             drawn.add_row(str(hop) if first else "", str(step.path + 1), *_cells(step, longest, room))
@@ -217,12 +220,6 @@ def _chosen(calls: list[DhtStep]) -> tuple[list[DhtStep], list[DhtStep]]:
     best = sorted(calls, key=lambda step: (step.records > 0, step.near_bits), reverse=True)[:MAX_HOP_ROWS]
     shown = set(map(id, best))
     return [step for step in calls if id(step) not in shown], [step for step in calls if id(step) in shown]
-
-
-def _left_out(hidden: Sequence[DhtStep]) -> str:
-    answered = sum(step.outcome == _ANSWERED for step in hidden)
-    silent = f", {len(hidden) - answered} did not" if answered < len(hidden) else ""
-    return f"… {answered} more answered{silent}"
 
 
 def _cells(step: DhtStep, longest: int, room: int) -> list[RenderableType]:

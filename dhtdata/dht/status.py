@@ -88,7 +88,10 @@ class NodeStatus:
             families=tuple(overlay.version for overlay in overlays),
             families_reached=tuple(overlay.version for overlay in overlays if overlay.reachability.reached),
             contacts=sum(len(overlay.table) for overlay in overlays),
-            nodes_estimated=max((overlay.asker.estimated_nodes() for overlay in overlays), default=1),
+            # A young network grows faster than it is measured: who answered us is there for certain.
+            nodes_estimated=max(
+                (max(each.asker.estimated_nodes(), len(each.table) + 1) for each in overlays), default=1
+            ),
             records_held=holdings.record_count,
             keys_held=holdings.key_count,
             requests_answered=sum(each.answered_requests for each in counters),

@@ -64,13 +64,12 @@ def test_nothing_is_wrong_in_the_line_of_a_healthy_peer() -> None:
         ({"clock_wrong": True, "clock_ahead_s": -900.0}, "our clock is 15 min behind 12 other nodes"),
         ({"clock_witnesses": 1}, "not compared: 1 other node known, 3 are needed"),
         ({}, "within 1 s of 12 other nodes"),
-        ({"shards_behind_s": 7_200.0}, "900 keys to announce, 120 min behind"),
+        ({"shards_behind_s": 7_200.0}, "900 keys to announce, 2 h behind"),
         ({}, "900 keys kept announced, on time"),
         ({"strangers": 7, "over_rate": 3_000}, "datagrams dropped: 7 of another network, 3,000 over the rate"),
         ({}, "431 calls, 3 (1%) unanswered, a round trip takes 82 ms"),
         ({"network": "0123456789abcdef"}, "private, fingerprint 0123456789abcdef"),
         ({"bootstrap_failures": ("192.0.2.1:9 did not answer",)}, "bootstrap 192.0.2.1:9 did not answer"),
-        ({"seen_as": ()}, "0 leading"[:1]),
     ],
 )
 def test_the_status_says_in_words_what_is_wrong_and_what_to_do(changes: dict[str, Any], said: str) -> None:
@@ -101,13 +100,12 @@ def test_a_look_up_is_shown_hop_by_hop_the_nearest_last(width: int) -> None:
     )
     text = shown(way(trace(steps, (found(7, int(time.time()) + 7_100),)), "providers of contents ab", width), width)
     lines = text.splitlines()
-    rows = [line.split() for line in lines if "203.0.113." in line and ":5000" in line]
-    assert [row[0] for row in rows if len(row[0]) == 1 and row[1] == "1"] == ["0", "1", "2"]
-    order = [line.index("203.0.113.") and line.split("203.0.113.")[1].split(":")[0] for line in lines if ":5000" in line]
-    assert order[:5] == ["0", "2", "4", "9", "150"]
+    rows = [line for line in lines if "no answer" in line or ":5000" in line and "ms" in line]
+    assert [row.partition("203.0.113.")[2].partition(":")[0] for row in rows] == ["0", "2", "4", "9", "150"]
+    assert [row.split()[:2] for row in rows if not row.startswith("    ")] == [["0", "1"], ["1", "1"], ["2", "1"]]
     assert text.count("no answer") == 2 and "answered nonsense" in text
     assert "providers of contents ab" in text and "cd" * 20 in text
-    assert "provider, has all" in text and "203.0.113.7:8470" in text and "118 min" in text
+    assert "provider, has all" in text and "203.0.113.7:8470" in text and "2 h" in text
     assert "3 of 5 nodes asked answered" in words(text)
     assert max(map(len, lines)) <= width
 
@@ -119,7 +117,7 @@ def test_a_long_look_up_shows_who_sent_records_and_the_nearest_and_counts_the_re
     text = shown(way(trace(steps, records), "", 80))
     rows = [line for line in text.splitlines() if ":50000" in line]
     assert len(rows) == MAX_HOP_ROWS and "ffffffff" in text and "39" in rows[-1]
-    assert "… 15 more answered, 16 did not" in text
+    assert "… 31 more" in text and "16 silent" in text and max(map(len, text.splitlines())) <= 80
     assert text.count("provider, has all") == MAX_FOUND_ROWS and "and 24 more records" in text
 
 
@@ -159,7 +157,7 @@ def test_the_end_of_a_look_up_is_one_sentence() -> None:
     ("seconds", "said"), [(0, "0 s"), (99, "99 s"), (100, "2 min"), (7_200, "2 h"), (86_400, "24 h"), (9e5, "10 days")]
 )
 def test_durations_are_short(seconds: float, said: str) -> None:
-    assert spoken(seconds) in (said, "120 min")
+    assert spoken(seconds) == said
 
 
 def test_trips_and_clocks_have_words() -> None:

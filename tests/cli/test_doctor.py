@@ -18,11 +18,13 @@ import pytest
 
 from dhtdata import doctor
 from dhtdata.config import Settings
+from dhtdata.dht.envelope import VERSION
 from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
 from dhtdata.formats.addresses import Address
 from dhtdata.network import PUBLIC, Network, new_network, save_network
 from dhtdata.store import Store
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
+from tests.cli.dht_samples import of_another_version, peer_status
 
 
 def free_port() -> int:
@@ -139,17 +141,101 @@ def test_disk_room_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fr
     assert findings(settings(tmp_path))["disk room"].verdict == verdict
 
 
-def test_peers_that_answer_are_counted_and_set_the_clock_straight(tmp_path: Path) -> None:
+def test_a_peer_that_answers_over_http_alone_is_doubtful_and_sets_the_clock_straight(tmp_path: Path) -> None:
     with health(time.time()) as address:
         found = findings(settings(tmp_path, bootstrap=(address, Address("127.0.0.1", free_port()))))
-    assert found["bootstrap"] == Finding("bootstrap", GOOD, "1 of 2 known peers answer")
-    assert found["clock"].verdict == GOOD
+    assert found["bootstrap"].verdict == DOUBTFUL
+    assert f"{address} answers over HTTP, but not over UDP: a firewall blocks UDP" in found["bootstrap"].text
+    assert found["clock"] == Finding("clock", GOOD, "within 1 s of 1 other peer")
 
 
 def test_a_clock_far_from_the_others_is_wrong(tmp_path: Path) -> None:
     with health(time.time() + 3600) as address:
         found = findings(settings(tmp_path, bootstrap=(address,)))["clock"]
-    assert found.verdict == WRONG and "set it" in found.text
+    assert found.verdict == WRONG and "60 min behind 1 other peer: set it" in found.text
+
+
+def test_a_known_peer_of_another_version_is_wrong_and_says_which_to_upgrade(tmp_path: Path) -> None:
+    with of_another_version() as address:
+        found = findings(settings(tmp_path, bootstrap=(address,)))["bootstrap"]
+    assert found.verdict == WRONG
+    assert f"{address} speaks version {VERSION + 1} of the protocol, this dhtdata {VERSION}" in found.text
+
+
+def test_where_we_would_listen_ourselves_nobody_else_is_found(tmp_path: Path) -> None:
+    port = free_port()
+    found = findings(settings(tmp_path, port=port, bootstrap=(Address("127.0.0.1", port),)))["bootstrap"]
+    assert found.verdict == DOUBTFUL and f"127.0.0.1:{port} is this machine's own address" in found.text
+
+
+def test_many_dead_addresses_are_asked_at_once_and_not_all_named(tmp_path: Path) -> None:
+    dead = tuple(Address(f"127.0.0.{number}", free_port()) for number in range(2, 42))
+    found = findings(settings(tmp_path, bootstrap=dead))["bootstrap"]
+    assert found.verdict == WRONG and "and 34 more" in found.text and found.text.count("does not answer") == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "subject", "verdict", "said"),
+    [
+        ("seed", {}, "DHT", GOOD, "strangers reach the running seed over IPv4 and IPv6"),
+        ("seed", {"families_reached": ()}, "DHT", WRONG, "open port 8470 for UDP and TCP"),
+        ("seed", {"contacts": 0}, "DHT", DOUBTFUL, "has met no other node"),
+        ("private", {"families_reached": ()}, "DHT", GOOD, "it is a client"),
+        (
+            "seed",
+            {"clock_ahead_s": 86_400.0},
+            "clock",
+            WRONG,
+            "which is 24 h ahead of 12 other nodes of the DHT: set it",
+        ),
+        ("seed", {"clock_ahead_s": -86_400.0}, "clock", WRONG, "24 h behind 12 other nodes"),
+        ("seed", {}, "clock", GOOD, "within 1 s of 12 other nodes"),
+        ("seed", {}, "bootstrap", GOOD, "the running peer knows 12"),
+        (
+            "seed",
+            {"contacts": 0, "bootstrap_failures": ("192.0.2.1:9 did not answer",)},
+            "bootstrap",
+            WRONG,
+            "meets nobody: 192.0.2.1:9 did not answer",
+        ),
+        ("seed", {"contacts": 0}, "bootstrap", DOUBTFUL, "no known peer"),
+    ],
+)
+def test_what_the_running_peer_tells_of_the_dht_is_judged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    changes: dict[str, Any],
+    subject: str,
+    verdict: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(doctor, "_running", lambda given: (peer_status(kind, **changes), []))
+    found = findings(settings(tmp_path))[subject]
+    assert found.verdict == verdict and said in found.text
+
+
+def test_ipv6_is_told_and_never_wrong(tmp_path: Path) -> None:
+    assert "IPv4 alone" in findings(settings(tmp_path))["IPv6"].text
+    both = findings(settings(tmp_path, listen="::"))
+    assert both["IPv6"].verdict == GOOD and both["port"].verdict == GOOD
+
+
+def test_a_machine_without_ipv6_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = socket.socket
+
+    class OnlyIPv4(made):  # type: ignore[valid-type,misc]
+        def __init__(self, family: int = -1, *arguments: Any, **options: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(97, "Address family not supported by protocol")
+            super().__init__(family, *arguments, **options)
+
+    monkeypatch.setattr(socket, "socket", OnlyIPv4)
+    found = findings(settings(tmp_path, listen="::"))
+    assert found["IPv6"] == Finding(
+        "IPv6", GOOD, "this machine has none: peers are reached over IPv4, those with IPv6 alone are not"
+    )
+    assert found["port"].verdict == GOOD
 
 
 def test_known_peers_that_do_not_answer_are_wrong_and_named(tmp_path: Path) -> None:
@@ -195,10 +281,10 @@ def test_peers_of_a_private_network_answer_members_alone(tmp_path: Path) -> None
             name: findings(settings(tmp_path, bootstrap=(address,), network=path))["bootstrap"]
             for name, path in {"ours": tmp_path / "ours", "other": tmp_path / "other", "none": None}.items()
         }
-    assert asked["ours"].verdict == GOOD
+    assert "answers over HTTP" in asked["ours"].text
     assert asked["other"].verdict == asked["none"].verdict == WRONG
-    expected = f"{address} does not answer: wrong address, another network file, or a blocked port"
-    assert asked["other"].text.startswith(expected)
+    expected = f"{address} does not answer: wrong address, another network (--network) or a blocked port"
+    assert expected in asked["other"].text and expected in asked["none"].text
 
 
 def test_a_low_limit_of_open_files_is_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

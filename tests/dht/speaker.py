@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Self
 
 from dhtdata.dht import envelope, messages
@@ -70,20 +71,21 @@ class Speaker(asyncio.DatagramProtocol):
         letter = Letter(REPLY, to[CODED:CALL_END], bytes(8), self.client, messages.encode(message))
         return envelope.seal(self.network, identity or self.identity, letter)
 
-    async def next(self, after: int = 0) -> Heard:
-        """The datagram that arrives after this many. TimeoutError if none does."""
+    async def next(self, after: int = 0, kinds: Collection[int] = range(256)) -> Heard:
+        """The first datagram of one of these kinds after this many others. TimeoutError if none comes."""
         async with asyncio.timeout(PATIENCE_S):
-            while len(self.heard) <= after:
+            while True:
+                for heard in self.heard[after:]:
+                    if heard[0][1] in kinds:
+                        return heard
                 self._news.clear()
                 await self._news.wait()
-        return self.heard[after]
 
     async def cookie(self, of: Address) -> bytes:
         """The cookie that somebody gives us."""
         count = len(self.heard)
         self.send(self.request(Ping()), of)
-        data, _ = await self.next(count)
-        assert data[1] == CHALLENGE
+        data, _ = await self.next(count, (CHALLENGE,))
         return data[CALL_END:COOKIE_END]
 
     async def ask(self, of: Address, message: Request, cookie: bytes | None = None) -> Reply:
@@ -91,6 +93,6 @@ class Speaker(asyncio.DatagramProtocol):
         proof = await self.cookie(of) if cookie is None else cookie
         count = len(self.heard)
         self.send(self.request(message, proof), of)
-        data, _ = await self.next(count)
+        data, _ = await self.next(count, (REPLY,))
         letter, _, _ = envelope.unseal(data)
         return messages.decode_reply(letter.body)

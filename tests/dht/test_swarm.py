@@ -72,7 +72,7 @@ def test_what_one_node_announces_every_node_finds_with_its_address() -> None:
 
 def test_a_claim_is_kept_all_over_its_region_and_nowhere_else() -> None:
     async def story() -> None:
-        async with swarm(150, seed=2) as network:
+        async with swarm(120, seed=2) as network:
             publisher = network.nodes[7]
             held_by = await publisher.announce(KEY, claim(publisher))
             holders = holding(network.nodes)
@@ -81,7 +81,7 @@ def test_a_claim_is_kept_all_over_its_region_and_nowhere_else() -> None:
             assert len(holding(near)) >= 18
             # Not the nearest alone: half of the holders are none of those.
             assert len([each for each in holders if each not in near]) >= len(holders) // 3
-            farthest = [node for node in network.nearest(KEY, 150)[-50:] if node is not publisher]
+            farthest = [node for node in network.nearest(KEY, 120)[-40:] if node is not publisher]
             assert not holding(farthest)
             for node in farthest[::5]:
                 assert await signers_found_by(node) == {publisher.key.public}
@@ -91,10 +91,10 @@ def test_a_claim_is_kept_all_over_its_region_and_nowhere_else() -> None:
 
 def test_the_first_record_comes_before_the_search_ends() -> None:
     async def story() -> None:
-        async with swarm(150) as network:
+        async with swarm(100) as network:
             publisher = network.nodes[0]
             await publisher.announce(KEY, claim(publisher))
-            searcher = network.nearest(KEY, 150)[-1]
+            searcher = network.nearest(KEY, 100)[-1]
             assert not holding([searcher])
             loop = asyncio.get_running_loop()
             started_s, first_s = loop.time(), None
