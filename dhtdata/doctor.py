@@ -19,14 +19,15 @@ from pathlib import Path
 
 from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import PeerClient
-from dhtdata.control.protocol import DhtStatus, PeerStatus
+from dhtdata.control.dht import DhtStatus
+from dhtdata.control.protocol import PeerStatus
 from dhtdata.dht.clock import MIN_WITNESSES
 from dhtdata.dht.endpoint import interfaces
 from dhtdata.durations import apart
+from dhtdata.entrances import SILENCE, Entrance, try_all
 from dhtdata.errors import DhtDataError, NotFoundError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
-from dhtdata.knocking import SILENCE, Knock, knock
 from dhtdata.network import PUBLIC, Network, network_at
 from dhtdata.peer.addresses import own_addresses
 from dhtdata.store import Store
@@ -53,7 +54,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """All checks, in the order in which they should be mended."""
     network, about_file = _network(settings.network)
-    knocks = knock(settings.bootstrap, network, settings.listen)
+    entrances = try_all(settings.bootstrap, network, settings.listen)
     status, about_peer = _running(settings)
     return [
         *_folders(settings),
@@ -62,11 +63,11 @@ def examine(settings: Settings) -> list[Finding]:
         _room(settings.store),
         *_store(settings),
         _open_files(),
-        _clock(knocks, status),
+        _clock(entrances, status),
         *about_peer,
         _port(settings, status),
         _ipv6(settings.listen),
-        _bootstrap(knocks, _own(settings, status), status),
+        _bootstrap(entrances, _own(settings, status), status),
         *(_dht(status.kind, status.dht) if status is not None else ()),
         _reachability(settings, status),
     ]
@@ -157,11 +158,11 @@ def _open_files() -> Finding:
     return Finding("open files", GOOD, f"up to {'any number' if soft == resource.RLIM_INFINITY else soft}")
 
 
-def _clock(knocks: Sequence[Knock], status: PeerStatus | None) -> Finding:
+def _clock(entrances: Sequence[Entrance], status: PeerStatus | None) -> Finding:
     """Compared with other nodes of the DHT if the running peer has met some, else with the peers named by the user."""
     if time.time() < _EARLIEST_S:
         return Finding("clock", WRONG, f"it says {time.strftime('%Y-%m-%d')}: set it, claims would be refused")
-    offsets = sorted(each.ahead_s for each in knocks if each.ahead_s is not None)
+    offsets = sorted(each.ahead_s for each in entrances if each.ahead_s is not None)
     if status is not None and status.dht.clock_witnesses >= MIN_WITNESSES:
         ahead_s, others = status.dht.clock_ahead_s, f"{status.dht.clock_witnesses} other nodes of the DHT"
     elif offsets:
@@ -227,7 +228,7 @@ def _ipv6(listen: str) -> Finding:
     return Finding("IPv6", GOOD, f"{own}: peers are reached over IPv6 too")
 
 
-def _own(settings: Settings, status: PeerStatus | None) -> Callable[[Knock], bool]:
+def _own(settings: Settings, status: PeerStatus | None) -> Callable[[Entrance], bool]:
     """Whether an address is our own peer's: our node answers there, or nobody does and it is where we would listen."""
     port = status.port if status is not None and status.kind == "seed" else settings.port
     ours = set(own_addresses(settings.listen, port)) if port else set()
@@ -237,12 +238,12 @@ def _own(settings: Settings, status: PeerStatus | None) -> Callable[[Knock], boo
     return lambda each: each.node == node if each.node else bool(each.udp and each.http) and each.address in ours
 
 
-def _bootstrap(knocks: Sequence[Knock], own: Callable[[Knock], bool], status: PeerStatus | None) -> Finding:
-    if not knocks:
+def _bootstrap(entrances: Sequence[Entrance], own: Callable[[Entrance], bool], status: PeerStatus | None) -> Finding:
+    if not entrances:
         return _no_bootstrap(status)
-    others = [each for each in knocks if not own(each)]
+    others = [each for each in entrances if not own(each)]
     said = [_trouble(each) for each in others if each.trouble]
-    said += [f"{each.address} is this machine's own address" for each in knocks if own(each)]
+    said += [f"{each.address} is this machine's own address" for each in entrances if own(each)]
     if len(said) > MAX_TROUBLES:
         said[MAX_TROUBLES:] = [f"and {len(said) - MAX_TROUBLES} more"]
     told = "; ".join(said)
@@ -256,7 +257,7 @@ def _bootstrap(knocks: Sequence[Knock], own: Callable[[Knock], bool], status: Pe
     return Finding("bootstrap", GOOD if whole else DOUBTFUL, f"{text}; {told}" if told else text)
 
 
-def _trouble(each: Knock) -> str:
+def _trouble(each: Entrance) -> str:
     """With what silence may mean."""
     silent = ": wrong address, another network (--network) or a blocked port" if each.trouble == SILENCE else ""
     return f"{each.address} {each.trouble}{silent}"

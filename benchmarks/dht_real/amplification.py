@@ -13,14 +13,14 @@ import hashlib
 import os
 import random
 
-import umsgpack
+import msgspec
 
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_real.outsider import Outsider, every_request, heard_out, outsider
 from benchmarks.dht_real.swarm import LOOPBACK, OPEN, publish, stock_swarm, swarm
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from dhtdata.dht.envelope import CALL_END, COOKIE_BYTES, HEADER_BYTES, NO_COOKIE, NOTICE, VERSION
+from dhtdata.dht.envelope import CALL_END, COOKIE_BYTES, COOKIE_END, HEADER_BYTES, KNOCK, NO_COOKIE, VERSION
 
 REPEATS = 20
 NODES = 40
@@ -51,9 +51,9 @@ async def ours(wait_s: float, seed: int) -> dict[str, float]:
             for name, request in requests.items():
                 for which, cookie in cookies.items():
                     sent[f"{name}_with_{which}_cookie"] = [speaker.sealed(request, cookie) for _ in range(REPEATS)]
-        for kind in (*range(NOTICE + 1), NOTICE + 1):
+        for kind in range(KNOCK + 2):
             for version in (VERSION, VERSION - 1, VERSION + 1):
-                for size in (CALL_END, CALL_END + 8, HEADER_BYTES, HEADER_BYTES + 1):
+                for size in (CALL_END, COOKIE_END - 1, COOKIE_END, HEADER_BYTES, HEADER_BYTES + 1):
                     sent[f"bare_{kind}_of_version_{version}_and_{size}_bytes"] = [bare(kind, version, size)]
 
         async def one(name: str, datagrams: list[bytes]) -> None:
@@ -91,7 +91,7 @@ async def stock(wait_s: float, seed: int) -> dict[str, float]:
             "store": [randomness.randbytes(20), b""],
         }
         for name, arguments in requests.items():
-            datagram = b"\0" + os.urandom(20) + umsgpack.packb([name, [randomness.randbytes(20), *arguments]])
+            datagram = b"\0" + os.urandom(20) + msgspec.msgpack.encode([name, [randomness.randbytes(20), *arguments]])
             async with outsider(randomness) as sender:
                 sender.send(datagram, victim.transport.get_extra_info("sockname"))
                 await asyncio.sleep(wait_s)

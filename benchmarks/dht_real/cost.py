@@ -1,13 +1,13 @@
 """What does one node cost in a network of 1,000 with 100,000 records in it, while its user does nothing?
 
 Real, all of it: one node in a process that runs nothing else, and 999 in another (quick: 149), with true signatures on
-real sockets, which ping and look up each other as nodes do. Arranged: those 999 did not join but had their tables filled
-with one another; the measured node joins as any, but then all have last heard of their contacts at random moments of
-the ten minutes after which one is asked again, so that upkeep is in full swing. And what 100,000 contents, announced by the others, mean for
-this node is put on it and asked of it by these others, without the rest, which one machine could not carry: each claim
-is kept by its region, here 31 of 1,000 nodes, so this node has 3,100 claims (quick: 400) and its neighbours' PeerRecords;
-each is renewed every 45 minutes, so 1.2 stores a second arrive, and three FindNode of the walks before them (37
-announcements a second in all, some 80 calls each).
+real sockets, which ping and look up each other as nodes do. Arranged: those 999 did not join but had their tables
+filled with one another; the measured node joins as any, but then all have last heard of their contacts at random
+moments of the ten minutes after which one is asked again, so that upkeep is in full swing. And what 100,000 contents,
+announced by the others, mean for this node is put on it and asked of it by these others, without the rest, which one
+machine could not carry: each claim is kept by its region, here 31 of 1,000 nodes, so this node has 3,100 claims (quick:
+400) and its neighbours' PeerRecords; each is renewed every 45 minutes, so 1.2 stores a second arrive, and three
+FindNode of the walks before them (37 announcements a second in all, some 80 calls each).
 
 Measured over 60 s (quick: 6 s): processor time, and resident memory at the end.
 """
@@ -57,7 +57,11 @@ async def story(nodes: int, claims: int, seconds: float, seed: int) -> Cost:
         await crowd.ask("use", stores_a_s=STORES_A_S, asks_a_s=ASKS_A_S, **target)
         await asyncio.sleep(SETTLE_S)  # what a node does once, when it has joined, is not idling
         await node.ask("age")
-        before, others_before, status_before = await node.ask("costs"), await crowd.ask("costs"), await node.ask("status")
+        before, others_before, status_before = (
+            await node.ask("costs"),
+            await crowd.ask("costs"),
+            await node.ask("status"),
+        )
         await asyncio.sleep(seconds)
         after, others, status = await node.ask("costs"), await crowd.ask("costs"), await node.ask("status")
         calls_a_s = (others["calls"] - others_before["calls"]) / (others["at_s"] - others_before["at_s"])

@@ -75,8 +75,7 @@ class Crowd:
         waiting = iter(range(claims))
 
         async def carry() -> None:
-            for _ in waiting:
-                kept.append(await self.store(target))
+            kept.extend([await self.store(target) for _ in waiting])
 
         async with asyncio.TaskGroup() as carriers:
             for _ in range(STORES_AT_ONCE):

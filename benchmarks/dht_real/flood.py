@@ -1,11 +1,12 @@
 """What does a flood from invented addresses cost a node, and what is left for honest look-ups?
 
 20,000 datagrams a second for 20 s (quick: 4 s) at one node, which has a process of its own: a fifth each without a
-cookie, with a wrong one, replies to nothing, garbage, and too short ones, from 1,000 addresses of 127.0.0.0/8. They come
-from a second process at an even pace; the other 30 nodes of the network live in a third. Before the flood and during it,
-ten times a second, the node looks a key up, and a client that knows nobody else looks one up through it, each to the
-first verified provider; the node itself keeps none of the keys. Beyond the reads: the processor time that the node takes
-in all, look-ups included, less that of a process which reads the same flood in the same way and does nothing with it.
+cookie (requests and knocks), with a wrong one, replies to nothing, garbage, and too short ones, from 1,000 addresses of 127.0.0.0/8. They
+come from a second process at an even pace; the other 30 nodes of the network live in a third. Before the flood and
+during it, ten times a second, the node looks a key up, and a client that knows nobody else looks one up through it,
+each to the first verified provider; the node itself keeps none of the keys. Beyond the reads: the processor time that
+the node takes in all, look-ups included, less that of a process which reads the same flood in the same way and does
+nothing with it.
 
 A figure without a bar: how long strangers, who have no cookie yet, wait for a first answer during the flood. They share
 the rate of challenges with it.
@@ -126,7 +127,9 @@ def ordered(seconds: list[float]) -> list[tuple[float, float]]:
 
 def measure(quick: bool, seed: int) -> Result:
     before, during, (reading, read_share), waits_s = asyncio.run(story(4.0 if quick else 20.0, seed))
-    handled = sum(during.status[name] for name in ("challenges", "over_rate", "refused", "strangers", "requests_answered"))
+    handled = sum(
+        during.status[name] for name in ("challenges", "over_rate", "refused", "strangers", "requests_answered")
+    )
     return Result(
         figures={
             "flood_sent_a_s": during.sent_a_s,

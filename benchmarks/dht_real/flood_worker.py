@@ -14,7 +14,7 @@ from benchmarks.dht_real.process import Command, costs, obey
 from benchmarks.dht_real.swarm import LOOPBACK, OPEN
 from dhtdata.dht import messages
 from dhtdata.dht.endpoint import open_udp
-from dhtdata.dht.envelope import CALL_END, COOKIE_BYTES, NO_COOKIE, REPLY, REQUEST, Letter, seal
+from dhtdata.dht.envelope import CALL_END, COOKIE_BYTES, NO_COOKIE, REPLY, REQUEST, Letter, knock, seal
 from dhtdata.dht.identity import Identity
 from dhtdata.signing import SigningKey
 
@@ -34,7 +34,7 @@ class Deaf(asyncio.DatagramProtocol):
 
 
 def datagrams(seed: int) -> list[bytes]:
-    """As many without a cookie, with a wrong one, that answer nothing, garbage, and too short ones."""
+    """As many without a cookie (half of them knocks), with a wrong one, that answer nothing, garbage, too short ones."""
     randomness = random.Random(seed)
     who = Identity.client(SigningKey(randomness.randbytes(32)))
     bodies = [messages.encode(request) for request in every_request(randomness, [bytes(200)]).values()]
@@ -43,9 +43,9 @@ def datagrams(seed: int) -> list[bytes]:
         letter = Letter(kind, randomness.randbytes(8), cookie, False, randomness.choice(bodies))
         return seal(OPEN, who, letter)
 
-    made = []
-    for _ in range(EACH_KIND):
-        made.append(sealed(REQUEST, NO_COOKIE))
+    made: list[bytes] = []
+    for position in range(EACH_KIND):
+        made.append(sealed(REQUEST, NO_COOKIE) if position % 2 else knock(OPEN, randomness.randbytes(8)))
         made.append(sealed(REQUEST, randomness.randbytes(COOKIE_BYTES)))
         made.append(sealed(REPLY, randomness.randbytes(COOKIE_BYTES)))
         made.append(randomness.randbytes(randomness.randrange(CALL_END, 600)))

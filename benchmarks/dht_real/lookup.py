@@ -1,11 +1,11 @@
-"""How soon is a provider found on real sockets, all nodes alive and 30% dead at once; and how soon by the stock package?
+"""How soon is a provider found on real sockets, all alive and 30% dead at once; and how soon by the stock package?
 
 200 nodes (quick: 100) and as many of the stock package, in one process on loopback, joined in the same way. Keys are
-announced (``set``) by random nodes and looked up by random others that do not hold them, ours and stock in turns. *First*
-is the time to the first verified provider with an address, which must be right; *union* the time until every node of
-the key's region was asked. Then 30% of each network lose power at once, publishers spared. Stock's look-ups, which then
-wait for seconds and compute nothing, run beside each other there, and ours beside them, one at a time and only to the
-first provider; some whole ones follow. A look-up that finds nobody counts as 60 s.
+announced (``set``) by random nodes and looked up by random others that do not hold them, ours and stock in turns.
+*First* is the time to the first verified provider with an address, which must be right; *union* the time until every
+node of the key's region was asked. Then 30% of each network lose power at once, publishers spared. Stock's look-ups,
+which then wait for seconds and compute nothing, run beside each other there, and ours beside them, one at a time and
+only to the first provider; some whole ones follow. A look-up that finds nobody counts as 60 s.
 """
 
 from __future__ import annotations

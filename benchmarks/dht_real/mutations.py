@@ -1,11 +1,11 @@
 """Does anything break a node that gets 1,000,000 mutated datagrams, half of them signed again after the mutation?
 
-Every kind of request, reply, challenge and notice, valid and with a good cookie, is mutated (quick: 30,000 of them):
+Every kind of request, reply, challenge, notice and knock, valid and with a good cookie, is mutated (quick: 30,000 of them):
 bits flipped, bytes replaced, cut, stretched, repeated and spliced with another datagram's, one to four times; half the
 time only what the signature covers, and then it is signed anew, so that it gets to the decoder and beyond. Replies
 answer calls that the node has really made and waits for. Most go to the function that the socket calls, with its rates
-opened; each hundredth crosses a real socket. Senders have 5,000 addresses of 127.0.0.0/8 (quick: 500), so that what is remembered
-of addresses is full early on.
+opened; each hundredth crosses a real socket. Senders have 5,000 addresses of 127.0.0.0/8 (quick: 500), so that what is
+remembered of addresses is full early on.
 
 From the first fifth to the end nothing may have been raised or reported to the event loop, and no task, contact,
 outstanding call or record may have been added (what the corpus itself stores is sent unmutated first); memory may grow
@@ -41,6 +41,7 @@ from dhtdata.dht.envelope import (
     REQUEST,
     Letter,
     challenge,
+    knock,
     notice,
     resigned,
     seal,
@@ -189,8 +190,8 @@ class Mutator:
         if waiting and fixed is None and draw.random() < 0.4:
             call, addr = draw.choice(waiting)
             if not anew and draw.random() < 0.2:
-                bare = challenge(OPEN, call, draw.randbytes(COOKIE_BYTES))
-                return self.mutated(bare if draw.random() < 0.5 else notice(OPEN, call)), addr, False
+                bare = draw.choice((challenge(OPEN, call, draw.randbytes(8)), notice(OPEN, call), knock(OPEN, call)))
+                return self.mutated(bare), addr, False
             kind, body, cookie = REPLY, draw.choice(self.replies), draw.randbytes(COOKIE_BYTES)
         else:
             kind, body, cookie = REQUEST, draw.choice(self.requests[who]), give(*addr)
@@ -209,7 +210,27 @@ class Mutator:
 Addr = tuple[str, int]
 Waiting = tuple[bytes, Addr]
 Sent = tuple[bytes, Addr, bool]
-_TELLING = (0x00, 0x01, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xC0, 0xC1, 0xC4, 0xC6, 0xCB, 0xCF, 0xD3, 0xD9, 0xDD, 0xDF, 0xFF)
+_TELLING = (
+    0x00,
+    0x01,
+    0x7F,
+    0x80,
+    0x8F,
+    0x90,
+    0x9F,
+    0xA0,
+    0xC0,
+    0xC1,
+    0xC4,
+    0xC6,
+    0xCB,
+    0xCF,
+    0xD3,
+    0xD9,
+    0xDD,
+    0xDF,
+    0xFF,
+)
 """Bytes that begin values in msgpack, and borders of such."""
 
 

@@ -58,7 +58,15 @@ class NodeWorker:
                 return await self.look_up(command)
             case "status":
                 status = self.node.status()
-                fields = ("contacts", "records_held", "requests_answered", "calls", "challenges", "strangers", "over_rate")
+                fields = (
+                    "contacts",
+                    "records_held",
+                    "requests_answered",
+                    "calls",
+                    "challenges",
+                    "strangers",
+                    "over_rate",
+                )
                 return {**{name: getattr(status, name) for name in fields}, "refused": status.datagrams_refused}
             case "costs":
                 return costs()

@@ -1,7 +1,7 @@
 """Processes of a benchmark: what one costs, and one that does as it is told.
 
-A *worker* is ``python -m MODULE`` with a loop that reads commands, one JSON object a line, and answers each with one. It
-ends with its standard input, so it never outlives who started it.
+A *worker* is ``python -m MODULE`` with a loop that reads commands, one JSON object a line, and answers each with one.
+It ends with its standard input, so it never outlives who started it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Do 200,000 hostile stores break a node's memory bound, or push out what honest nodes put there?
 
-The record table (`dhtdata.dht.holdings.Holdings`, as a node makes it) first gets what 400 honest nodes, each in a network
-of its own, put on one node: claims to some contents each, claims to many shards of five large seeds. Then come 200,000
-(quick: 8,000, and a table of 6 MiB) records, each validly signed by a key of its own, from 12,500 addresses in 50
-networks: claims to contents of their own, to contents that honest nodes provide, to 42 shards each, and PeerRecords.
+The record table (`dhtdata.dht.holdings.Holdings`, as a node makes it) first gets what 400 honest nodes, each in a
+network of its own, put on one node: claims to some contents each, claims to many shards of five large seeds. Then come
+200,000 (quick: 8,000, and a table of 6 MiB) records, each validly signed by a key of its own, from 12,500 addresses in
+50 networks: claims to contents of their own, to contents that honest nodes provide, to 42 shards each, and PeerRecords.
 They are signed in another process and handed to the table as the protocol does, with the address that a cookie would
 have proven. Meanwhile one honest record in a hundred is put again, as renewals are.
 
@@ -146,7 +146,9 @@ class Outcome:
 
 def fill_caches(honest: list[Put]) -> None:
     """What is remembered of addresses, bounded and not in the table, shall not look like the table's growth."""
-    addresses = [f"{_FIRST_NETWORK + network}.1.1.{host + 1}" for network in range(NETWORKS) for host in range(ADDRESSES)]
+    addresses = [
+        f"{_FIRST_NETWORK + network}.1.1.{host + 1}" for network in range(NETWORKS) for host in range(ADDRESSES)
+    ]
     for ip in [*addresses, *(put.ip for put in honest)]:
         network_group(Address(ip, _PORT))
         packed(ip)

@@ -6,9 +6,9 @@ private one, whole and with good signatures, bare headers, replies and challenge
 for the pages that a peer shows to people of its own machine. Not one byte may come back, and nobody may enter the
 member's table; a member who does the same is answered.
 
-A figure without a bar: bytes that come back for each byte if a stranger repeats, from an address of its own, what it has
-overheard of a member. The code is right there, so it is answered with a challenge; over HTTP the very same request is
-answered as long as its clock is (`dhtdata.transfer.membership`).
+A figure without a bar: bytes that come back for each byte if a stranger repeats, from an address of its own, what it
+has overheard of a member. The code is right there, so it is answered with a challenge; over HTTP the very same request
+is answered as long as its clock is (`dhtdata.transfer.membership`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.dht_real.outsider import Outsider, every_request, heard_out, out
 from benchmarks.dht_real.swarm import LOOPBACK, OPEN, address, running
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from dhtdata.dht.envelope import CALL_END, MAX_DATAGRAM_BYTES, NO_COOKIE, NOTICE, VERSION
+from dhtdata.dht.envelope import CALL_END, KNOCK, MAX_DATAGRAM_BYTES, NO_COOKIE, VERSION, knock
 from dhtdata.dht.messages import Ping
 from dhtdata.digest import Digest
 from dhtdata.formats.addresses import Address
@@ -52,10 +52,13 @@ def datagrams(stranger: Outsider, count: int) -> Iterator[bytes]:
                 yield whole[:2] + bytes(CODE_BYTES) + whole[2 + CODE_BYTES :]
                 count -= 3
         for version in (VERSION - 1, VERSION, VERSION + 1):
-            for kind in range(NOTICE + 2):
+            for kind in range(KNOCK + 2):
                 yield bytes((version, kind)) + randomness.randbytes(randomness.choice((CALL_END - 2, 32, 300)))
                 yield bytes((version, kind)) + OPEN.code() + randomness.randbytes(40)
                 count -= 2
+        yield knock(OPEN, randomness.randbytes(8))
+        yield knock(other, randomness.randbytes(8))
+        count -= 2
         yield randomness.randbytes(randomness.randrange(MAX_DATAGRAM_BYTES + 200))
         count -= 1
         if count <= 0:

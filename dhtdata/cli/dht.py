@@ -21,7 +21,7 @@ from dhtdata.cli.session import (
     session,
 )
 from dhtdata.cli.values import as_document
-from dhtdata.control.protocol import DhtTrace
+from dhtdata.control.dht import DhtTrace
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, FormatError, IntegrityError, NotFoundError
 from dhtdata.formats.addresses import Address

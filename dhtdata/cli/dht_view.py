@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dhtdata.cli.output import SHORT_DIGITS, counted, facts, number, table
-from dhtdata.control.protocol import DhtFound, DhtPong, DhtStatus, DhtStep, DhtTrace
+from dhtdata.control.dht import DhtFound, DhtPong, DhtStatus, DhtStep, DhtTrace
 from dhtdata.durations import apart, spoken, trip
 
 BEHIND_S = 3_600.0

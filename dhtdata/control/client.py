@@ -21,18 +21,8 @@ from typing import TypeVar
 
 from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import protocol
-from dhtdata.control.protocol import (
-    DEFAULT_TIMEOUT_S,
-    DhtPong,
-    DhtStatus,
-    DhtTrace,
-    Ensured,
-    PeerStatus,
-    Progress,
-    ProviderStatus,
-    Resolved,
-    Seeded,
-)
+from dhtdata.control.dht import AskDht, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtTrace
+from dhtdata.control.protocol import DEFAULT_TIMEOUT_S, Ensured, PeerStatus, Progress, ProviderStatus, Resolved, Seeded
 from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
@@ -288,19 +278,19 @@ class PeerClient:
 
     def dht(self) -> DhtStatus:
         """The peer's part in the DHT."""
-        return self._ask(lambda _: protocol.AskDht(), DhtStatus, DEFAULT_TIMEOUT_S)
+        return self._ask(lambda _: AskDht(), DhtStatus, DEFAULT_TIMEOUT_S)
 
     def dht_lookup(self, key: bytes, through: Sequence[Address] = ()) -> DhtTrace:
         """Look a key up in the DHT, entering by these addresses too, and tell everything that the look-up did.
 
         ConfigError if the peer knows nobody to ask, NotFoundError if nobody whom it knows answers.
         """
-        request = protocol.DhtLookup(key=key, through=tuple(map(str, through)))
+        request = DhtLookup(key=key, through=tuple(map(str, through)))
         return self._ask(lambda _: request, DhtTrace, LOOKUP_S)
 
     def dht_ping(self, address: Address) -> DhtPong:
         """Who is at an address. PeerError says why nobody answers."""
-        return self._ask(lambda _: protocol.DhtPing(address=str(address)), DhtPong, DEFAULT_TIMEOUT_S)
+        return self._ask(lambda _: DhtPing(address=str(address)), DhtPong, DEFAULT_TIMEOUT_S)
 
     def stop(self) -> None:
         """Ask the peer to end, and wait until it closes its socket."""

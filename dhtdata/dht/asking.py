@@ -117,8 +117,8 @@ class Asker:
         return isinstance(answer.reply, Stored) and answer.reply.kept == len(records)
 
     def estimated_nodes(self) -> int:
-        """How many nodes the network has, ourselves included."""
-        return self.size.nodes(fallback=self._table.estimated_nodes())
+        """How many nodes the network has, ourselves included: no fewer than we know, however it grew since we asked."""
+        return max(len(self._table) + 1, self.size.nodes(fallback=self._table.estimated_nodes()))
 
     def _walk(self, targets: Sequence[bytes], ask: Ask, pace: Pace | None = None) -> Walk:
         return Walk(targets, self.id, ask, pace, self._protocol.round_trips.patience_s())

@@ -28,7 +28,7 @@ from dhtdata.dht.identity import Identity
 from dhtdata.dht.protocol import DhtProtocol, DhtServer, OpenTransport, Side
 from dhtdata.dht.rates import TokenBucket
 from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
-from dhtdata.dht.routing import Contact, RoutingTable
+from dhtdata.dht.routing import ID_BITS, Contact, RoutingTable, identifier
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, Believed, network_group, scope
 from dhtdata.network import Network
@@ -46,6 +46,7 @@ SILENT_AT_ONCE = 8
 ENOUGH_CONTACTS = 4
 _INTRODUCTIONS_A_S = 20.0
 _REACHES = ("none", "loopback", "private", "global")
+_FARTHEST = len(_REACHES) - 1
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ class Overlay:
         self._expected: set[Contact] = set()
         self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
         self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
-        self._joined = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._everywhere = False
         self._known_to_serve = False
+        self._proof_reach = 0
         self._reunited_s = now_s
         self.asker: Asker
         self.announcer: Announcer
@@ -150,7 +153,7 @@ class Overlay:
     def woke(self) -> None:
         """We slept, or the clock was set: nobody is known to be there any more."""
         self.table.suspect_all()
-        self._joined.set()
+        self._look_everywhere()
 
     async def _enter(self, addresses: Sequence[Address]) -> int:
         """Come in through these addresses: how many answered."""
@@ -164,15 +167,22 @@ class Overlay:
             at_once *= 4
         if not met:
             return 0
+        if self.reachability.reached and self._proof_reach < max(_reach(each.address) for each in met):
+            self.reachability.doubt()
         await self._probe(met)
         met += await self._meet(left)
         await self.asker.enter(met)
         self._known_to_serve = self.serves
         if not self.reachability.reached and len(self.table) < ENOUGH_CONTACTS and set(met).issuperset(self.table):
             # We called all there are: nobody is left who could prove it.
-            self.reachability.proven(self._loop.time())
-        self._joined.set()
+            self._prove(max(_reach(each.address) for each in met))
+        self._look_everywhere()
         return len(met)
+
+    def _look_everywhere(self) -> None:
+        """Have every range looked up once: else far ones would hold only whom we met by chance."""
+        self._everywhere = True
+        self._wake.set()
 
     async def _meet(self, addresses: Sequence[Address]) -> list[Contact]:
         """Who answers at these addresses."""
@@ -219,7 +229,7 @@ class Overlay:
             for contact in introducers:
                 asking.create_task(introduce(contact))
         if known and not any(known):
-            self.reachability.proven(now_s)
+            self._prove(max(_reach(each.address) for each in through))
             return
         try:
             async with asyncio.timeout(PROBE_S):
@@ -240,12 +250,16 @@ class Overlay:
 
         A neighbour reaches us past the translator that keeps everybody else out.
         """
-        reach = _REACHES.index(scope(address.ip))
-        known = (*(contact.address for contact in self.table), *self._bootstrap) if reach < len(_REACHES) - 1 else ()
-        if all(_REACHES.index(scope(each.ip)) <= reach for each in known):
+        reach = _reach(address)
+        if reach == _FARTHEST or all(_reach(contact.address) <= reach for contact in self.table):
             if not self.reachability.reached:
-                self._joined.set()
-            self.reachability.proven(self._loop.time())
+                self._wake.set()
+            self._prove(reach)
+
+    def _prove(self, reach: int) -> None:
+        """We are reached from that far, until we know somebody farther away."""
+        self._proof_reach = reach
+        self.reachability.proven(self._loop.time())
 
     def _introduce(self, address: Address) -> bool:
         """Have contacts of other networks call the address, if we know some and not too many ask for that.
@@ -296,21 +310,22 @@ class Overlay:
         while True:
             try:
                 async with asyncio.timeout(UPKEEP_S * self._member.randomness.uniform(0.8, 1.2)):
-                    await self._joined.wait()
+                    await self._wake.wait()
             except TimeoutError:
-                age_s = STALE_S
-            else:
-                self._joined.clear()
-                age_s = 1.0  # just joined: look up every range but those that answered this very moment
+                # Time to look after the table.
+                pass
+            self._wake.clear()
             if not len(self.table) and self._bootstrap:
                 await self._enter(tuple(self._bootstrap))
             elif self._loop.time() - self._reunited_s >= STALE_S:
                 self._reunited_s = self._loop.time()
                 await self._reunite()
+                await self.asker.measure(identifier(self._member.randomness.getrandbits(ID_BITS)))
             if self.serves and not self._known_to_serve:
                 # Our neighbours took us for a client until now.
                 await self.asker.enter([])
             self._known_to_serve = self.serves
+            age_s, self._everywhere = (0.0 if self._everywhere else STALE_S), False
             for target in self.table.stale(self._loop.time(), age_s, self._member.randomness):
                 await self.asker.measure(target)
             for contact in self.table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):
@@ -320,3 +335,8 @@ class Overlay:
                     _LOG.debug("silent contact: %s", failure)
             if len(self.table) >= ENOUGH_CONTACTS or not self.reachability.reached:
                 await self._probe(list(self.table))
+
+
+def _reach(address: Address) -> int:
+    """How far away somebody with such an address may be."""
+    return _REACHES.index(scope(address.ip))

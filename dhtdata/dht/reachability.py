@@ -45,6 +45,12 @@ class Reachability:
         """Introductions were asked for, and nobody came."""
         self.reached = False
 
+    def doubt(self) -> None:
+        """What was taken for a proof is none any more: ask for introductions as if there had been none."""
+        self.reached = False
+        self._proven_s = -PROOF_S
+        self._probed_s = -PROBE_EVERY_S
+
     def due(self, now_s: float) -> bool:
         """Whether introductions should be asked for: no proof for long, or never any, and not asked just now."""
         return now_s - self._proven_s >= PROOF_S and (self._probed_s < 0 or now_s - self._probed_s >= PROBE_EVERY_S)

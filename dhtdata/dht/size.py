@@ -11,12 +11,12 @@ from collections import deque
 
 from dhtdata.dht.routing import ID_BITS
 
-SAMPLES = 15
+SAMPLES = 9
 _SPACE = 1 << ID_BITS
 
 
 class SizeEstimate:
-    """The median of the last 15 samples."""
+    """The median of the last 9 samples."""
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=SAMPLES)

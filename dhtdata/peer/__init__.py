@@ -12,6 +12,7 @@
 | ``seeder`` | datasets that a seed keeps |
 | ``control_server`` | the peer's end of the control socket |
 | ``desk`` | what is done for each request |
+| ``dht_desk`` | the same about the DHT: standing, look-ups hop by hop, pings |
 | ``peer`` | all of it in one task group; one peer per store |
 | ``starting`` | in the foreground as a seed, or as a program's private child |
 """

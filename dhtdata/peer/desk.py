@@ -11,14 +11,12 @@ from typing import TypeVar
 
 from dhtdata.config import Settings
 from dhtdata.control.client import text_of
+from dhtdata.control.dht import AskDht, DhtLookup, DhtPing
 from dhtdata.control.protocol import (
     Announce,
     Answer,
-    AskDht,
     AskProviders,
     AskStatus,
-    DhtLookup,
-    DhtPing,
     Done,
     EnsureBlocks,
     Ensured,

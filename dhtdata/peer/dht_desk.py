@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dhtdata.control.protocol import DhtFound, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtStep, DhtTrace
+from dhtdata.control.dht import DhtFound, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtStep, DhtTrace
 from dhtdata.dht import DhtNode, Found, Trace
 from dhtdata.errors import ConfigError, FormatError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address

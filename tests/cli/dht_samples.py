@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dhtdata.control.protocol import DhtFound, DhtStatus, DhtStep, DhtTrace, PeerStatus
+from dhtdata.control.dht import DhtFound, DhtStatus, DhtStep, DhtTrace
+from dhtdata.control.protocol import PeerStatus
 from dhtdata.dht.envelope import CALL_END, CODED, VERSION, notice
 from dhtdata.formats.addresses import Address
 from dhtdata.network import PUBLIC

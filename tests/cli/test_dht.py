@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dhtdata.dht.envelope import VERSION
 from dhtdata.digest import Digest
 from dhtdata.formats.contents import Contents
 from dhtdata.formats.index import Index
@@ -229,7 +230,7 @@ def test_a_ping_says_why_nobody_answers(swarm: Swarm) -> None:
     assert "no IPv6 socket" in machine.fails(6, "dht", "ping", "[::1]:8470")
     with of_another_version() as address:
         sentence = machine.fails(6, "dht", "ping", str(address))
-    assert f"{address} speaks version 3 of the protocol" in sentence and "upgrade the older" in sentence
+    assert f"{address} speaks version {VERSION + 1} of the protocol" in sentence and "upgrade the older" in sentence
     assert machine.document("dht", "status")["other_versions"] >= 1
 
 
@@ -281,7 +282,7 @@ def test_doctor_says_that_udp_is_blocked_and_who_speaks_another_version(swarm: S
     with health(0.0) as blocked, of_another_version() as newer:
         text = _findings(swarm.machines[0], str(blocked), str(newer), swarm.addresses[1])["bootstrap"]["text"]
     assert f"{blocked} answers over HTTP, but not over UDP: a firewall blocks UDP" in text
-    assert f"{newer} speaks version 3 of the protocol" in text
+    assert f"{newer} speaks version {VERSION + 1} of the protocol" in text
 
 
 def test_a_clock_that_is_a_day_ahead_is_said_plainly(swarm: Swarm, folder: Path) -> None:

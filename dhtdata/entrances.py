@@ -28,8 +28,8 @@ _HEALTH = "/healthz"
 
 
 @dataclass(frozen=True)
-class Knock:
-    """What one address said. ``http`` and ``udp``: why it did not answer well, empty if it did.
+class Entrance:
+    """An address to enter by, and what it said. ``http`` and ``udp``: why it did not answer well, empty if it did.
 
     ``node``: identifier of the node there, in hexadecimal, empty if none answered. ``ahead_s``: how far our clock is
     ahead of its own (None if it sent no time).
@@ -54,7 +54,7 @@ class Knock:
         return self.udp if self.udp != SILENCE else SILENCE
 
 
-def knock(addresses: Sequence[Address], network: Network, listen: str) -> list[Knock]:
+def try_all(addresses: Sequence[Address], network: Network, listen: str) -> list[Entrance]:
     """Ask everybody, from a socket that listens on ``listen``. Blocks for about `ANSWER_S`."""
     if not addresses:
         return []
@@ -63,7 +63,7 @@ def knock(addresses: Sequence[Address], network: Network, listen: str) -> list[K
         nodes = asyncio.run(_ping_all(addresses, network, listen))
         told = [answer.result() for answer in answers]
     return [
-        Knock(address, reason, *nodes[address], ahead_s)
+        Entrance(address, reason, *nodes[address], ahead_s)
         for address, (reason, ahead_s) in zip(addresses, told, strict=True)
     ]
 
