@@ -34,7 +34,7 @@ class Deaf(asyncio.DatagramProtocol):
 
 
 def datagrams(seed: int) -> list[bytes]:
-    """As many without a cookie (half of them knocks), with a wrong one, that answer nothing, garbage, too short ones."""
+    """As many without a cookie (half are knocks), with a wrong one, that answer nothing, garbage, and too short."""
     randomness = random.Random(seed)
     who = Identity.client(SigningKey(randomness.randbytes(32)))
     bodies = [messages.encode(request) for request in every_request(randomness, [bytes(200)]).values()]
@@ -56,7 +56,7 @@ def datagrams(seed: int) -> list[bytes]:
 
 def sockets(count: int, randomness: random.Random) -> list[socket.socket]:
     """Each at an address of its own. What they are sent is dropped by the kernel."""
-    made = []
+    made: list[socket.socket] = []
     while len(made) < count:
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LEAST_BUFFER_BYTES)

@@ -1,6 +1,6 @@
 """How soon is a provider found on real sockets, all alive and 30% dead at once; and how soon by the stock package?
 
-200 nodes (quick: 100) and as many of the stock package, in one process on loopback, joined in the same way. Keys are
+200 nodes (quick: 70) and as many of the stock package, in one process on loopback, joined in the same way. Keys are
 announced (``set``) by random nodes and looked up by random others that do not hold them, ours and stock in turns.
 *First* is the time to the first verified provider with an address, which must be right; *union* the time until every
 node of the key's region was asked. Then 30% of each network lose power at once, publishers spared. Stock's look-ups,
@@ -152,7 +152,7 @@ def proof_s(seed: int) -> float:
 
 
 def measure(quick: bool, seed: int) -> Result:
-    nodes, keys, lookups = (100, 15, 80) if quick else (200, 60, 400)
+    nodes, keys, lookups = (70, 12, 60) if quick else (200, 60, 400)
     alive, dead = asyncio.run(story(nodes, keys, lookups, seed))
     stock_s = p50(alive.stock_s)
     return Result(

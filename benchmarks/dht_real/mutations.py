@@ -1,6 +1,6 @@
 """Does anything break a node that gets 1,000,000 mutated datagrams, half of them signed again after the mutation?
 
-Every kind of request, reply, challenge, notice and knock, valid and with a good cookie, is mutated (quick: 30,000 of them):
+Every kind of request and reply, challenge, notice and knock, valid and with a good cookie, is mutated (quick: 30,000):
 bits flipped, bytes replaced, cut, stretched, repeated and spliced with another datagram's, one to four times; half the
 time only what the signature covers, and then it is signed anew, so that it gets to the decoder and beyond. Replies
 answer calls that the node has really made and waits for. Most go to the function that the socket calls, with its rates

@@ -24,12 +24,14 @@ from dhtdata.dht.messages import (
 )
 from dhtdata.dht.protocol import DhtProtocol, Replied
 from dhtdata.dht.region import PACE, members, region_bits, region_targets
-from dhtdata.dht.routing import BUCKET_SIZE, Contact, number
+from dhtdata.dht.routing import BUCKET_SIZE, ID_BITS, Contact, identifier, number
 from dhtdata.dht.size import SizeEstimate
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, AddressWire
 
 MAX_PAGES = 16
+GLANCE = Pace(width=10)  # half a bucket: far ranges need some contacts, not all
+_FAR = 1 << (ID_BITS - 2)
 
 Take = Callable[[Sequence[bytes]], None]
 
@@ -83,10 +85,20 @@ class Asker:
         walk = self._walk([target], self._find_node())
         return (await walk.run([self._table.closest(target, BUCKET_SIZE)]))[0]
 
+    async def survey(self) -> None:
+        """Measure at a random target far from us."""
+        await self.measure(identifier(self._table.own ^ self._randomness.randrange(_FAR, 1 << ID_BITS)))
+
     async def measure(self, target: bytes) -> None:
-        """Walk to a random target: freshens its range of the table, and says how large the network is."""
-        near = await self.nearest(target)
+        """Walk to a random target: freshens its range of the table, and says how large the network is.
+
+        Targets near us say nothing about that: who wants us to think it large crowds round us.
+        """
+        walk = self._walk([target], self._find_node(), GLANCE)
+        (near,) = await walk.run([self._table.closest(target, BUCKET_SIZE)])
         goal, radius = number(target), near.radius
+        if goal ^ self._table.own < _FAR:
+            return
         within = [each for each in near.contacts if radius is None or each.long_id ^ goal <= radius]
         self.size.met(len(within), radius)
 

@@ -28,7 +28,7 @@ from dhtdata.dht.identity import Identity
 from dhtdata.dht.protocol import DhtProtocol, DhtServer, OpenTransport, Side
 from dhtdata.dht.rates import TokenBucket
 from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
-from dhtdata.dht.routing import ID_BITS, Contact, RoutingTable, identifier
+from dhtdata.dht.routing import Contact, RoutingTable
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, Believed, network_group, scope
 from dhtdata.network import Network
@@ -320,7 +320,9 @@ class Overlay:
             elif self._loop.time() - self._reunited_s >= STALE_S:
                 self._reunited_s = self._loop.time()
                 await self._reunite()
-                await self.asker.measure(identifier(self._member.randomness.getrandbits(ID_BITS)))
+                await self.asker.survey()
+            elif self._everywhere or not len(self.asker.size):
+                await self.asker.survey()
             if self.serves and not self._known_to_serve:
                 # Our neighbours took us for a client until now.
                 await self.asker.enter([])

@@ -28,6 +28,9 @@ class SizeEstimate:
         elif count > 1:
             self._samples.append((count - 1) * _SPACE / max(1, radius))
 
+    def __len__(self) -> int:
+        return len(self._samples)
+
     def nodes(self, fallback: int) -> int:
         """The estimate, ourselves included; ``fallback`` while there are no samples."""
         return max(1, round(statistics.median(self._samples))) if self._samples else fallback

@@ -18,7 +18,7 @@ keys = st.binary(min_size=20, max_size=20)
 
 
 @given(nodes=st.integers(1, 10**9))
-def test_a_region_holds_24_to_48_nodes_or_everybody(nodes: int) -> None:
+def test_a_region_holds_30_to_60_nodes_or_everybody(nodes: int) -> None:
     bits = region_bits(nodes)
     assert nodes / (1 << bits) <= REGION_NODES
     assert bits == 0 or nodes / (1 << bits) > REGION_NODES / 2

@@ -29,6 +29,7 @@ from tests.simulation.network import SimulatedNetwork, public_ip
 
 PORT = 8470
 ACQUAINTANCE_S = 120.0
+JOIN_TRIES = 5
 _NAT_SUBNET = 1 << 23
 
 
@@ -84,8 +85,11 @@ class Swarm(SimulatedNetwork):
         return self.nodes
 
     async def _join_some(self, node: DhtNode, strangers: set[DhtNode]) -> None:
-        if not await self.join(node, strangers=strangers) and len(self.nodes) > 1:
-            raise RuntimeError(f"node {node.id.hex()} could not join: nobody it asked answered")
+        """Where datagrams are lost, all answers may be: then the node tries again, as it would by itself later."""
+        for _ in range(JOIN_TRIES):
+            if await self.join(node, strangers=strangers) or len(self.nodes) == 1:
+                return
+        raise RuntimeError(f"node {node.id.hex()} could not join: nobody it asked answered")
 
     async def join(self, node: DhtNode, through: int = 2, strangers: Collection[DhtNode] = ()) -> int:
         """Join a node through some others that are there (no ``strangers``), if any are: how many of them answered."""
