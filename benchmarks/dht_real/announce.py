@@ -1,6 +1,6 @@
 """What does it cost to announce 15,000 shards, and do the right nodes hold the claims afterwards?
 
-200 nodes (quick: 60, and 4,000 shards) on loopback, one of which announces all keys in one sweep. Counted are all calls
+200 nodes (quick: 50, and 3,000 shards) on loopback, one of which announces all keys in one sweep. Counted are all calls
 that it makes meanwhile, repeated ones and its upkeep, too. The stock package stores a sample of keys one by one; every
 request that its nodes receive meanwhile counts. Then, for each key, an oracle names the true 20 nearest nodes (the
 announcer itself may be one), and each must hold a claim of the announcer to that key with a good signature.
@@ -94,7 +94,7 @@ async def stock(nodes: int, count: int, seed: int) -> float:
 
 
 def measure(quick: bool, seed: int) -> Result:
-    nodes, keys, sample = (60, 4_000, 30) if quick else (200, 15_000, 150)
+    nodes, keys, sample = (50, 3_000, 30) if quick else (200, 15_000, 150)
     calls, took_s, held = asyncio.run(ours(nodes, keys, seed))
     stock_calls = asyncio.run(stock(nodes, sample, seed))
     return Result(

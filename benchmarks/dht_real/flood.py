@@ -1,6 +1,6 @@
 """What does a flood from invented addresses cost a node, and what is left for honest look-ups?
 
-20,000 datagrams a second for 20 s (quick: 4 s) at one node, which has a process of its own: a fifth each without a
+20,000 datagrams a second for 20 s (quick: 3 s) at one node, which has a process of its own: a fifth each without a
 cookie (requests and knocks), with a wrong one, replies to nothing, garbage, and too short ones, from 1,000 addresses of
 127.0.0.0/8. They come from a second process at an even pace; the other 30 nodes of the network live in a third. Before
 the flood, during it and after it, ten times a second, the node looks a key up, and a client that knows nobody else
@@ -130,14 +130,15 @@ def ordered(seconds: list[float]) -> list[tuple[float, float]]:
 
 
 def measure(quick: bool, seed: int) -> Result:
-    before, during, (reading, read_share), waits_s = asyncio.run(story(4.0 if quick else 20.0, seed))
+    seconds = 3.0 if quick else 20.0
+    before, during, (reading, read_share), waits_s = asyncio.run(story(seconds, seed))
     handled = sum(
         during.status[name] for name in ("challenges", "over_rate", "refused", "strangers", "requests_answered")
     )
     return Result(
         figures={
             "flood_sent_a_s": during.sent_a_s,
-            "flood_handled_share": handled / (during.sent_a_s * (4.0 if quick else 20.0)),
+            "flood_handled_share": handled / (during.sent_a_s * seconds),
             "flood_core_share_without_flood": before.core_share,
             "flood_core_share_during": during.core_share,
             "flood_core_share_of_reading_alone": reading,

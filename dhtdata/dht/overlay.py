@@ -147,8 +147,9 @@ class Overlay:
             await self._enter(addresses)
 
     def bootstrap_failures(self) -> dict[Address, str]:
-        """Why nobody was met at bootstrap addresses; empty for those that answered."""
-        return {address: reason for address, reason in self._bootstrap.items() if reason}
+        """Why nobody was met at bootstrap addresses; nothing of those that have answered."""
+        there = {contact.address for contact in self.table}
+        return {address: reason for address, reason in self._bootstrap.items() if reason and address not in there}
 
     def woke(self) -> None:
         """We slept, or the clock was set: nobody is known to be there any more."""
@@ -251,6 +252,8 @@ class Overlay:
         A neighbour reaches us past the translator that keeps everybody else out.
         """
         reach = _reach(address)
+        if reach <= self._proof_reach and self.reachability.proven_lately(self._loop.time()):
+            return
         if reach == _FARTHEST or all(_reach(contact.address) <= reach for contact in self.table):
             if not self.reachability.reached:
                 self._wake.set()

@@ -4,9 +4,9 @@ A node behind an address translator sends, and gets answers from whom it wrote t
 In tables such nodes are dead ends: they are why look-ups of other networks time out. So a node is a *client* until a
 request arrives from an address that it has not called for 5 minutes (a translator lets answers through for up to that
 long, RFC 4787), and not from a nearer network than its contacts are in: neighbours behind the same translator reach it
-past that. A node that joins does not wait for chance: it asks those it knows to *introduce* it, and each asks two of its
-own contacts to call it. Nodes of the first minutes of a network know nobody else to ask: if nobody who was asked knows
-another node, or a node has called all the few that there are, it presumes that it can be reached.
+past that. A node that joins does not wait for chance: it asks those it knows to *introduce* it, and each asks two of
+its own contacts to call it. Nodes of the first minutes of a network know nobody else to ask: if nobody who was asked
+knows another node, or a node has called all the few that there are, it presumes that it can be reached.
 
 The proof is renewed by ordinary traffic. When there was none for half an hour, introductions are asked for again, and
 if nobody comes, the node becomes a client, and asks again every few minutes.
@@ -18,6 +18,7 @@ import asyncio
 
 PROOF_S = 30 * 60.0
 PROBE_S = 3.0
+LATELY_S = 60.0
 PROBE_EVERY_S = 5 * 60.0
 INTRODUCERS = 3
 
@@ -36,6 +37,10 @@ class Reachability:
         self.reached = True
         self._proven_s = now_s
         self.told.set()
+
+    def proven_lately(self, now_s: float) -> bool:
+        """Whether another proof now would say nothing new."""
+        return self.reached and now_s - self._proven_s < LATELY_S
 
     def probing(self, now_s: float) -> None:
         self._probed_s = now_s

@@ -9,7 +9,7 @@ import pytest
 
 from dhtdata.dht import DhtNode, envelope
 from dhtdata.dht.envelope import CALL_END, COOKIE_END, HEADER_BYTES, MAX_DATAGRAM_BYTES, REPLY, REQUEST, Letter
-from dhtdata.dht.messages import FindNode, FindRecords, Introduce, Meet, Ping, Pong, Store, encode
+from dhtdata.dht.messages import FindNode, FindRecords, Introduce, Meet, Ping, Pong, Request, Store, encode
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.network import PUBLIC, Network
@@ -27,7 +27,7 @@ STRANGERS = {"another secret": THEIRS, "the public network": EASY}
 
 def everything(speaker: Speaker, cookie: bytes) -> list[bytes]:
     """Every kind of datagram, in every length that means something."""
-    requests = [
+    requests: list[Request] = [
         Ping(),
         FindNode(target=bytes(20)),
         FindRecords(key=KEY, target=KEY, after=0, contacts=True),

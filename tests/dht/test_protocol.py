@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dhtdata.dht import DhtNode, envelope, messages, protocol
+from dhtdata.dht import DhtNode, envelope, messages
 from dhtdata.dht.cookies import ROTATION_S
 from dhtdata.dht.envelope import (
     CALL_BYTES,
@@ -26,7 +26,19 @@ from dhtdata.dht.envelope import (
     REQUEST,
 )
 from dhtdata.dht.identity import Identity
-from dhtdata.dht.messages import FindNode, FindRecords, Introduce, Introduced, Meet, Met, Nodes, Ping, Pong, Store
+from dhtdata.dht.messages import (
+    FindNode,
+    FindRecords,
+    Introduce,
+    Introduced,
+    Meet,
+    Met,
+    Nodes,
+    Ping,
+    Pong,
+    Request,
+    Store,
+)
 from dhtdata.dht.protocol import (
     CHALLENGES_A_S,
     MAX_OUTSTANDING,
@@ -46,7 +58,7 @@ from tests.simulation.clock import run
 from tests.simulation.network import public_ip
 from tests.simulation.swarm import PORT, Swarm, swarm
 
-REQUESTS = {
+REQUESTS: dict[str, Request] = {
     "ping": Ping(),
     "find_node": FindNode(target=bytes(20)),
     "find_records": FindRecords(key=KEY, target=KEY, after=0, contacts=True),
@@ -374,7 +386,7 @@ def test_challenges_and_checked_signatures_are_bounded_whatever_the_flood(monkey
         inside = victim.overlays[0].protocol
         speaker = await Speaker.open(public_ip(ELSEWHERE), PORT)
         request = speaker.request(Ping(), b"\x55" * 8)
-        monkeypatch.setattr(protocol.envelope, "unseal", counted)
+        monkeypatch.setattr(envelope, "unseal", counted)
         for number in range(20_000):
             inside.datagram_received(request, (public_ip(number), PORT))
         status = victim.status()

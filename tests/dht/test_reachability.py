@@ -89,7 +89,8 @@ def test_behind_a_nat_a_node_stays_a_client_enters_no_table_and_still_finds() ->
             publisher = network.nodes[0]
             hidden = [await network.start_behind_nat() for _ in range(4)]
             for node in hidden:
-                assert await network.join(node) == 2 and not node.serves
+                assert await node.bootstrap([network.address(each) for each in network.nodes[2:4]]) == 2
+                assert not node.serves
             for _ in range(4):
                 await publisher.announce(KEY, claim(publisher))
                 for node in hidden:

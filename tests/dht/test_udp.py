@@ -442,14 +442,14 @@ class Leading(Liar):
 
     def body(self, request: bytes) -> bytes:
         asked = decode_request(request[HEADER_BYTES:])
-        head = {"you": YOU, "time": int(time.time())}
+        now = int(time.time())
         replies: dict[type, Reply] = {
-            Ping: Pong(**head),
-            FindNode: Nodes(**head, contacts=NOWHERE),
-            FindRecords: Records(**head, contacts=NOWHERE, records=(b"x" * 300,), more=True),
-            Store: Stored(**head, kept=16),
-            Introduce: Introduced(**head, others=True),
-            Meet: Met(**head),
+            Ping: Pong(you=YOU, time=now),
+            FindNode: Nodes(you=YOU, time=now, contacts=NOWHERE),
+            FindRecords: Records(you=YOU, time=now, contacts=NOWHERE, records=(b"x" * 300,), more=True),
+            Store: Stored(you=YOU, time=now, kept=16),
+            Introduce: Introduced(you=YOU, time=now, others=True),
+            Meet: Met(you=YOU, time=now),
         }
         assert {type(reply) for reply in replies.values()} == set(REPLY_TO.values())
         return messages.encode(replies[type(asked)])
