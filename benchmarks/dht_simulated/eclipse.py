@@ -38,7 +38,7 @@ async def story(honest: int, hostile: int, machines: int, samples: int, every_s:
             await network.start(ip=public_ip(_HOSTILE_SUBNET + number % machines), port=PORT + number // machines)
             for number in range(hostile)
         ]
-        conspire(bad, [Contact(each.id, network.address(each)) for each in bad], network.randomness)
+        conspire(bad, [Contact(each.id, network.address(each)) for each in bad], network.randomness, invented=0)
         for each in bad:
             quieten(each)
         ids = {each.id for each in bad}

@@ -26,6 +26,7 @@ from dhtdata.formats.records import MAX_SHARD_KEYS, SHARD_LIFETIME_S, PeerRecord
 PARALLEL_STORES = 8
 PEER_RENEWAL_S = 3_600
 MAX_OWN_IPS = 16
+MAX_FAILURES = 3
 
 
 class Introductions:
@@ -37,6 +38,7 @@ class Introductions:
         self._now_s = now_s
         self._signed: dict[bytes, tuple[int, Signed]] = {}
         self._times: Counter[bytes] = Counter()
+        self._sequence = 0
 
     def seen_at(self, ip: bytes) -> bytes:
         """The record for this IP of ours."""
@@ -44,7 +46,9 @@ class Introductions:
         signed_s, signed = self._signed.get(ip, (0, None))
         if signed is None or not 0 <= now - signed_s < PEER_RENEWAL_S:
             wire = AddressWire(ip=ip, port=self.port)
-            record = PeerRecord(addresses=(wire,), sequence=now, expires=now + PEER_LIFETIME_S)
+            # Never lower than before, also when the clock was set back.
+            self._sequence = max(now, self._sequence + 1)
+            record = PeerRecord(addresses=(wire,), sequence=self._sequence, expires=now + PEER_LIFETIME_S)
             signed = sign(record, self._identity.key)
             if ip not in self._signed and len(self._signed) >= MAX_OWN_IPS:
                 # Somebody tells us new addresses all the time.
@@ -111,19 +115,24 @@ class Announcer:
         """One sweep over the keys: those of them that other nodes hold now."""
         now = int(self._now_s())
         introduced: set[bytes] = set()
+        failures: Counter[bytes] = Counter()
         held: set[bytes] = set()
         async for assignment in Sweep(self._asker.nearest, self._own, randomness).assignments(keys):
             work: list[tuple[Contact, bool, list[bytes]]] = []
             parts: list[list[bytes]] = []
             for holder, mine in assignment.items():
+                if failures[holder.id] >= MAX_FAILURES:
+                    continue
                 for start in range(0, len(mine), MAX_SHARD_KEYS):
                     parts.append(mine[start : start + MAX_SHARD_KEYS])
                     claims = ShardClaims(keys=b"".join(parts[-1]), sequence=now, expires=now + SHARD_LIFETIME_S)
                     signed = sign(claims, self._identity.key)
                     work.append((holder, holder.id not in introduced, [signed.data]))
                     introduced.add(holder.id)
-            for part, kept in zip(parts, await self._store_all(work), strict=True):
+            for part, (holder, *_), kept in zip(parts, work, await self._store_all(work), strict=True):
                 held.update(part if kept else ())
+                # Whoever never keeps what it is given costs two time-outs each time.
+                failures[holder.id] = 0 if kept or holder.id == self._own.id else failures[holder.id] + 1
         return held
 
     async def _store_all(self, work: Sequence[tuple[Contact, bool, Sequence[bytes]]]) -> list[bool]:

@@ -28,6 +28,14 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x64687472
 BUSY_TIMEOUT_S = 2.0
 _WAL_BYTES = 4 << 20
+_DAMAGE = (
+    "malformed",
+    "not a database",
+    "unsupported file format",
+    "could not decode",
+    "no such column",
+    "no such table",
+)
 _SCHEMA = f"""
 CREATE TABLE records(id BLOB PRIMARY KEY, data BLOB NOT NULL, origin TEXT NOT NULL, received_s REAL NOT NULL,
     kept_until_s REAL NOT NULL);
@@ -53,6 +61,9 @@ class Archive:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 return cls(path, _connect(path))
+            except UnicodeDecodeError:
+                # A damaged page of the schema: SQLite hands it over, Python cannot read it.
+                pass
             except sqlite3.DatabaseError as failure:
                 if not _is_damage(failure):
                     raise
@@ -66,7 +77,8 @@ class Archive:
         with self._using() as connection:
             rows = connection.execute(
                 "SELECT data, origin, received_s, kept_until_s FROM records "
-                "WHERE typeof(data) = 'blob' AND typeof(origin) = 'text' ORDER BY received_s, rowid"
+                "WHERE typeof(data) = 'blob' AND typeof(origin) = 'text' "
+                "AND typeof(received_s) = 'real' AND typeof(kept_until_s) = 'real' ORDER BY received_s, rowid"
             ).fetchall()
         return [Kept(*row) for row in rows]
 
@@ -100,7 +112,7 @@ class Archive:
                 raise StoreError(f"{self.path} is closed: open it again")
             try:
                 yield self._connection
-            except sqlite3.Error as failure:
+            except (sqlite3.Error, UnicodeDecodeError) as failure:
                 raise _translated(self.path, failure) from failure
             finally:
                 if self._connection.in_transaction:
@@ -125,6 +137,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA if new else ''} COMMIT;")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("database disk image is malformed")
+        connection.execute("SELECT data, origin, received_s, kept_until_s FROM records LIMIT 1").fetchone()
     except BaseException:
         connection.close()
         raise
@@ -144,7 +157,7 @@ def _is_new(path: Path, connection: sqlite3.Connection) -> bool:
 
 
 def _is_damage(failure: sqlite3.Error) -> bool:
-    return any(word in str(failure) for word in ("malformed", "not a database", "unsupported file format"))
+    return any(word in str(failure).lower() for word in _DAMAGE)
 
 
 def _put_aside(path: Path) -> None:

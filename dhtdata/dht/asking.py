@@ -23,17 +23,20 @@ from dhtdata.dht.messages import (
     Stored,
 )
 from dhtdata.dht.protocol import DhtProtocol, Replied
-from dhtdata.dht.region import PACE, members, region_bits, region_targets
+from dhtdata.dht.region import GROUP_LIMIT, PACE, members, region_bits, region_targets
 from dhtdata.dht.routing import BUCKET_SIZE, ID_BITS, Contact, identifier, number
 from dhtdata.dht.size import SizeEstimate
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, AddressWire
 
 MAX_PAGES = 16
-GLANCE = Pace(width=10)  # half a bucket: far ranges need some contacts, not all
+PAGES_S = 2.0
+NEAREST = Pace(per_group=GROUP_LIMIT)
+GLANCE = Pace(width=10, per_group=GROUP_LIMIT)  # half a bucket: far ranges need some contacts, not all
 _FAR = 1 << (ID_BITS - 2)
 
-Take = Callable[[Sequence[bytes]], None]
+Take = Callable[[bytes, Sequence[bytes]], None]
+"""Hears of the records that a node, told by its identifier, sent."""
 
 
 class Asker:
@@ -82,7 +85,7 @@ class Asker:
 
     async def nearest(self, target: bytes) -> Neighbourhood:
         """The nodes nearest to the target that answer, ourselves left out."""
-        walk = self._walk([target], self._find_node())
+        walk = self._walk([target], self._find_node(), NEAREST)
         return (await walk.run([self._table.closest(target, BUCKET_SIZE)]))[0]
 
     async def survey(self) -> None:
@@ -175,6 +178,7 @@ class Asker:
             taken = 0
             contacts: list[Contact] = []
             keeps = True
+            started_s = self._protocol.time_s()
             for page in range(MAX_PAGES):
                 request = FindRecords(key=key, target=target, after=taken, contacts=not page)
                 try:
@@ -186,11 +190,12 @@ class Asker:
                 reply = answer.reply
                 if not isinstance(reply, Records):
                     break
-                take(reply.records)
+                take(contact.id, reply.records)
                 contacts += self._usable(reply.contacts)
                 taken += len(reply.records)
                 keeps = not answer.client
-                if not reply.more or (page and not reply.records):
+                late = self._protocol.time_s() - started_s > PAGES_S
+                if not reply.more or (page and not reply.records) or late:
                     break
             return Told(contacts, keeps, taken)
 

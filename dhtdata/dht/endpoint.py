@@ -3,6 +3,10 @@
 `UdpSocket` reads many datagrams a turn of the event loop, which costs a third of asyncio's own datagram transport under
 a flood, and never more than `READS_A_TURN`, so that a flood cannot starve everything else. It outlives whatever a
 datagram or the network does: where asyncio's transport closes itself on odd errors, this one goes on.
+
+A socket that listens on all addresses of a machine hears with every datagram which of them it was sent to (IP_PKTINFO,
+ip(7); RFC 3542 section 6.2), as the third part of the sender's address, and an answer to that address leaves from
+there: else a machine with several addresses would answer from another one than was asked, which nobody believes.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from dhtdata.formats.addresses import Address
 READS_A_TURN = 64
 _BUFFER_BYTES = 1 << 20
 _MAPPED = "::ffff:"
+_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)  # Linux's number; Python 3.11 does not name it
+_EXTRA_BYTES = 64
+_WITH_OWN = 3
 ANY_IPV4, ANY_IPV6 = "0.0.0.0", "::"
 
 
@@ -33,13 +40,18 @@ class UdpSocket(asyncio.DatagramTransport):
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._closing = False
+        self._six = bound.family == socket.AF_INET6
+        self._anywhere = _hear_destinations(bound)
         protocol.connection_made(self)
         self._loop.add_reader(bound.fileno(), self._read)
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         """Send, or drop as the network would: a full buffer, no route, a firewall. Nothing is ever raised."""
         try:
-            self._socket.sendto(data, addr)
+            if len(addr) == _WITH_OWN:
+                self._socket.sendmsg([data], [self._leave_from(addr[2])], 0, addr[:2])
+            else:
+                self._socket.sendto(data, addr)
         except OSError:
             return
 
@@ -58,8 +70,24 @@ class UdpSocket(asyncio.DatagramTransport):
         self._socket.close()
         self._protocol.connection_lost(None)
 
+    def _leave_from(self, own: bytes) -> tuple[int, int, bytes]:
+        if self._six:
+            return (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, own + bytes(4))
+        return (socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + own + bytes(4))
+
+    def _receive_with_own(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
+        data, extras, _, address = self._socket.recvmsg(size, _EXTRA_BYTES)
+        for level, kind, value in extras:
+            if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                return data, (*address[:2], value[:16])
+            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                return data, (*address[:2], value[8:12])
+        return data, address
+
     def _read(self) -> None:
-        receive, received = self._socket.recvfrom, self._protocol.datagram_received
+        receive: Callable[[int], tuple[bytes, Any]]
+        receive = self._receive_with_own if self._anywhere else self._socket.recvfrom
+        received = self._protocol.datagram_received
         for _ in range(READS_A_TURN):
             try:
                 # One byte more than allowed: a longer datagram shows as too long, whatever was cut off.
@@ -72,6 +100,20 @@ class UdpSocket(asyncio.DatagramTransport):
             received(data, address)
             if self._closing:
                 return
+
+
+def _hear_destinations(bound: socket.socket) -> bool:
+    """Whether the socket, as one that listens on all addresses, will hear which of them a datagram was sent to."""
+    if bound.getsockname()[0] not in (ANY_IPV4, ANY_IPV6):
+        return False
+    try:
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            bound.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    except OSError:
+        return False
+    return True
 
 
 def interfaces(listen: str) -> list[str]:
@@ -113,7 +155,7 @@ async def open_udp(
     return UdpSocket(bound, protocol())
 
 
-def from_socket(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+def from_socket(name: tuple[Any, ...]) -> Address:
     """Address of a sender; a mapped IPv4 becomes IPv4 again. FormatError if it cannot be answered."""
     ip, port = name[0], name[1]
     if "%" in ip:

@@ -14,8 +14,9 @@ At most 1,200 bytes, so that a datagram crosses any path unfragmented::
     75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body
     139     …     body (`messages`)
 
-A knock and a challenge end after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in every
-later version, so that nodes of different versions can tell each other (a *notice* has the version of who sends it).
+A knock and a challenge end after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in
+every later version, so that nodes of different versions can tell each other (a *notice* has the version of who sends
+it).
 
 What each field is for, checked in this order, the cheapest first:
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from kademlia.storage import IStorage
 
-from dhtdata.dht.quotas import KEY_BYTES, RECORD_BYTES, Entry, Limits, Origin, Quotas, Source
+from dhtdata.dht.quotas import KEY_BYTES, RECORD_BYTES, Entry, Group, Limits, Origin, Quotas, Source
 from dhtdata.dht.rules import (
     CLAIMS,
     NAME,
@@ -140,6 +140,7 @@ class Holdings(IStorage):  # type: ignore[misc]  # the package has no types
         for entry in self._by_key.get(key, ()):
             if entry.kept_until_s > now_s:
                 (withdrawals if _withdraws(entry) else live).append(entry)
+        live = _in_turns(live)
         introduced: set[bytes] = set()
         for entry in live:
             kind, signer = entry.data[:1], entry.data[_SIGNER]
@@ -364,6 +365,16 @@ def _entry(signed: Signed, received_s: float, kept_until_s: float, origin: Origi
     entry = Entry(signed.data, variant, version, received_s, kept_until_s)
     entry.port = origin.address.port if origin is not None else 0
     return entry
+
+
+def _in_turns(entries: list[Entry]) -> list[Entry]:
+    """Oldest first, but one of each network in turn: nobody fills the first pages with claims of their own."""
+    turns: Counter[Group] = Counter()
+    order: list[tuple[int, int]] = []
+    for place, entry in enumerate(entries):
+        turns[entry.source.group] += 1
+        order.append((turns[entry.source.group], place))
+    return [entries[place] for _, place in sorted(order)]
 
 
 def _losses(leavers: list[Entry]) -> dict[Entry, int]:

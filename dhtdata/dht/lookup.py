@@ -3,8 +3,8 @@
 Pure but for ``ask``, the network as a function. Unlike the stock crawler there are no rounds that wait for their
 slowest node: whenever a call settles, the next one starts. A call that is late (``patience_s``: later than most answers
 are) no longer counts against the parallel calls, and its node no longer counts among the nearest until it answers,
-which it may still do; a call that timed out is repeated once. So dead nodes cost a round trip or two in one lane, not five seconds for everybody. A walk goes on to the union: it never stops at a first
-value.
+which it may still do; a call that timed out is repeated once. So dead nodes cost a round trip or two in one lane, not
+five seconds for everybody. A walk goes on to the union: it never stops at a first value.
 
 A walk may have several *paths*, each towards a target of its own, and disjoint (S/Kademlia, Baumgart and Mies 2007): a
 node is asked once, and what it says is believed by the path that asked it alone. So a liar on one path leads that path
@@ -85,7 +85,7 @@ class Pace:
 class _Candidate:
     """A node that some path has heard of."""
 
-    __slots__ = ("answered", "asked", "contact", "keeps", "late")
+    __slots__ = ("answered", "asked", "contact", "keeps", "late", "named")
 
     def __init__(self, contact: Contact) -> None:
         self.contact = contact
@@ -93,6 +93,7 @@ class _Candidate:
         self.late = False
         self.keeps = False
         self.answered = False
+        self.named = 0
 
 
 class _Path:
@@ -140,7 +141,9 @@ class _Path:
 
     def neighbourhood(self) -> Neighbourhood:
         width = self._pace.width
-        radius = self.entries[width - 1][0] if len(self.entries) >= width else None
+        # Whoever did not answer counts if two nodes named it: a single one may have invented it.
+        counted = [far for far, _, each in self.entries if each.answered or each.named > 1]
+        radius = counted[width - 1] if len(counted) >= width else None
         return Neighbourhood([each.contact for _, _, each in self.entries if each.keeps][:width], radius)
 
 
@@ -173,6 +176,7 @@ class Walk:
         for path, known in zip(self._paths, seeds, strict=True):
             for contact in known:
                 if (candidate := self._meet(contact)) is not None:
+                    candidate.named = 2
                     path.learn(candidate, 0)
         async with asyncio.TaskGroup() as calls:
             while True:
@@ -236,6 +240,7 @@ class Walk:
                 candidate.answered, candidate.keeps = True, told.keeps
                 for contact in told.contacts:
                     if (met := self._meet(contact)) is not None:
+                        met.named += 1
                         path.learn(met, hop + 1)
                 break
         finally:

@@ -11,7 +11,7 @@ as `Surroundings`, so that hundreds of nodes run in one process on a clock of th
 |---|---|---|
 | those of `overlay` | | keep tables true |
 | tidy | 1 min | forgets expired records, saves what changed, notices that the machine slept |
-| remember | 5 min, and at the end | writes the nearest contacts to disk |
+| remember | 15 s after the start, 5 min, and at the end | writes the nearest contacts to disk |
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ MAX_FOUND = 1_024
 SEARCH_S = 60.0
 TIDY_S = 60.0
 REMEMBER_S = 5 * 60.0
+FIRST_REMEMBER_S = 15.0
 REJOIN_THROUGH = 32
 SLEPT_S = 120.0
 CONTACTS_FILE = "dht.json"
@@ -246,13 +247,20 @@ class DhtNode:
             task.cancel()
             await asyncio.wait([task])
 
-    async def find_name(self, name: Name) -> Signed:
-        """NameRecord of the highest rank found, whatever sequence was asked. NotFoundError says how many were asked."""
+    async def find_name(self, name: Name, told: Callable[[Signed], None] = lambda _: None) -> Signed:
+        """NameRecord of the highest rank found, whatever sequence was asked. NotFoundError says how many were asked.
+
+        ``told`` hears of every record as it comes: whoever cannot wait for slow nodes has those.
+        """
         found: list[Found] = []
         walks: list[Walk] = []
 
+        def tell(one: Found) -> None:
+            found.append(one)
+            told(one.record)
+
         async def search(key: bytes) -> None:
-            walks.extend(await self._search(key, found.append))
+            walks.extend(await self._search(key, tell))
 
         async with asyncio.TaskGroup() as searches:
             for key in name.dht_keys:
@@ -328,11 +336,11 @@ class DhtNode:
         """Tell of every record found under the key, our own holdings first, until the walks or 60 s end."""
         findings = Findings(key, self._outside.now_s())
 
-        def take(records: Sequence[bytes]) -> None:
-            for found in findings.take(records):
+        def take(holder: bytes, records: Sequence[bytes]) -> None:
+            for found in findings.take(holder, records):
                 tell(found)
 
-        take(tuple(self._holdings.stream(key)))
+        take(self.id, tuple(self._holdings.stream(key)))
         walks: list[Walk] = []
         try:
             async with asyncio.timeout(SEARCH_S):
@@ -363,7 +371,7 @@ class DhtNode:
         self._spawn(self._keeper.restore())
         self._spawn(self._rejoin(known))
         self._spawn(self._every(TIDY_S, self._tidy))
-        self._spawn(self._every(REMEMBER_S, self._remember))
+        self._spawn(self._every(REMEMBER_S, self._remember, first_s=FIRST_REMEMBER_S))
         for overlay in self.overlays:
             self._spawn(overlay.freshen())
             self._spawn(overlay.call_strangers())
@@ -379,10 +387,12 @@ class DhtNode:
         task.add_done_callback(self._running.discard)
         return task
 
-    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]], first_s: float = 0.0) -> None:
+        pause_s = first_s or interval_s
         while True:
-            await asyncio.sleep(interval_s * self._outside.randomness.uniform(0.8, 1.2))
+            await asyncio.sleep(pause_s * self._outside.randomness.uniform(0.8, 1.2))
             await work()
+            pause_s = interval_s
 
     async def _rejoin(self, known: Sequence[Contact]) -> None:
         try:
@@ -408,7 +418,11 @@ class DhtNode:
     async def _recall(self) -> list[Contact]:
         if self._folder is None:
             return []
-        return await asyncio.to_thread(remembered.load, self._folder / CONTACTS_FILE)
+        try:
+            return await asyncio.to_thread(remembered.load, self._folder / CONTACTS_FILE)
+        except StoreError as failure:
+            _LOG.warning("%s", failure)
+            return []
 
     async def _remember(self) -> None:
         """Save the nearest contacts, if any. A failure costs only bootstrap addresses: it is logged."""

@@ -28,7 +28,7 @@ from dhtdata.dht.identity import Identity
 from dhtdata.dht.protocol import DhtProtocol, DhtServer, OpenTransport, Side
 from dhtdata.dht.rates import TokenBucket
 from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
-from dhtdata.dht.routing import Contact, RoutingTable
+from dhtdata.dht.routing import MAX_PER_GROUP, Contact, RoutingTable
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, Believed, network_group, scope
 from dhtdata.network import Network
@@ -90,7 +90,7 @@ class Overlay:
         self._server = DhtServer(side)
         self._bootstrap: OrderedDict[Address, str] = OrderedDict()
         self._newcomers: asyncio.Queue[Contact] = asyncio.Queue(MAX_NEWCOMERS)
-        self._expected: set[Contact] = set()
+        self._expected: set[Address] = set()
         self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
         self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
         self._wake = asyncio.Event()
@@ -242,8 +242,11 @@ class Overlay:
 
     def _greet_later(self, contact: Contact) -> None:
         """Somebody not in the table asked us something: call back, unless too many wait for that."""
-        if contact not in self._expected and not self._newcomers.full():
-            self._expected.add(contact)
+        address = contact.address
+        group = network_group(address) if scope(address.ip) == "global" else ""
+        crowded = group and sum(network_group(each) == group for each in self._expected) >= MAX_PER_GROUP
+        if address not in self._expected and not crowded and not self._newcomers.full():
+            self._expected.add(address)
             self._newcomers.put_nowait(contact)
 
     def _stranger_came(self, address: Address) -> None:
@@ -277,9 +280,10 @@ class Overlay:
                     self._strangers.put_nowait((other, address))
         return bool(others)
 
-    def _call_later(self, address: Address) -> None:
-        """A contact asks us to call an address."""
-        usable = self._usable(address) and self._introductions.take(self._loop.time())
+    def _call_later(self, asker: Contact, address: Address) -> None:
+        """A contact asks us to call an address. Others are not heard: they would keep us from those who need it."""
+        known = asker in self.table and self._usable(address)
+        usable = known and self._introductions.take(self._loop.time())
         if usable and not self._strangers.full():
             self._strangers.put_nowait((None, address))
 
@@ -296,7 +300,7 @@ class Overlay:
             except PeerError as failure:
                 _LOG.debug("newcomer: %s", failure)
             finally:
-                self._expected.discard(contact)
+                self._expected.discard(contact.address)
 
     async def call_strangers(self) -> None:
         while True:

@@ -136,7 +136,7 @@ class Side:
     newcomer: Callable[[Contact], None]
     unsolicited: Callable[[Address], None]
     introduce: Callable[[Address], bool]
-    meet: Callable[[Address], None]
+    meet: Callable[[Contact, Address], None]
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
             self._side.unsolicited(address)
         reply = self._rpcs[type(request)](sender, key, request)
-        self._send(address, envelope.REPLY, letter.call, self._cookies.give(addr[0], addr[1], now_s), reply)
+        self._send(addr, envelope.REPLY, letter.call, self._cookies.give(addr[0], addr[1], now_s), reply)
         self.counters.answered_requests += 1
         self.welcome_if_new(sender if serving else None)
 
@@ -313,7 +313,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             return
         waiting.challenged.append(None)
         self.acquaintances.gave(waiting.address, cookie)
-        self._send(waiting.address, envelope.REQUEST, call, cookie, waiting.request)
+        address = waiting.address
+        self._send((address.ip, address.port), envelope.REQUEST, call, cookie, waiting.request)
 
     # What we ask
 
@@ -349,7 +350,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         cookie = self.acquaintances.cookie(address)
         if cookie == envelope.NO_COOKIE:
             return self._sendto(envelope.knock(self._network, call), (address.ip, address.port))
-        return self._send(address, envelope.REQUEST, call, cookie, request)
+        return self._send((address.ip, address.port), envelope.REQUEST, call, cookie, request)
 
     def time_s(self) -> float:
         """The clock of everything that is not written into a record: it never goes back."""
@@ -384,7 +385,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         return Introduced(you=packed(sender.address.ip), time=self._time(), others=others)
 
     def rpc_meet(self, sender: Contact, key: bytes, request: Meet) -> Met:
-        self._side.meet(AddressWire(ip=request.ip, port=request.port).address())
+        self._side.meet(sender, AddressWire(ip=request.ip, port=request.port).address())
         return Met(you=packed(sender.address.ip), time=self._time())
 
     def welcome_if_new(self, node: Contact | None) -> None:
@@ -405,9 +406,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not waiting.answer.done():
             waiting.answer.set_result(PeerError(f"{waiting.address} {reason}"))
 
-    def _send(self, address: Address, kind: int, call: bytes, cookie: bytes, message: Request | Reply) -> bool:
+    def _send(self, addr: Any, kind: int, call: bytes, cookie: bytes, message: Request | Reply) -> bool:
         letter = Letter(kind, call, cookie, not self._side.serves(), messages.encode(message))
-        return self._sendto(envelope.seal(self._network, self._side.identity, letter), (address.ip, address.port))
+        return self._sendto(envelope.seal(self._network, self._side.identity, letter), addr)
 
     def _sendto(self, datagram: bytes, addr: Any) -> bool:
         transport = self.transport

@@ -257,7 +257,9 @@ class RoutingTable:
         return not full or self._splits(bucket)
 
     def _enter(self, bucket: Bucket, contact: Contact) -> None:
-        while not bucket.add_node(contact) and self._splits(bucket):
+        # Split before entering: a bucket whose replacements are full too would forget one.
+        while len(bucket.nodes) >= bucket.ksize and contact.id not in bucket.nodes and self._splits(bucket):
             position = self.buckets.index(bucket)
             self.buckets[position : position + 1] = bucket.split()
             bucket = self._bucket(contact.long_id)
+        bucket.add_node(contact)

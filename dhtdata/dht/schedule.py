@@ -74,6 +74,10 @@ class SweepSchedule:
 
         A part is as large as one exploration of a network of that size covers (some 40 nodes).
         """
+        for place in self._slices:
+            if place.due_s > now_s + 2 * self._cycle_s:
+                # Written while the clock was wrong, or not by us.
+                place.due_s = now_s
         fresh = sorted(key for place in self._slices for key in place.fresh)[:MAX_FRESH]
         if fresh:
             return fresh
@@ -90,9 +94,11 @@ class SweepSchedule:
 
     def settle(self, asked: Collection[bytes], held: Collection[bytes], now_s: float) -> None:
         """``asked`` were announced, ``held`` of them are kept by others now; the rest is tried again in 15 minutes."""
-        for position in {key[0] for key in asked}:
+        by_slice: dict[int, set[bytes]] = {}
+        for key in asked:
+            by_slice.setdefault(key[0], set()).add(key)
+        for position, mine in by_slice.items():
             place = self._slices[position]
-            mine = {key for key in asked if key[0] == position}
             missed = mine.difference(held)
             first_time = not place.due_s
             renewed = place.keys <= mine

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dhtdata.dht.lookup import Neighbourhood
 from dhtdata.dht.routing import BUCKET_SIZE, ID_BITS, Contact, identifier, number
 
-KEYS_AT_ONCE = 840
+KEYS_AT_ONCE = 210
 MAX_WALKS = 48
 
 Nearest = Callable[[bytes], Awaitable[Neighbourhood]]
@@ -44,7 +44,7 @@ class Sweep:
         self.walks = 0
 
     async def assignments(self, keys: Sequence[bytes]) -> AsyncIterator[Assignment]:
-        """Every key exactly once, in ascending order, at most 840 keys at a time."""
+        """Every key exactly once, in ascending order, at most 210 keys at a time."""
         left = sorted(set(keys))
         position = 0
         while position < len(left):

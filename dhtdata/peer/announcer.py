@@ -67,7 +67,7 @@ class Announcer:
         self._node = node
         self._store = store
         self._chance = chance or random.Random()
-        self._sequence = 0
+        self._sequences: dict[Digest, int] = {}
         self._kept: set[Announced] = set()
         self._schedule = SweepSchedule(self._chance)
         self._shards_changed = asyncio.Event()
@@ -179,8 +179,8 @@ class Announcer:
 
     async def _put(self, contents: Digest, seed: bool, expires: int) -> int:
         """Put a claim that replaces those before it: holders reached."""
-        self._sequence = max(int(time.time()), self._sequence + 1)
-        claim = ProviderClaim(contents=contents, seed=seed, sequence=self._sequence, expires=expires)
+        self._sequences[contents] = max(int(time.time()), self._sequences.get(contents, 0) + 1)
+        claim = ProviderClaim(contents=contents, seed=seed, sequence=self._sequences[contents], expires=expires)
         return await self._node.announce(contents_key(contents), sign(claim, self._node.key))
 
     async def _put_due(self) -> None:

@@ -131,7 +131,8 @@ class _NameSearch:
 
     async def ask_dht(self) -> None:
         try:
-            self._take(await self._node.find_name(self._name))
+            # Records count as they come: the deadline may end the search before every slow node has answered.
+            await self._node.find_name(self._name, self._take)
         except (NotFoundError, FormatError, IntegrityError):
             # The peers may know it; if nobody does, the caller says so.
             return

@@ -80,7 +80,7 @@ def test_the_size_of_a_network_follows_from_random_walks(seed: int, nodes: int) 
 
 def test_a_crowd_at_one_point_does_not_change_the_size() -> None:
     estimate = SizeEstimate()
-    for radius in [1 << 155] * 6 + [1 << 100] * 5:
+    for radius in [1 << 155] * 5 + [1 << 100] * 4:
         estimate.met(20, radius)
     assert estimate.nodes(fallback=1) == 19 * 32
     assert SizeEstimate().nodes(fallback=7) == 7

@@ -14,6 +14,7 @@ cheap; the difficulty of identifiers is 0 in simulations).
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -29,7 +30,6 @@ from tests.simulation.network import public_ip
 from tests.simulation.swarm import PORT
 
 _NOWHERE_SUBNET = 1 << 22
-_INVENTED = BUCKET_SIZE // 2
 
 
 class _Unanswered(Exception):
@@ -81,12 +81,14 @@ def silence(node: DhtNode) -> None:
         _replace(protocol, {FindNode: unanswered, FindRecords: unanswered, Store: unanswered})
 
 
-def conspire(nodes: Sequence[DhtNode], contacts: Sequence[Contact], randomness: random.Random) -> None:
-    """From now on these nodes, who are found at these contacts, lie."""
+def conspire(
+    nodes: Sequence[DhtNode], contacts: Sequence[Contact], randomness: random.Random, invented: int = BUCKET_SIZE // 2
+) -> None:
+    """From now on these nodes, who are found at these contacts, lie, with so many invented nodes in every answer."""
     for node in nodes:
         _pretend(node)
         for protocol in _protocols(node):
-            _replace(protocol, _lies(protocol, contacts, randomness))
+            _replace(protocol, _lies(protocol, contacts, randomness, invented))
 
 
 def quieten(node: DhtNode) -> None:
@@ -95,13 +97,15 @@ def quieten(node: DhtNode) -> None:
         task.cancel()
 
 
-def _lies(protocol: Any, contacts: Sequence[Contact], randomness: random.Random) -> dict[type, Callable[..., Any]]:
+def _lies(
+    protocol: Any, contacts: Sequence[Contact], randomness: random.Random, invented: int
+) -> dict[type, Callable[..., Any]]:
     def nearest(target: bytes) -> tuple[Any, ...]:
         goal = number(target)
-        fellows = sorted(contacts, key=lambda each: each.long_id ^ goal)[: BUCKET_SIZE - _INVENTED]
+        fellows = heapq.nsmallest(BUCKET_SIZE - invented, contacts, key=lambda each: each.long_id ^ goal)
         nearness = max(1, fellows[0].long_id ^ goal) if fellows else 1 << 100
-        invented = [_nobody(goal ^ randomness.randrange(nearness), randomness) for _ in range(_INVENTED)]
-        return nodes_fitting([*invented, *fellows])
+        made_up = [_nobody(goal ^ randomness.randrange(nearness), randomness) for _ in range(invented)]
+        return nodes_fitting([*made_up, *fellows])
 
     def nodes(sender: Contact, key: bytes, request: FindNode) -> Any:
         return _changed(protocol.rpc_find_node(sender, key, request), contacts=nearest(request.target))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -158,6 +157,7 @@ class SimulatedNetwork:
                 raise OSError(f"{listen}:{port} is in use")
             port = next(each for each in range(_FIRST_FREE_PORT, _LAST_PORT) if (listen, each) not in self._transports)
         transport = SimulatedTransport(self, (listen, port), protocol())
+        self._know(listen)
         self._transports[transport.at] = transport
         transport.protocol.connection_made(transport)
         return transport
@@ -184,6 +184,7 @@ class SimulatedNetwork:
 
     def put_behind_nat(self, private_ip: str, public_ip: str) -> None:
         """From now on the host has only this private address; hosts with one public address share the NAT."""
+        self._know(public_ip)
         self._nat_of[private_ip] = self._nats.setdefault(public_ip, Nat(public_ip))
 
     def partition(self, *groups: Iterable[str]) -> None:
@@ -222,11 +223,10 @@ class SimulatedNetwork:
             self.tap(source, to, data)
         if self._side and self._side.get(source[0], 0) != self._side.get(to[0], 0):
             return
-        numbers = self._numbers
-        try:
-            pair = numbers[source[0]] * numbers[to[0]] >> 40
-        except KeyError:
-            pair = self._number(source[0]) * self._number(to[0]) >> 40
+        theirs_number = self._numbers.get(to[0])
+        if theirs_number is None:
+            return  # an address that no machine ever had: attackers invent millions of them
+        pair = self._numbers[source[0]] * theirs_number >> 40
         for delay_s in self.links.arrivals(pair, self._fates):
             self.loop.deliver(delay_s, self._arrive, data, source, to)
 
@@ -242,9 +242,7 @@ class SimulatedNetwork:
         self.received[to] += 1
         receiver.protocol.datagram_received(data, source)
 
-    def _number(self, ip: str) -> int:
-        """A number of 32 bits for an address, well mixed: products of two choose the base delay of the pair."""
-        known = self._numbers.get(ip)
-        if known is None:
-            known = self._numbers[ip] = random.Random(f"{self.seed} {zlib.crc32(ip.encode())}").getrandbits(32) | 1
-        return known
+    def _know(self, ip: str) -> None:
+        """Give the address a number of 32 bits, well mixed: products of two choose the base delay of the pair."""
+        if ip not in self._numbers:
+            self._numbers[ip] = random.Random(f"{self.seed} {ip}").getrandbits(32) | 1
