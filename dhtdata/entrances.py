@@ -47,7 +47,11 @@ class Entrance:
         if not self.http and not self.udp:
             return ""
         if not self.http:
-            why = "not over UDP: a firewall blocks UDP" if self.udp == SILENCE else f"as a DHT node it {self.udp}"
+            why = (
+                "not over UDP: a firewall blocks UDP, or it is in another network"
+                if self.udp == SILENCE
+                else f"as a DHT node it {self.udp}"
+            )
             return f"answers over HTTP, but {why}"
         if not self.udp:
             return f"is a node of the DHT, but not over HTTP ({self.http}): nothing can be fetched from it"

@@ -27,6 +27,7 @@ CODE_BYTES = 16
 PUBLIC_DIFFICULTY_BITS = 16
 _WORD = "dhtdata-network-1"
 _LIMIT_BYTES = 256
+_MARK = "private-network"
 _PUBLIC_CODE = domain_key("dhtdata public network", length=CODE_BYTES)
 
 
@@ -73,6 +74,32 @@ def load_network(path: Path) -> Network:
     if mode & 0o077:
         raise ConfigError(f"network file {path} can be read by others: run chmod 600 {path}")
     return parse_network(text, str(path))
+
+
+def network_of_store(store: Path, path: Path | None) -> Network:
+    """The network that a store's peer enters: the file's, or the public one.
+
+    A store that was in a private network stays in it: else its datasets would become public the day somebody forgets
+    to name the network. ConfigError says so.
+    """
+    network = network_at(path)
+    mark = store / _MARK
+    try:
+        before = mark.read_text("ascii", "replace").strip() if mark.exists() else ""
+        if before and before != network.fingerprint:
+            raise ConfigError(
+                f"the store {store} belongs to the private network {before}, not to {_named(network)}: "
+                "name its file with --network, or use another store (--store)"
+            )
+        if not before and network.secret is not None:
+            mark.write_text(f"{network.fingerprint}\n", "ascii")
+    except OSError as failure:
+        raise StoreError(f"{mark} cannot be used: {failure.strerror}") from failure
+    return network
+
+
+def _named(network: Network) -> str:
+    return "the public one" if network.secret is None else network.fingerprint
 
 
 def parse_network(text: bytes, what: str) -> Network:

@@ -80,3 +80,17 @@ def test_a_network_that_cannot_be_kept_says_where(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("in the way")
     with pytest.raises(StoreError, match="networks"):
         keep_network(tmp_path / "store" / "networks", new_network())
+
+
+def test_a_store_that_was_private_does_not_become_public(tmp_path: Path) -> None:
+    lab, other = tmp_path / "lab.network", tmp_path / "other.network"
+    for path in (lab, other):
+        save_network(path, new_network())
+    store = tmp_path / "store"
+    store.mkdir()
+    assert network_of_store(store, None) == PUBLIC
+    private = network_of_store(store, lab)
+    assert network_of_store(store, lab) == private == load_network(lab)
+    for wrong in (None, other):
+        with pytest.raises(ConfigError, match=f"belongs to the private network {private.fingerprint}.*--network"):
+            network_of_store(store, wrong)

@@ -231,7 +231,7 @@ def _cells(step: DhtStep, longest: int, room: int) -> list[RenderableType]:
         style = "yellow"
         return [Text(node, style), Text(address, style), bits, Text("no answer", style), "", ""]
     records = Text(number(step.records), "bold green") if step.records else Text("·", "dim")
-    return [node, address, bits, trip(step.took_s), number(step.contacts) if step.contacts else "·", records]
+    return [node, Text(address), bits, trip(step.took_s), number(step.contacts) if step.contacts else "·", records]
 
 
 def _odd_outcomes(steps: Sequence[DhtStep]) -> list[str]:

@@ -64,7 +64,9 @@ class Output:
             self._status.stop()
         for piece in shown:
             # What may be copied, such as a ticket, must not be broken into lines by us.
-            self._out.print(piece, soft_wrap=True if isinstance(piece, Text) else None)
+            # Sentences are printed as they are: in them [fd00::1] is an address, not markup.
+            shown_as = Text(piece) if isinstance(piece, str) else piece
+            self._out.print(shown_as, soft_wrap=True if isinstance(piece, Text) else None)
         if self._status is not None:
             self._status.start()
 

@@ -7,6 +7,7 @@ import time
 from importlib.metadata import version as installed_version
 
 from rich.console import RenderableType
+from rich.markup import escape
 
 from dhtdata.cli.dht_view import summary
 from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
@@ -127,7 +128,7 @@ def doctor(
     marks = {"good": "[green]ok[/green]", "doubtful": "[yellow]look[/yellow]", "wrong": "[red]wrong[/red]"}
     drawn = blank_table("", "what", "found")
     for finding in findings:
-        drawn.add_row(marks[finding.verdict], finding.subject, finding.text)
+        drawn.add_row(marks[finding.verdict], finding.subject, escape(finding.text))
     summary = "Nothing is in the way." if not wrong else f"{len(wrong)} to mend: the lines marked wrong say how."
     document = {
         "ok": not wrong,

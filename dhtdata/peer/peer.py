@@ -26,7 +26,7 @@ from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.addresses import Believed
 from dhtdata.formats.ticket import Target
-from dhtdata.network import Network, network_at
+from dhtdata.network import Network, network_of_store
 from dhtdata.peer.addresses import free_port, own_addresses
 from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
@@ -106,7 +106,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     ConfigError if the port is in use or the network's file is wrong; whatever error ends the seeding of a target.
     """
     stop = asyncio.Event()
-    network = await asyncio.to_thread(network_at, settings.network)
+    network = await asyncio.to_thread(network_of_store, store.path, settings.network)
     holdings = Holdings(store)
     front = BlobServer(holdings, network)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)

@@ -48,6 +48,7 @@ from dhtdata.dht.protocol import (
     REQUESTS_AT_ONCE,
     VERIFIED_A_S,
 )
+from dhtdata.dht.routing import Contact
 from dhtdata.errors import FormatError, PeerError
 from dhtdata.formats.addresses import Address, packed
 from dhtdata.network import Network
@@ -442,6 +443,11 @@ def test_a_meet_costs_whoever_is_named_less_than_it_cost_who_sent_it() -> None:
             cookie = await attacker.cookie(at)
             named = Meet(ip=packed(target.address.ip), port=target.address.port)
             sent = hears(network)
+            attacker.send(attacker.request(named, cookie), at)
+            await asyncio.sleep(5)
+            assert not [each for each in sent if each[1] == (target.address.ip, PORT)]  # who is no contact is not heard
+            table = network.nodes[0].overlays[0].table
+            table.answered(Contact(attacker.identity.id, attacker.address), asyncio.get_running_loop().time())
             spent = 0
             for _ in range(300):
                 request = attacker.request(named, cookie)
