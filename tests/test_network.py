@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dhtdata.errors import ConfigError, FormatError, StoreError
-from dhtdata.network import PUBLIC, Network, keep_network, load_network, network_at, new_network, save_network
+from dhtdata.network import (
+    PUBLIC,
+    Network,
+    keep_network,
+    load_network,
+    network_at,
+    network_of_store,
+    new_network,
+    save_network,
+)
 
 
 @given(st.binary(max_size=64), st.binary(max_size=64))
