@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.dht_simulated.result import Result
 
@@ -29,3 +29,11 @@ def alone(measure: Callable[[bool, int], Result]) -> None:
     for check in result.checks:
         print(f"  {check.name}  {check.value:.6g} {check.op} {check.bar:.6g}  {'ok' if check.ok else 'MISSED'}")
     print(json.dumps({"figures": result.figures, "checks": checks, "curves": curves, "seconds": seconds}))
+
+
+def distribution(seconds: Sequence[float]) -> list[tuple[float, float]]:
+    """Up to 101 points (milliseconds, share of values that are no larger), for a curve."""
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    chosen = sorted({round(last * step / 100) for step in range(101)})
+    return [(1e3 * ordered[place], (place + 1) / len(ordered)) for place in chosen]

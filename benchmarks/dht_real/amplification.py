@@ -39,7 +39,7 @@ async def ours(wait_s: float, seed: int) -> dict[str, float]:
     """Bytes out for each byte in, by what was sent."""
     async with swarm(NODES, seed) as network:
         victim, friend, *_ = network.nodes
-        key = [await publish(network.randomness.choice(network.nodes), f"contents {each}") for each in range(8)][0]
+        key = [await publish(network.randomness.choice(network.serving()), f"contents {each}") for each in range(8)][0]
         requests = every_request(network.randomness)
         requests["find_records"] = type(requests["find_records"])(key=key, target=key, after=0, contacts=True)  # type: ignore[call-arg]
         ratios: dict[str, float] = {}

@@ -46,11 +46,11 @@ async def story(nodes: int, claims: int, seconds: float, seed: int) -> Cost:
         worker("benchmarks.dht_real.node_worker") as node,
         worker("benchmarks.dht_real.crowd_worker") as crowd,
     ):
-        introducer = await crowd.ask("start", 300, nodes=nodes - 1, seed=seed)
+        introducers = await crowd.ask("start", 300, nodes=nodes - 1, seed=seed)
         target = await node.ask("start", seed=seed + 1)
         empty = await node.ask("costs")
-        if not (await node.ask("join", port=introducer["port"]))["answered"]:
-            raise RuntimeError("the node could not join")
+        if not (await node.ask("join", ports=introducers["ports"]))["serves"]:
+            raise RuntimeError("the node does not know that it can be reached")
         kept = await crowd.ask("put", 300, claims=claims, **target)
         if kept["kept"] < claims:
             raise RuntimeError(f"the node keeps {kept} of {claims} claims: {await node.ask('status')}")

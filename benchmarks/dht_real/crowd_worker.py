@@ -67,7 +67,7 @@ class Crowd:
                 overlay.table.answered(known, now_s - self._randomness.random() * SILENT_S)
             overlay.reachability.proven(now_s)
             await asyncio.sleep(0)
-        return {"port": self._nodes[0].port}
+        return {"ports": [node.port for node in self._nodes[:3]]}
 
     async def put(self, target: Contact, claims: int) -> Command:
         """Have random nodes put so many claims on one node: how many it keeps."""

@@ -3,10 +3,10 @@
 20,000 datagrams a second for 20 s (quick: 3 s) at one node, which has a process of its own: a fifth each without a
 cookie (requests and knocks), with a wrong one, replies to nothing, garbage, and too short ones, from 1,000 addresses of
 127.0.0.0/8. They come from a second process at an even pace; the other 30 nodes of the network live in a third. Before
-the flood, during it and after it, ten times a second, the node looks a key up, and a client that knows nobody else
-looks one up through it, each to the first verified provider; the node itself keeps none of the keys. Beyond the reads:
-the processor time that the node takes in all, look-ups included, less that of a process which reads the same flood in
-the same way and does nothing with it.
+the flood, during it and after it, ten times a second (quick: 17), the node looks a key up, and a client that knows
+nobody else looks one up through it, each to the first verified provider; the node itself keeps none of the keys. Beyond
+the reads: the processor time that the node takes in all, look-ups included, less that of a process which reads the same
+flood in the same way and does nothing with it.
 
 A figure without a bar: how long strangers, who have no cookie yet, wait for a first answer during the flood. They share
 the rate of challenges with it.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from benchmarks.dht_real.alone import alone
+from benchmarks.dht_real.alone import alone, distribution
 from benchmarks.dht_real.process import Command, Worker, core_share, worker
 from benchmarks.dht_simulated.result import Curves, Result, p50, p95
 from benchmarks.harness import Check
@@ -25,8 +25,19 @@ from benchmarks.harness import Check
 RATE = 20_000
 NODES = 30
 KEYS = 40
-INTERVAL_S = 0.1
-STRANGERS = 20
+STRANGERS_A_S = 2.5
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long, how often something is looked up, how many strangers say hello."""
+
+    seconds: float
+    interval_s: float
+    strangers: int
+
+
+FULL, QUICK = Size(20.0, 0.1, 20), Size(3.0, 0.06, 8)
 
 
 @dataclass
@@ -49,15 +60,16 @@ class Setting:
     keys: list[tuple[str, int]]
     port: int
     id: str
-    seconds: float
+    size: Size
     seed: int
 
 
 async def phase(setting: Setting, flooded: bool) -> Phase:
     """Look-ups for the time of a flood, or for half of it without one."""
-    seconds = setting.seconds if flooded else setting.seconds / 2
-    asked = {"keys": setting.keys, "count": int(seconds / INTERVAL_S), "interval_s": INTERVAL_S}
-    patience_s = setting.seconds * 3 + 120
+    size = setting.size
+    seconds = size.seconds if flooded else size.seconds / 2
+    asked = {"keys": setting.keys, "count": int(seconds / size.interval_s), "interval_s": size.interval_s}
+    patience_s = size.seconds * 3 + 120
     before, status = await setting.node.ask("costs"), await setting.node.ask("status")
     async with asyncio.TaskGroup() as work:
         own = work.create_task(setting.node.ask("look up", patience_s, **asked, seed=setting.seed))
@@ -66,7 +78,7 @@ async def phase(setting: Setting, flooded: bool) -> Phase:
             setting.others.ask("look up through", patience_s, **asked, **aim, seed=setting.seed + 1)
         )
         if flooded:
-            flood = work.create_task(send(setting.attacker, setting.port, setting))
+            flood = work.create_task(send(setting, setting.port, size.seconds))
     after, status_after = await setting.node.ask("costs"), await setting.node.ask("status")
     return Phase(
         own_s=own.result()["seconds"],
@@ -77,10 +89,10 @@ async def phase(setting: Setting, flooded: bool) -> Phase:
     )
 
 
-async def send(attacker: Worker, port: int, setting: Setting, seconds: float | None = None) -> float:
-    """Datagrams a second that were really sent."""
-    for_s = seconds or setting.seconds
-    sent = await attacker.ask("flood", for_s + 60, port=port, rate=RATE, seconds=for_s, seed=setting.seed)
+async def send(setting: Setting, port: int, seconds: float) -> float:
+    """Flood a port: datagrams a second that were really sent."""
+    aim = {"port": port, "rate": RATE, "seconds": seconds, "seed": setting.seed}
+    sent = await setting.attacker.ask("flood", seconds + 60, **aim)
     return float(sent["sent"] / sent["seconds"])
 
 
@@ -89,20 +101,21 @@ async def reading_alone(setting: Setting) -> tuple[float, float]:
     async with worker("benchmarks.dht_real.flood_worker") as reader:
         port = (await reader.ask("listen"))["port"]
         before = await reader.ask("costs")
-        rate = await send(setting.attacker, port, setting)
+        rate = await send(setting, port, setting.size.seconds)
         after = await reader.ask("costs")
-        return core_share(before, after), (after["heard"] - before["heard"]) / (rate * setting.seconds)
+        return core_share(before, after), (after["heard"] - before["heard"]) / (rate * setting.size.seconds)
 
 
 async def strangers(setting: Setting) -> list[float]:
     async with asyncio.TaskGroup() as work:
-        work.create_task(send(setting.attacker, setting.port, setting, min(5.0, setting.seconds)))
-        await asyncio.sleep(0.5)
-        meeting = setting.others.ask("meet", 120, port=setting.port, count=STRANGERS, seed=setting.seed)
+        count = setting.size.strangers
+        work.create_task(send(setting, setting.port, count / STRANGERS_A_S))
+        await asyncio.sleep(0.2)
+        meeting = setting.others.ask("meet", 120, port=setting.port, count=count, seed=setting.seed)
         return list((await meeting)["seconds"])
 
 
-async def story(seconds: float, seed: int) -> tuple[Phase, Phase, tuple[float, float], list[float]]:
+async def story(size: Size, seed: int) -> tuple[Phase, Phase, tuple[float, float], list[float]]:
     """(before and after, during the flood, cost of reading alone and share read, waits of strangers)."""
     async with (
         worker("benchmarks.dht_real.node_worker") as node,
@@ -111,9 +124,9 @@ async def story(seconds: float, seed: int) -> tuple[Phase, Phase, tuple[float, f
     ):
         network = await others.ask("start", 120, nodes=NODES, keys=KEYS, seed=seed)
         started = await node.ask("start", seed=seed + 100)
-        if not (await node.ask("join", port=network["port"]))["answered"]:
-            raise RuntimeError("the node could not join")
-        setting = Setting(node, others, attacker, network["keys"], started["port"], started["id"], seconds, seed)
+        if not (await node.ask("join", ports=network["ports"]))["serves"]:
+            raise RuntimeError("the node does not know that it can be reached")
+        setting = Setting(node, others, attacker, network["keys"], started["port"], started["id"], size, seed)
         aim = {"port": setting.port, "id": setting.id, "keys": network["keys"]}
         # So that everybody has everybody's cookies.
         await others.ask("look up through", 60, **aim, count=20, interval_s=0.05, seed=seed)
@@ -125,20 +138,16 @@ async def story(seconds: float, seed: int) -> tuple[Phase, Phase, tuple[float, f
         return before, during, await reading_alone(setting), await strangers(setting)
 
 
-def ordered(seconds: list[float]) -> list[tuple[float, float]]:
-    return [(1e3 * each, (place + 1) / len(seconds)) for place, each in enumerate(sorted(seconds))]
-
-
 def measure(quick: bool, seed: int) -> Result:
-    seconds = 3.0 if quick else 20.0
-    before, during, (reading, read_share), waits_s = asyncio.run(story(seconds, seed))
+    size = QUICK if quick else FULL
+    before, during, (reading, read_share), waits_s = asyncio.run(story(size, seed))
     handled = sum(
         during.status[name] for name in ("challenges", "over_rate", "refused", "strangers", "requests_answered")
     )
     return Result(
         figures={
             "flood_sent_a_s": during.sent_a_s,
-            "flood_handled_share": handled / (during.sent_a_s * seconds),
+            "flood_handled_share": handled / (during.sent_a_s * size.seconds),
             "flood_core_share_without_flood": before.core_share,
             "flood_core_share_during": during.core_share,
             "flood_core_share_of_reading_alone": reading,
@@ -165,10 +174,10 @@ def measure(quick: bool, seed: int) -> Result:
                 "milliseconds",
                 "share of look-ups that took no longer",
                 {
-                    "by the node, without a flood": ordered(before.own_s),
-                    "by the node, during": ordered(during.own_s),
-                    "through it, without a flood": ordered(before.through_s),
-                    "through it, during": ordered(during.through_s),
+                    "by the node, without a flood": distribution(before.own_s),
+                    "by the node, during": distribution(during.own_s),
+                    "through it, without a flood": distribution(before.through_s),
+                    "through it, during": distribution(during.through_s),
                 },
                 log_x=True,
             )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from kademlia.network import Server
 from kademlia.utils import digest
 
-from benchmarks.dht_real.alone import alone
+from benchmarks.dht_real.alone import alone, distribution
 from benchmarks.dht_real.swarm import StockSwarm, Swarm, address, publish, stock_swarm, swarm
 from benchmarks.dht_simulated.result import Curves, Result, p50, p95
 from benchmarks.harness import Check
@@ -129,7 +129,7 @@ async def story(nodes: int, keys: int, lookups: int, seed: int) -> tuple[Times, 
     """(all alive, 30% dead)."""
     async with swarm(nodes, seed) as ours, stock_swarm(nodes, seed) as stock:
         randomness = random.Random(seed)
-        publishers = [randomness.choice(ours.nodes) for _ in range(keys)]
+        publishers = [randomness.choice(ours.serving()) for _ in range(keys)]
         published = []
         for position, publisher in enumerate(publishers):
             published.append((await publish(publisher, f"contents {position}"), publisher))
@@ -139,14 +139,8 @@ async def story(nodes: int, keys: int, lookups: int, seed: int) -> tuple[Times, 
         alive = await all_alive(networks, lookups)
         ours.kill(int(DEAD * nodes), spared=set(publishers))
         stock.kill(int(DEAD * nodes))
-        dead = await some_dead(networks, lookups, max(AT_ONCE, lookups // 4))
+        dead = await some_dead(networks, lookups, max(AT_ONCE, lookups // 10))
         return alive, dead
-
-
-def distribution(seconds: Sequence[float]) -> list[tuple[float, float]]:
-    """Points (milliseconds, share of look-ups that took no longer)."""
-    ordered = sorted(seconds)
-    return [(1e3 * each, (position + 1) / len(ordered)) for position, each in enumerate(ordered)]
 
 
 def proof_s(seed: int) -> float:
@@ -160,7 +154,7 @@ def proof_s(seed: int) -> float:
 
 
 def measure(quick: bool, seed: int) -> Result:
-    nodes, keys, lookups = (70, 12, 60) if quick else (200, 60, 400)
+    nodes, keys, lookups = (70, 12, 40) if quick else (200, 60, 400)
     alive, dead = asyncio.run(story(nodes, keys, lookups, seed))
     stock_s = p50(alive.stock_s)
     return Result(

@@ -40,11 +40,11 @@ class NeighboursWorker:
         network = self._network = await self._stack.enter_async_context(swarm(nodes, seed))
         announced = []
         for position in range(keys):
-            provider = network.randomness.choice(network.nodes)
+            provider = network.randomness.choice(network.serving())
             announced.append(((await publish(provider, f"contents {position}")).hex(), provider.port))
         self._client = await self._stack.enter_async_context(running(network.randomness, client=True))
         await network.quiet()
-        return {"port": network.nodes[0].port, "keys": announced}
+        return {"ports": [node.port for node in network.serving()[:3]], "keys": announced}
 
     async def look_up_through(self, command: Command) -> Command:
         """Look-ups by a client that knows one node only, at equal intervals, one at a time: their seconds."""

@@ -51,7 +51,8 @@ class NodeWorker:
             case "start":
                 return await self.start(command["seed"])
             case "join":
-                return {"answered": await self.node.bootstrap([Address(LOOPBACK, command["port"])])}
+                await self.node.bootstrap([Address(LOOPBACK, port) for port in command["ports"]])
+                return {"serves": self.node.serves}
             case "age":
                 return self.age()
             case "look up":

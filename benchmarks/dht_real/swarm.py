@@ -1,6 +1,6 @@
 """Real nodes in this process, on sockets of 127.0.0.1, and the stock package's beside them.
 
-Both networks grow in the same way: every node joins through one that is there. A dead node's socket is closed without
+Both networks grow in the same way: every node joins through two that are there. A dead node's socket is closed without
 a word to anybody, as if its machine had lost power.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from kademlia.network import Server
@@ -29,6 +29,7 @@ from dhtdata.signing import SigningKey
 LOOPBACK = "127.0.0.1"
 OPEN = Network()
 """The public network without work for identifiers, so that hundreds of nodes start at once."""
+INTRODUCERS = 2
 _QUIET_S = 0.3
 _QUIET_CALLS = 2
 _AT_ONCE = 5
@@ -96,14 +97,17 @@ class Swarm:
         return node
 
     async def grow(self, count: int) -> None:
-        """Start nodes that join through one that is there, a few at the same time."""
+        """Start nodes that join through two that are there, a few at the same time."""
         while len(self.nodes) < count:
             there = list(self.nodes)
             newcomers = [await self.start() for _ in range(min(count - len(there), _AT_ONCE if there else 1))]
             if there:
-                joins = (each.bootstrap([address(self.randomness.choice(there))]) for each in newcomers)
-                if not all(await asyncio.gather(*joins)):
+                if not all(await asyncio.gather(*(self._join(each, there) for each in newcomers))):
                     raise RuntimeError("a node could not join")
+
+    async def _join(self, node: DhtNode, there: Sequence[DhtNode]) -> int:
+        through = self.randomness.sample(there, min(INTRODUCERS, len(there)))
+        return await node.bootstrap([address(each) for each in through])
 
     async def quiet(self) -> None:
         """Wait until the nodes have looked around and make hardly any calls (they start to after joining)."""
@@ -124,13 +128,17 @@ class Swarm:
             if transport is not None:
                 transport.close()
 
+    def serving(self) -> list[DhtNode]:
+        """The living that know that they can be reached: who does not know is a client, and in nobody's table."""
+        return [node for node in self.living() if node.serves]
+
     def calls(self) -> int:
         return sum(node.status().calls for node in self.nodes)
 
     def nearest(self, key: bytes, count: int) -> list[DhtNode]:
-        """Oracle: the true nearest of the living."""
+        """Oracle: the true nearest of those that serve."""
         goal = number(key)
-        return heapq.nsmallest(count, self.living(), key=lambda node: number(node.id) ^ goal)
+        return heapq.nsmallest(count, self.serving(), key=lambda node: number(node.id) ^ goal)
 
     def holds(self, node: DhtNode, key: bytes) -> bool:
         return node._holdings.get(key) is not None
@@ -173,8 +181,8 @@ class StockSwarm:
             server = self._kind(node_id=self.randomness.randbytes(20))
             await server.listen(0, LOOPBACK)
             if self.servers:
-                introducer = self.randomness.choice(self.servers)
-                await server.bootstrap([introducer.transport.get_extra_info("sockname")])
+                through = self.randomness.sample(self.servers, min(INTRODUCERS, len(self.servers)))
+                await server.bootstrap([each.transport.get_extra_info("sockname") for each in through])
             self.servers.append(server)
 
     def living(self) -> list[Server]:

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from dhtdata.formats.addresses import Address, network_group, scope
 from dhtdata.formats.records import SHARD_KEY_BYTES
 
-RECORD_BYTES = 560
-KEY_BYTES = 128
+RECORD_BYTES = 720
+KEY_BYTES = 170
 SOURCE_BYTES = 220
 GROUP_BYTES = 500
 
