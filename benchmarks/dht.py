@@ -2,9 +2,9 @@
 
 Real questions (`benchmarks.dht_real`) run whole nodes on sockets of this machine, beside the stock ``kademlia`` package
 where that can do the same; simulated ones (`benchmarks.dht_simulated`) run the same code at sizes and under attacks
-that no test machine has, in virtual time. Every question is a process of its own with a time limit; the flood runs
-alone, of the others two at once, and beside them one that mostly waits. A question that fails is a check that fails,
-its reason is among the figures.
+that no test machine has, in virtual time. Every question is a process of its own with a time limit; x of the others two
+at once, and beside them one that mostly waits. A question that fails is a check that fails, its reason is among the
+figures.
 
 By hand, one question: ``python -m benchmarks.dht_real.lookup --quick``, ``python -m benchmarks.dht_simulated wan
 --quick``.
@@ -77,6 +77,8 @@ def ask_all(quick: bool) -> list[Answer]:
     answers = [ask_real("flood")]  # three processes, which need all of two cores
     with ThreadPoolExecutor(AT_ONCE) as lanes, ThreadPoolExecutor(1) as waiting_lane:
         lookup = lanes.submit(ask_real, "lookup")  # one process, which needs all of one core
+        if not quick:
+            lookup.result()  # there is time to leave it alone
 
         def ask_after_lookup(name: str) -> Answer:
             lookup.result()

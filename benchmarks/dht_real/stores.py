@@ -1,11 +1,11 @@
 """Do 200,000 hostile stores break a node's memory bound, or push out what honest nodes put there?
 
 The record table (`dhtdata.dht.holdings.Holdings`, as a node makes it) first gets what 400 honest nodes, each in a
-network of its own, put on one node: claims to some contents each, claims to many shards of five large seeds. Then come
-200,000 (quick: 8,000, and a table of 6 MiB) records, each validly signed by a key of its own, from 12,500 addresses in
-50 networks: claims to contents of their own, to contents that honest nodes provide, to 42 shards each, and PeerRecords.
-They are signed in another process and handed to the table as the protocol does, with the address that a cookie would
-have proven. Meanwhile one honest record in a hundred is put again, as renewals are.
+network of its own, put on one node: claims to some contents each, and the claims of five large seeds to 2,016 shards
+each. Then come 200,000 (quick: 8,000, and a table of 6 MiB) records, each validly signed by a key of its own, from
+12,500 addresses in 50 networks: claims to contents of their own, to contents that honest nodes provide, to 42 shards
+each, and PeerRecords. They are signed in another process and handed to the table as the protocol does, with the address
+that a cookie would have proven. Meanwhile one honest record in a hundred is put again, as renewals are.
 
 Memory: the table's own estimate, and the true size of every object that can be reached from the table; both must end
 below the bound. A figure without a bar: how far the process grew at most, with the allocator's gaps and all that is
@@ -52,7 +52,7 @@ HONEST_NODES = 400
 HONEST_CONTENTS = 300
 CLAIMS_EACH = 5
 SEEDS = 5
-SEED_MESSAGES = 60
+SEED_MESSAGES = 48  # to 2,016 shards: what one of 1,000 nodes holds of 100,000 shards, 3 TB
 SAMPLES = 40
 _PORT = 8_470
 _FIRST_NETWORK = 130

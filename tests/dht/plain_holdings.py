@@ -196,9 +196,10 @@ class PlainHoldings:
     def stream(self, key: bytes) -> list[bytes]:
         here = self.under.get(key, [])
         told: list[Plain] = []
-        for each in here:
-            if withdrawn(each.signed.record):
-                continue
+        live = [each for each in here if not withdrawn(each.signed.record)]
+        # Networks take turns: the first of each, then the second of each, the oldest first.
+        turn = {id(each): sum(other.group == each.group for other in live[:place]) for place, each in enumerate(live)}
+        for each in sorted(live, key=lambda each: turn[id(each)]):
             if not isinstance(each.signed.record, NameRecord):
                 peers = [
                     other
