@@ -107,7 +107,7 @@ def test_the_ignorable_map_is_ignored_and_bounded(sample: Sample) -> None:
     tree: dict[str, Any] = sample.parsed()
     sample.decode(sample.packed({**tree, "ext": {"k": "v"}}))
     full = {f"{i:03}": "" for i in range(65)}
-    with pytest.raises(FormatError, match="ext has 65 entries"):
+    with pytest.raises(FormatError, match="ext has 65 entries|bytes, at most [34]00 are allowed"):
         sample.decode(sample.packed({**_shortened(tree), "ext": full}))
 
 
