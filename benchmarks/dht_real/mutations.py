@@ -43,7 +43,6 @@ from dhtdata.dht.envelope import (
     challenge,
     knock,
     notice,
-    resigned,
     seal,
 )
 from dhtdata.dht.identity import Identity
@@ -72,6 +71,7 @@ from dhtdata.formats.records import (
     sign,
 )
 from dhtdata.signing import SigningKey
+from tests.simulation.hostile import resigned
 
 SIGNERS = 4
 CALLS_AT_ONCE = 64

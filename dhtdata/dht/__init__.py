@@ -14,7 +14,7 @@
 | ``search`` | what a search has found: verified, deduplicated, newest |
 | ``size``, ``clock``, ``reachability`` | what answers tell: how many we are, whose clock is wrong, who reaches us |
 | ``cookies``, ``rates`` | what is spent on strangers |
-| ``remembered`` | contacts on disk, for the next start |
+| ``remembered``, ``statefile`` | contacts on disk, for the next start; how such files are written |
 | ``endpoint`` | the UDP socket |
 | ``protocol`` | requests and replies over datagrams |
 | ``asking``, ``announcing`` | calls that teach the table; our records where they belong |

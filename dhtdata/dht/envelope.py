@@ -47,7 +47,7 @@ from dhtdata.dht.identity import NONCE_BYTES, Identity
 from dhtdata.errors import FormatError
 from dhtdata.formats.records import node_id
 from dhtdata.network import CODE_BYTES, Network
-from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
+from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, verify
 
 VERSION = 2
 REQUEST, REPLY, CHALLENGE, NOTICE, KNOCK = 0, 1, 2, 3, 4
@@ -124,10 +124,3 @@ def unseal(datagram: bytes) -> tuple[Letter, bytes, bytes]:
     verify(key, datagram[_SIGNATURE:HEADER_BYTES], _DOMAIN, signed)
     letter = Letter(datagram[1], datagram[CODED:CALL_END], datagram[CALL_END:COOKIE_END], flags == _CLIENT, body)
     return letter, key, node_id(key, datagram[_NONCE:_SIGNATURE])
-
-
-def resigned(datagram: bytes, key: SigningKey) -> bytes:
-    """The same datagram signed anew, whatever it says: what a hostile node can do to get past the signature."""
-    start = datagram[:_KEY] + key.public + datagram[_NONCE:_SIGNATURE]
-    body = datagram[HEADER_BYTES:]
-    return start + key.sign(_DOMAIN, start[:2] + start[CODED:] + body) + body

@@ -6,10 +6,10 @@ Losing it costs a bootstrap address, so a damaged file counts as an empty one. B
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dhtdata.dht import statefile
 from dhtdata.dht.routing import Contact
 from dhtdata.errors import FormatError, StoreError
 from dhtdata.formats.addresses import Address
@@ -33,17 +33,9 @@ class _State(Format, frozen=True):
 def save(path: Path, contacts: Sequence[Contact]) -> None:
     """Replace the file. StoreError if that is not possible; the old file is then as it was."""
     texts = tuple(_ContactText(id=each.id.hex(), address=str(each.address)) for each in contacts[:MAX_REMEMBERED])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(encode_json(_State(version=VERSION, contacts=texts)))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        statefile.replace(path, encode_json(_State(version=VERSION, contacts=texts)))
     except OSError as failure:
         raise StoreError(f"contacts of the DHT cannot be saved in {path}: {failure}") from failure
 

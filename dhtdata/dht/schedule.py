@@ -12,12 +12,12 @@ keys are not those that were put is put at once. A damaged file counts as none: 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dhtdata.dht import statefile
 from dhtdata.digest import domain_key
 from dhtdata.errors import FormatError, StoreError
 from dhtdata.formats.codec import Format, check_version, decode_json, encode_json
@@ -159,13 +159,8 @@ def load(path: Path, schedule: SweepSchedule) -> None:
 
 def save(path: Path, encoded: bytes) -> None:
     """Replace the file. StoreError if that is not possible; the old one is then as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            temporary.write_bytes(encoded)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        statefile.replace(path, encoded)
     except OSError as failure:
         raise StoreError(f"{path} cannot be written: {failure.strerror}") from failure
 

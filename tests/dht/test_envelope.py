@@ -24,7 +24,6 @@ from dhtdata.dht.envelope import (
     knock,
     notice,
     of_network,
-    resigned,
     seal,
     unseal,
 )
@@ -34,6 +33,7 @@ from dhtdata.errors import FormatError, IntegrityError
 from dhtdata.formats.records import node_id
 from dhtdata.network import PUBLIC, Network
 from dhtdata.signing import SigningKey
+from tests.simulation.hostile import resigned
 
 WHO = Identity.client(SigningKey(bytes(range(32))))
 OTHER = SigningKey(bytes([7]) * 32)

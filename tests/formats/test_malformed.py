@@ -107,7 +107,10 @@ def test_the_ignorable_map_is_ignored_and_bounded(sample: Sample) -> None:
     tree: dict[str, Any] = sample.parsed()
     sample.decode(sample.packed({**tree, "ext": {"k": "v"}}))
     full = {f"{i:03}": "" for i in range(65)}
-    with pytest.raises(FormatError, match="ext has 65 entries|bytes, at most [34]00 are allowed"):
+    # These two kinds have no room for so many: their size is refused before their map is looked at.
+    name = next(name for name, each in SAMPLES.items() if each is sample)
+    small = {"peer_record": "at most 400 are allowed", "provider_claim": "at most 300 are allowed"}
+    with pytest.raises(FormatError, match=small.get(name, "ext has 65 entries")):
         sample.decode(sample.packed({**_shortened(tree), "ext": full}))
 
 

@@ -21,11 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dhtdata.dht import DhtNode
+from dhtdata.dht.envelope import CODED, COOKIE_END, HEADER_BYTES
 from dhtdata.dht.identity import Identity
 from dhtdata.dht.messages import FindNode, FindRecords, Store, nodes_fitting
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, identifier, number
 from dhtdata.formats.addresses import Address
-from dhtdata.signing import KEY_BYTES, SigningKey
+from dhtdata.signing import KEY_BYTES, SIGNATURE_BYTES, SigningKey
 from tests.simulation.network import public_ip
 from tests.simulation.swarm import PORT
 
@@ -141,3 +142,11 @@ def _protocols(node: DhtNode) -> list[Any]:
 
 def _replace(protocol: Any, answers: dict[type, Callable[..., Any]]) -> None:
     protocol._rpcs.update(answers)
+
+
+def resigned(datagram: bytes, key: SigningKey) -> bytes:
+    """The same datagram signed anew, whatever it says: what a hostile node can do to get past the signature."""
+    signer, signature = COOKIE_END + 1, HEADER_BYTES - SIGNATURE_BYTES
+    start = datagram[:signer] + key.public + datagram[signer + KEY_BYTES : signature]
+    body = datagram[HEADER_BYTES:]
+    return start + key.sign("dhtdata datagram", start[:2] + start[CODED:] + body) + body
