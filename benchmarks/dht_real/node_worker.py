@@ -92,7 +92,7 @@ class NodeWorker:
         """As if the node had been there for long: it last heard of its contacts at random moments."""
         table, randomness = self.node.overlays[0].table, random.Random(0)
         for seen in table._seen.values():
-            seen.answered_s -= randomness.random() * SILENT_S
+            seen.seen_s -= randomness.random() * SILENT_S
         for bucket in table.buckets:
             bucket.last_updated -= randomness.random() * STALE_S
         return {}

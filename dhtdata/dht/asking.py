@@ -59,9 +59,15 @@ class Asker:
         self._believed = believed
         self._randomness = randomness
 
-    async def ping(self, contact: Contact, attempt: int = 0) -> None:
-        """PeerError if the contact does not answer."""
-        await self._ask(contact, Ping(), attempt)
+    async def look_after(self, contact: Contact) -> None:
+        """See whether the contact, silent for long, is still there. PeerError if not: the table learns of either."""
+        try:
+            await self._protocol.knock(contact.address, attempt=1)
+        except PeerError:
+            self._table.missed(contact)
+            raise
+        if contact in self._table:
+            self._table.answered(contact, self._protocol.time_s())
 
     async def meet(self, address: Address, *, twice: bool = True) -> tuple[Contact, bool]:
         """Ping whoever is at an address: its contact, and whether it is a client. PeerError if nobody answers."""
@@ -132,8 +138,8 @@ class Asker:
         return isinstance(answer.reply, Stored) and answer.reply.kept == len(records)
 
     def estimated_nodes(self) -> int:
-        """How many nodes the network has, ourselves included: no fewer than we know, however it grew since we asked."""
-        return max(len(self._table) + 1, self.size.nodes(fallback=self._table.estimated_nodes()))
+        """How many nodes the network has, ourselves included: no fewer than have answered, however it grew since."""
+        return max(self._table.answering() + 1, self.size.nodes(fallback=self._table.estimated_nodes()))
 
     def _walk(self, targets: Sequence[bytes], ask: Ask, pace: Pace | None = None) -> Walk:
         return Walk(targets, self.id, ask, pace, self._protocol.round_trips.patience_s())
@@ -150,6 +156,7 @@ class Asker:
         try:
             answer = await self._protocol.call(contact.address, request, attempt)
             if answer.sender != contact.id:
+                self._learn(Contact(answer.sender, contact.address), answer)
                 raise PeerError(f"{contact.address} is not node {contact.id.hex()} any more")
         except PeerError:
             if attempt:

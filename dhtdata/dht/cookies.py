@@ -18,6 +18,7 @@ from dhtdata.digest import keyed, random_id
 from dhtdata.formats.addresses import Address
 
 ROTATION_S = 300.0
+COOKIE_LIFE_S = 2 * ROTATION_S
 MAX_ACQUAINTANCES = 8_192
 _SECRET_BYTES = 32
 
@@ -55,10 +56,11 @@ class CookieJar:
 
 
 class _Acquaintance:
-    __slots__ = ("called_s", "cookie", "saw_us_at")
+    __slots__ = ("called_s", "cookie", "gave_s", "saw_us_at")
 
     def __init__(self) -> None:
         self.cookie = NO_COOKIE
+        self.gave_s = -1e18
         self.saw_us_at = b""
         self.called_s = -1e18
 
@@ -69,10 +71,10 @@ class Acquaintances:
     def __init__(self) -> None:
         self._known: OrderedDict[Address, _Acquaintance] = OrderedDict()
 
-    def cookie(self, address: Address) -> bytes:
-        """The last cookie that the address gave us; zeros if none."""
+    def cookie(self, address: Address, now_s: float) -> bytes:
+        """The last cookie that the address gave us; zeros if there is none or it is certainly too old."""
         known = self._known.get(address)
-        return known.cookie if known is not None else NO_COOKIE
+        return known.cookie if known is not None and now_s - known.gave_s < COOKIE_LIFE_S else NO_COOKIE
 
     def saw_us_at(self, address: Address) -> bytes:
         """Our IP (4 or 16 bytes) as the address saw it; empty if it never said."""
@@ -86,8 +88,9 @@ class Acquaintances:
         known = self._known.get(address)
         return known is not None and now_s - known.called_s <= period_s
 
-    def gave(self, address: Address, cookie: bytes) -> None:
-        self._of(address).cookie = cookie
+    def gave(self, address: Address, cookie: bytes, now_s: float) -> None:
+        known = self._of(address)
+        known.cookie, known.gave_s = cookie, now_s
 
     def said(self, address: Address, our_ip: bytes) -> None:
         self._of(address).saw_us_at = our_ip

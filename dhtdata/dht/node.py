@@ -35,7 +35,7 @@ from dhtdata.dht.holdings import Holdings
 from dhtdata.dht.identity import Identity
 from dhtdata.dht.keeping import RecordKeeper
 from dhtdata.dht.lookup import Walk
-from dhtdata.dht.overlay import GREETERS, MAX_BOOTSTRAP, Member, Overlay
+from dhtdata.dht.overlay import CALLERS, MAX_BOOTSTRAP, Member, Overlay
 from dhtdata.dht.protocol import OpenTransport
 from dhtdata.dht.routing import Contact
 from dhtdata.dht.search import Findings, Found
@@ -316,7 +316,7 @@ class DhtNode:
         """Contacts in the routing tables."""
         now_s = self._loop.time()
         return [
-            KnownNode(each.id, each.address, now_s - overlay.table.answered_s(each))
+            KnownNode(each.id, each.address, now_s - overlay.table.seen_s(each))
             for overlay in self.overlays
             for each in overlay.table
         ]
@@ -374,9 +374,8 @@ class DhtNode:
         self._spawn(self._every(REMEMBER_S, self._remember, first_s=FIRST_REMEMBER_S))
         for overlay in self.overlays:
             self._spawn(overlay.freshen())
-            self._spawn(overlay.call_strangers())
-            for _ in range(GREETERS):
-                self._spawn(overlay.greet())
+            for _ in range(CALLERS):
+                self._spawn(overlay.call_strangers())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._tasks is None:

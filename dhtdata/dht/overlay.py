@@ -2,9 +2,8 @@
 
 | loop | every | does |
 |---|---|---|
-| greet | newcomer | calls back who asked us something; who answers may enter the table |
 | call | stranger | calls an address that a contact asked us to call, so that its node learns that it can be reached |
-| freshen | 1 min | looks up ranges silent for 15 min, pings contacts silent for 10 min, joins anew when alone |
+| freshen | 1 min | looks up ranges silent for 15 min, knocks at contacts silent for 15 min, joins anew when alone |
 | reunite | 15 min | joins through a bootstrap address that is not in the table: only that ends a partition |
 
 Intervals vary by a fifth, so that nodes started together do not act together.
@@ -27,21 +26,21 @@ from dhtdata.dht.holdings import Holdings
 from dhtdata.dht.identity import Identity
 from dhtdata.dht.protocol import DhtProtocol, DhtServer, OpenTransport, Side
 from dhtdata.dht.rates import TokenBucket
-from dhtdata.dht.reachability import INTRODUCERS, PROBE_S, Reachability
-from dhtdata.dht.routing import MAX_PER_GROUP, Contact, RoutingTable
+from dhtdata.dht.reachability import INTRODUCERS, MET_BY, PROBE_S, Reachability
+from dhtdata.dht.routing import Contact, RoutingTable
+from dhtdata.dht.size import SizeEstimate
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address, Believed, network_group, scope
 from dhtdata.network import Network
 
 _LOG = logging.getLogger(__name__)
 
-GREETERS = 4
-MAX_NEWCOMERS = 128
 MAX_STRANGERS = 32
+CALLERS = 4
 MAX_BOOTSTRAP = 64
 UPKEEP_S = 60.0
 STALE_S = 15 * 60.0
-SILENT_S = 10 * 60.0
+SILENT_S = 15 * 60.0
 SILENT_AT_ONCE = 8
 ENOUGH_CONTACTS = 4
 _INTRODUCTIONS_A_S = 20.0
@@ -82,15 +81,12 @@ class Overlay:
             router=self.table,
             now_s=member.now_s,
             serves=lambda: self.serves,
-            newcomer=self._greet_later,
             unsolicited=self._stranger_came,
             introduce=self._introduce,
             meet=self._call_later,
         )
         self._server = DhtServer(side)
         self._bootstrap: OrderedDict[Address, str] = OrderedDict()
-        self._newcomers: asyncio.Queue[Contact] = asyncio.Queue(MAX_NEWCOMERS)
-        self._expected: set[Address] = set()
         self._strangers: asyncio.Queue[tuple[Contact | None, Address]] = asyncio.Queue(MAX_STRANGERS)
         self._introductions = TokenBucket(_INTRODUCTIONS_A_S, _INTRODUCTIONS_A_S, now_s)
         self._wake = asyncio.Event()
@@ -98,6 +94,7 @@ class Overlay:
         self._known_to_serve = False
         self._proof_reach = 0
         self._reunited_s = now_s
+        self._surveyed_with = 0
         self.asker: Asker
         self.announcer: Announcer
 
@@ -153,7 +150,7 @@ class Overlay:
 
     def woke(self) -> None:
         """We slept, or the clock was set: nobody is known to be there any more."""
-        self.table.suspect_all()
+        self.table.suspect_all(self._loop.time())
         self._look_everywhere()
 
     async def _enter(self, addresses: Sequence[Address]) -> int:
@@ -211,6 +208,13 @@ class Overlay:
             if met := await self._meet([self._member.randomness.choice(missing)]):
                 await self.asker.enter(met)
 
+    async def _survey(self) -> None:
+        """Measure the network; anew, if it has clearly outgrown what was measured before."""
+        if len(self.table) >= 2 * self._surveyed_with:
+            self.asker.size = SizeEstimate()
+        self._surveyed_with = len(self.table)
+        await self.asker.survey()
+
     async def _probe(self, through: Sequence[Contact]) -> None:
         """Find out whether strangers reach us, unless we know or never serve anyway."""
         now_s = self._loop.time()
@@ -240,20 +244,14 @@ class Overlay:
 
     # What the protocol tells us
 
-    def _greet_later(self, contact: Contact) -> None:
-        """Somebody not in the table asked us something: call back, unless too many wait for that."""
-        address = contact.address
-        group = network_group(address) if scope(address.ip) == "global" else ""
-        crowded = group and sum(network_group(each) == group for each in self._expected) >= MAX_PER_GROUP
-        if address not in self._expected and not crowded and not self._newcomers.full():
-            self._expected.add(address)
-            self._newcomers.put_nowait(contact)
-
-    def _stranger_came(self, address: Address) -> None:
+    def _stranger_came(self, address: Address, proven: bool) -> None:
         """A request from an address that we did not call proves that we can be reached, if it came from far enough.
 
-        A neighbour reaches us past the translator that keeps everybody else out.
+        A neighbour reaches us past the translator that keeps everybody else out. A knock, whose sender may be made up,
+        only says that nothing has changed.
         """
+        if not proven and not self.reachability.reached:
+            return
         reach = _reach(address)
         if reach <= self._proof_reach and self.reachability.proven_lately(self._loop.time()):
             return
@@ -270,12 +268,12 @@ class Overlay:
     def _introduce(self, address: Address) -> bool:
         """Have contacts of other networks call the address, if we know some and not too many ask for that.
 
-        Two of them: one may be whom the asker has called already, which proves nothing.
+        Four of them: one may be whom the asker has called already, which proves nothing, another may not know us.
         """
         group = network_group(address)
         others = [each for each in self.table if network_group(each.address) != group]
         if others and self._introductions.take(self._loop.time()):
-            for other in self._member.randomness.sample(others, min(2, len(others))):
+            for other in self._member.randomness.sample(others, min(MET_BY, len(others))):
                 if not self._strangers.full():
                     self._strangers.put_nowait((other, address))
         return bool(others)
@@ -291,16 +289,6 @@ class Overlay:
         return self.speaks(address) and self._member.believed(address)
 
     # Loops
-
-    async def greet(self) -> None:
-        while True:
-            contact = await self._newcomers.get()
-            try:
-                await self.asker.ping(contact)
-            except PeerError as failure:
-                _LOG.debug("newcomer: %s", failure)
-            finally:
-                self._expected.discard(contact.address)
 
     async def call_strangers(self) -> None:
         while True:
@@ -322,14 +310,17 @@ class Overlay:
                 # Time to look after the table.
                 pass
             self._wake.clear()
+            # First of all: whom we have called cannot prove any more that strangers reach us.
+            if len(self.table) >= ENOUGH_CONTACTS or not self.reachability.reached:
+                await self._probe(list(self.table))
             if not len(self.table) and self._bootstrap:
                 await self._enter(tuple(self._bootstrap))
             elif self._loop.time() - self._reunited_s >= STALE_S:
                 self._reunited_s = self._loop.time()
                 await self._reunite()
-                await self.asker.survey()
-            elif self._everywhere or not len(self.asker.size):
-                await self.asker.survey()
+                await self._survey()
+            elif self._everywhere or len(self.table) >= 2 * self._surveyed_with:
+                await self._survey()
             if self.serves and not self._known_to_serve:
                 # Our neighbours took us for a client until now.
                 await self.asker.enter([])
@@ -339,11 +330,9 @@ class Overlay:
                 await self.asker.measure(target)
             for contact in self.table.silent(self._loop.time(), SILENT_S, SILENT_AT_ONCE):
                 try:
-                    await self.asker.ping(contact, attempt=1)
+                    await self.asker.look_after(contact)
                 except PeerError as failure:
                     _LOG.debug("silent contact: %s", failure)
-            if len(self.table) >= ENOUGH_CONTACTS or not self.reachability.reached:
-                await self._probe(list(self.table))
 
 
 def _reach(address: Address) -> int:

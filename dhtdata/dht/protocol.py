@@ -8,7 +8,7 @@
 - calls that were cancelled stay in ``_outstanding`` for ever: here they leave with their caller, and are capped;
 - any sender may answer a call: here only the address that was asked, with a reply of the kind that was asked for;
 - a reply decides what goes to ``sendto``, and odd ports close the socket: here only checked IP addresses get there;
-- who sends anything is put into the table and given records: here it is reported as a newcomer, to be called back;
+- who sends anything is put into the table and given records: here only who proved its address is, and gets nothing;
 - a misspelt attribute becomes a remote call: here it is an AttributeError.
 
 A datagram is judged in the order of `envelope`, the cheapest test first. Rates: `CHALLENGES_A_S` cookies a second are
@@ -67,11 +67,12 @@ FIRST_TIMEOUT_S = 1.0
 MIN_TIMEOUT_S = 0.2
 MIN_PATIENCE_S = 0.02
 MAX_TIMEOUT_S = 2.0
-CHALLENGES_A_S = 5_000
+CHALLENGES_A_S = 10_000
 VERIFIED_A_S = 3_000
 REQUESTS_A_S = 200
 REQUESTS_AT_ONCE = 1_000
 NOTICES_A_S = 20
+KNOCKS_A_S = 20
 MAX_SOURCES = 4_096
 UNSOLICITED_S = 5 * 60.0
 
@@ -122,9 +123,8 @@ class Counters:
 class Side:
     """What a protocol needs to know of its node. ``serves`` says whether we answer for others (else: a client).
 
-    ``newcomer`` is told of who sent a request, is no client and not in the table; ``unsolicited`` of requests from
-    addresses that we have not called ourselves; ``introduce`` asks some contact to call an address (False if we know
-    none), ``meet`` calls it.
+    ``unsolicited`` is told of requests (True) and some knocks (False) from addresses that we have not called ourselves;
+    ``introduce`` asks some contact to call an address (False if we know none), ``meet`` calls it.
     """
 
     identity: Identity
@@ -133,8 +133,7 @@ class Side:
     router: RoutingTable
     now_s: Callable[[], float]
     serves: Callable[[], bool]
-    newcomer: Callable[[Contact], None]
-    unsolicited: Callable[[Address], None]
+    unsolicited: Callable[[Address, bool], None]
     introduce: Callable[[Address], bool]
     meet: Callable[[Contact, Address], None]
 
@@ -150,9 +149,11 @@ class Replied:
 
 @dataclass(frozen=True)
 class _Outstanding:
+    """A call under way. Without a request it is a knock, and the challenge its answer."""
+
     address: Address
-    request: Request
-    answer: asyncio.Future[Replied | PeerError]
+    request: Request | None
+    answer: asyncio.Future[Replied | PeerError | None]
     challenged: list[None]
 
 
@@ -180,6 +181,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._challenges = TokenBucket(CHALLENGES_A_S, CHALLENGES_A_S / 10, now_s)
         self._verified = TokenBucket(VERIFIED_A_S, VERIFIED_A_S, now_s)
         self._notices = TokenBucket(NOTICES_A_S, NOTICES_A_S, now_s)
+        self._knocks = TokenBucket(KNOCKS_A_S, KNOCKS_A_S, now_s)
         self._sources = SourceLimits(REQUESTS_A_S, REQUESTS_AT_ONCE, MAX_SOURCES)
         self._rpcs: dict[type[Request], Callable[[Contact, bytes, Any], Reply]] = {
             Ping: self.rpc_ping,
@@ -248,17 +250,26 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         sender = Contact(identifier, address)
         serving = not letter.client and is_proven(identifier, self._network.difficulty_bits)
         if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
-            self._side.unsolicited(address)
+            self._side.unsolicited(address, True)
         reply = self._rpcs[type(request)](sender, key, request)
         self._send(addr, envelope.REPLY, letter.call, self._cookies.give(addr[0], addr[1], now_s), reply)
         self.counters.answered_requests += 1
-        self.welcome_if_new(sender if serving else None)
+        if serving:
+            self.welcome_if_new(sender)
 
     def _knocked(self, data: bytes, addr: Any) -> None:
         if len(data) != COOKIE_END:
             self.counters.refused_datagrams += 1
             return
-        self._challenge(data[CODED:CALL_END], addr, self._loop.time())
+        now_s = self._loop.time()
+        self._challenge(data[CODED:CALL_END], addr, now_s)
+        if self._knocks.take(now_s):
+            try:
+                address = from_socket(addr)
+            except FormatError:
+                return
+            if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
+                self._side.unsolicited(address, False)
 
     def _challenge(self, call: bytes, addr: Any, now_s: float) -> None:
         if not self._challenges.take(now_s):
@@ -288,6 +299,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if data[1] == envelope.CHALLENGE:
             self._challenged(waiting, call, data[CALL_END:])
             return
+        if waiting.request is None:
+            self.counters.refused_datagrams += 1
+            return
         try:
             letter, _, identifier = envelope.unseal(data)
             reply = messages.decode_reply(letter.body)
@@ -302,7 +316,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self._fail(waiting, "answered another question")
         else:
             client = letter.client or not is_proven(identifier, self._network.difficulty_bits)
-            self.acquaintances.gave(waiting.address, letter.cookie)
+            self.acquaintances.gave(waiting.address, letter.cookie, self._loop.time())
             self.acquaintances.said(waiting.address, reply.you)
             waiting.answer.set_result(Replied(reply, identifier, client))
 
@@ -312,14 +326,30 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self.counters.refused_datagrams += 1
             return
         waiting.challenged.append(None)
-        self.acquaintances.gave(waiting.address, cookie)
         address = waiting.address
+        self.acquaintances.gave(address, cookie, self._loop.time())
+        if waiting.request is None:
+            waiting.answer.set_result(None)
+            return
         self._send((address.ip, address.port), envelope.REQUEST, call, cookie, waiting.request)
 
     # What we ask
 
     async def call(self, address: Address, request: Request, attempt: int = 0) -> Replied:
         """The reply, of the kind that belongs to the request. PeerError if none came in time."""
+        answer = await self._call(address, request, attempt)
+        if answer is None:
+            raise RuntimeError("a request is answered by a reply")
+        return answer
+
+    async def knock(self, address: Address, attempt: int = 0) -> None:
+        """See whether a node of our network is still there: 34 bytes each way and no signature.
+
+        PeerError if there is none. Who it is only a `call` tells.
+        """
+        await self._call(address, None, attempt)
+
+    async def _call(self, address: Address, request: Request | None, attempt: int) -> Replied | None:
         if len(self._outstanding) >= MAX_OUTSTANDING:
             raise PeerError(f"{address} was not asked: {MAX_OUTSTANDING} calls are under way")
         call = random_id(CALL_BYTES)
@@ -342,13 +372,13 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self.counters.unanswered += 1
             raise answer
         # With a challenge there were two trips.
-        trips = 2 if waiting.challenged else 1
+        trips = 2 if waiting.challenged and request is not None else 1
         self.round_trips.measured(max(self._loop.time() - started_s, 1e-6) / trips)
         return answer
 
-    def _ask(self, address: Address, call: bytes, request: Request) -> bool:
-        cookie = self.acquaintances.cookie(address)
-        if cookie == envelope.NO_COOKIE:
+    def _ask(self, address: Address, call: bytes, request: Request | None) -> bool:
+        cookie = self.acquaintances.cookie(address, self._loop.time())
+        if request is None or cookie == envelope.NO_COOKIE:
             return self._sendto(envelope.knock(self._network, call), (address.ip, address.port))
         return self._send((address.ip, address.port), envelope.REQUEST, call, cookie, request)
 
@@ -388,10 +418,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self._side.meet(sender, AddressWire(ip=request.ip, port=request.port).address())
         return Met(you=packed(sender.address.ip), time=self._time())
 
-    def welcome_if_new(self, node: Contact | None) -> None:
-        """The stock method trusts the sender and hands records over; here it must answer a call of ours first."""
-        if node is not None and self.router.wants(node):
-            self._side.newcomer(node)
+    def welcome_if_new(self, node: Contact) -> None:
+        """Whose request brings our cookie back has answered us. The stock method trusts anybody, and sends records."""
+        self.router.heard(node, self._loop.time())
 
     def _keep(self, record: bytes, origin: Origin) -> bool:
         try:

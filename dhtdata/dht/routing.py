@@ -13,15 +13,18 @@ Nobody fills the table with addresses of their own: it holds one contact of a pu
 replacements) two of one /24 or /48, so a thousand identifiers on five addresses are five contacts. Private networks and
 loopback have no such limits, there many nodes of one address are normal.
 
-Rules: a contact enters when *it* answered *us* (`RoutingTable.answered`), never because somebody named it or sent us
-something. Who is there stays, newcomers wait as replacements, three calls without an answer in a row evict, and the
-replacement that waited longest moves up. A known identifier at a new address replaces the old one only after the old
-address has missed a call.
+Rules: a contact enters when *it* answered *us*: a call of ours (`RoutingTable.answered`), or our challenge, by a
+signed request that brings back the cookie we sent to its address (`RoutingTable.heard`). Never because somebody named
+it, or because something came from its address. Who is there stays, newcomers wait as replacements, three calls without
+an answer in a row evict, whatever the contact asks us meanwhile, and the replacement that waited longest moves up. A
+known identifier at a new address replaces the old one only after the old address has missed a call. Another identifier
+at a known socket ends the one that was there: one socket is one node.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Container, Iterator
 from typing import Any
@@ -69,14 +72,20 @@ class Contact(Node):  # type: ignore[misc]  # the package has no types
         return hash((self.id, self.address))
 
 
+def _place(address: Address) -> str:
+    """What only one contact may have: a public IP; elsewhere a socket."""
+    return address.ip if scope(address.ip) == "global" else str(address)
+
+
 class _Seen:
     """What the table remembers of a contact."""
 
-    __slots__ = ("answered_s", "misses")
+    __slots__ = ("called", "misses", "seen_s")
 
     def __init__(self, now_s: float) -> None:
-        self.answered_s = now_s
+        self.seen_s = now_s
         self.misses = 0
+        self.called = False
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # the package has no types
@@ -124,7 +133,8 @@ class RoutingTable:
         self.bucket_size = bucket_size
         self.buckets = [Bucket(0, _SPACE, bucket_size, now_s)]
         self._seen: dict[bytes, _Seen] = {}
-        self._by_ip: dict[str, bytes] = {}
+        self._by_place: dict[str, Contact] = {}
+        self._woke_s = -math.inf
 
     def __len__(self) -> int:
         return sum(len(bucket.nodes) for bucket in self.buckets)
@@ -138,21 +148,34 @@ class RoutingTable:
 
     def answered(self, contact: Contact, now_s: float) -> None:
         """The contact answered a call of ours at ``now_s``."""
+        self._met(contact, now_s)
+        if self._by_place.get(_place(contact.address)) == contact:
+            seen = self._seen[contact.id]
+            seen.misses, seen.called = 0, True
+
+    def heard(self, contact: Contact, now_s: float) -> None:
+        """The contact sent us a request that proves its address. Calls of ours that it missed stay missed."""
+        self._met(contact, now_s)
+
+    def _met(self, contact: Contact, now_s: float) -> None:
         if contact.long_id == self.own:
             return
+        self._relieve(contact)
         bucket = self._bucket(contact.long_id)
         bucket.last_updated = now_s
         known = bucket.nodes.get(contact.id) or bucket.replacement_nodes.get(contact.id)
         if known is not None and known != contact:
             if not self._seen[contact.id].misses or not self._may_live_at(contact, bucket):
                 return
-            self._forget_ip(known)
+            self._leave_place(known)
             (bucket.nodes if contact.id in bucket.nodes else bucket.replacement_nodes)[contact.id] = contact
         if known is None and not (self._may_live_at(contact, bucket) and self._has_room(bucket)):
             return
-        self._seen[contact.id] = _Seen(now_s)
-        if scope(contact.address.ip) == "global":
-            self._by_ip[contact.address.ip] = contact.id
+        if known == contact:
+            self._seen[contact.id].seen_s = now_s
+        else:
+            self._seen[contact.id] = _Seen(now_s)
+        self._by_place[_place(contact.address)] = contact
         if known is None or contact.id in bucket.nodes:
             self._enter(bucket, contact)
 
@@ -174,20 +197,11 @@ class RoutingTable:
         if known == contact:
             bucket.remove_node(contact)
             del self._seen[contact.id]
-            self._forget_ip(contact)
+            self._leave_place(contact)
 
-    def wants(self, contact: Contact) -> bool:
-        """Whether this contact would enter the table, or correct it, if it answered a call."""
-        bucket = self._bucket(contact.long_id)
-        known = bucket.nodes.get(contact.id) or bucket.replacement_nodes.get(contact.id)
-        if contact.long_id == self.own or known == contact:
-            return False
-        return self._may_live_at(contact, bucket) and (known is not None or self._has_room(bucket))
-
-    def suspect_all(self) -> None:
-        """Nothing is known to be alive any more (we slept): everybody is asked anew before they are trusted."""
-        for seen in self._seen.values():
-            seen.answered_s = -1e18
+    def suspect_all(self, now_s: float) -> None:
+        """Nobody is known to be there any more (we slept): all contacts of before count as silent."""
+        self._woke_s = now_s
 
     def closest(self, target: bytes, count: int, without: Container[bytes] = ()) -> list[Contact]:
         """The ``count`` known contacts nearest to the target, nearest first, but for those in ``without``."""
@@ -209,20 +223,25 @@ class RoutingTable:
         ]
 
     def silent(self, now_s: float, age_s: float, count: int) -> list[Contact]:
-        """Up to ``count`` contacts that answered nothing for ``age_s``, the longest silent first."""
-        waiting = [contact for contact in self if now_s - self.answered_s(contact) >= age_s]
-        return heapq.nsmallest(count, waiting, key=self.answered_s)
+        """Up to ``count`` contacts that we heard nothing of for ``age_s``, the longest silent first."""
+        before_s = max(now_s - age_s, self._woke_s)
+        waiting = [contact for contact in self if self.seen_s(contact) <= before_s]
+        return heapq.nsmallest(count, waiting, key=self.seen_s)
 
-    def answered_s(self, contact: Contact) -> float:
-        """When the contact, which is in the table, last answered us."""
-        return self._seen[contact.id].answered_s
+    def seen_s(self, contact: Contact) -> float:
+        """When the contact, which is in the table, last answered or asked us."""
+        return self._seen[contact.id].seen_s
+
+    def answering(self) -> int:
+        """How many contacts have answered a call."""
+        return sum(self._seen[contact.id].called for contact in self)
 
     def estimated_nodes(self) -> int:
         """How many nodes the network has, ourselves included, judged by how dense our neighbourhood is."""
         near = self.closest(identifier(self.own), self.bucket_size)
         if len(near) < self.bucket_size:
             return len(near) + 1
-        return max(len(self), len(near) * _SPACE // max(1, near[-1].long_id ^ self.own)) + 1
+        return max(self.answering(), len(near) * _SPACE // max(1, near[-1].long_id ^ self.own)) + 1
 
     def _bucket(self, value: int) -> Bucket:
         first, end = 0, len(self.buckets)
@@ -233,18 +252,25 @@ class RoutingTable:
 
     def _may_live_at(self, contact: Contact, bucket: Bucket) -> bool:
         """Whether its address is not one that others have already used up."""
+        occupant = self._by_place.get(_place(contact.address))
+        if occupant is not None and occupant.id != contact.id:
+            return False
         if scope(contact.address.ip) != "global":
             return True
-        if self._by_ip.get(contact.address.ip, contact.id) != contact.id:
-            return False
         group = network_group(contact.address)
         there = (*bucket.nodes.values(), *bucket.replacement_nodes.values())
         same = (each for each in there if each.id != contact.id and scope(each.address.ip) == "global")
         return sum(network_group(each.address) == group for each in same) < MAX_PER_GROUP
 
-    def _forget_ip(self, contact: Contact) -> None:
-        if self._by_ip.get(contact.address.ip) == contact.id:
-            del self._by_ip[contact.address.ip]
+    def _relieve(self, contact: Contact) -> None:
+        """Whoever else was met at the very socket of the contact is there no more."""
+        occupant = self._by_place.get(_place(contact.address))
+        if occupant is not None and occupant.address == contact.address and occupant.id != contact.id:
+            self.remove(occupant)
+
+    def _leave_place(self, contact: Contact) -> None:
+        if self._by_place.get(_place(contact.address)) == contact:
+            del self._by_place[_place(contact.address)]
 
     def _splits(self, bucket: Bucket) -> bool:
         distance = bucket.nearest_distance(self.own)

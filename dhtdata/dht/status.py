@@ -16,7 +16,7 @@ from dhtdata.network import Network
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """A contact in the routing table: it answered us ``seen_s_ago`` seconds ago."""
+    """A contact in the routing table: it answered or asked us ``seen_s_ago`` seconds ago."""
 
     id: bytes
     address: Address
@@ -88,10 +88,7 @@ class NodeStatus:
             families=tuple(overlay.version for overlay in overlays),
             families_reached=tuple(overlay.version for overlay in overlays if overlay.reachability.reached),
             contacts=sum(len(overlay.table) for overlay in overlays),
-            # A young network grows faster than it is measured: who answered us is there for certain.
-            nodes_estimated=max(
-                (max(each.asker.estimated_nodes(), len(each.table) + 1) for each in overlays), default=1
-            ),
+            nodes_estimated=max((each.asker.estimated_nodes() for each in overlays), default=1),
             records_held=holdings.record_count,
             keys_held=holdings.key_count,
             requests_answered=sum(each.answered_requests for each in counters),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhtdata.dht.cookies import MAX_ACQUAINTANCES, ROTATION_S, Acquaintances, CookieJar
+from dhtdata.dht.cookies import COOKIE_LIFE_S, MAX_ACQUAINTANCES, ROTATION_S, Acquaintances, CookieJar
 from dhtdata.dht.envelope import NO_COOKIE
 from dhtdata.dht.rates import SourceLimits, TokenBucket
 from dhtdata.formats.addresses import Address
@@ -40,11 +40,13 @@ def test_what_is_remembered_of_others_is_bounded_and_the_latest() -> None:
     known = Acquaintances()
     addresses = [Address(f"10.{number >> 8}.{number & 255}.1", 8470) for number in range(MAX_ACQUAINTANCES + 10)]
     for address in addresses:
-        known.gave(address, b"cookie42")
+        known.gave(address, b"cookie42", START_S)
         known.said(address, bytes(4))
         known.called(address, START_S)
-    assert known.cookie(addresses[-1]) == b"cookie42" and known.saw_us_at(addresses[-1]) == bytes(4)
-    assert known.cookie(addresses[0]) == NO_COOKIE and known.saw_us_at(addresses[0]) == b""
+    assert known.cookie(addresses[-1], START_S + COOKIE_LIFE_S - 1) == b"cookie42"
+    assert known.cookie(addresses[-1], START_S + COOKIE_LIFE_S) == NO_COOKIE
+    assert known.saw_us_at(addresses[-1]) == bytes(4)
+    assert known.cookie(addresses[0], START_S) == NO_COOKIE and known.saw_us_at(addresses[0]) == b""
     assert known.called_within(addresses[-1], START_S + 10, 10) and not known.called_within(addresses[0], START_S, 10)
     assert not known.called_within(addresses[-1], START_S + 11, 10)
 

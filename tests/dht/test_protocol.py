@@ -302,7 +302,7 @@ def test_whoever_lives_at_a_contacts_address_now_is_not_taken_for_it() -> None:
             one = network.nodes[0]
             (contact,) = [each for each in one.overlays[0].table if each.id == gone.id]
             with pytest.raises(PeerError, match="is not node .* any more"):
-                await one.overlays[0].asker.ping(contact)
+                await one.overlays[0].asker.introduce(contact)
             await network.join(usurper)
             await asyncio.sleep(3600)
             assert {known.id for known in one.nodes()} == {network.nodes[1].id, usurper.id}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from dhtdata.dht import DhtNode
-from dhtdata.dht.reachability import PROBE_EVERY_S, PROOF_S, Reachability
+from dhtdata.dht.reachability import PROBE_EVERY_S, PROBE_SOON_S, PROOF_S, Reachability
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.signing import substitute
@@ -31,13 +31,24 @@ def test_introductions_are_asked_for_when_there_was_no_proof_for_long_and_not_al
     known = Reachability()
     assert not known.reached and known.due(0.0)
     known.probing(0.0)
-    assert not known.due(PROBE_EVERY_S - 1) and known.due(PROBE_EVERY_S)
+    assert not known.due(PROBE_SOON_S - 1) and known.due(PROBE_SOON_S)
+    # Nobody came, again and again: asked less and less often.
+    now_s, wait_s = 0.0, PROBE_SOON_S
+    for _ in range(6):
+        known.unproven()
+        wait_s = min(2 * wait_s, PROBE_EVERY_S)
+        assert not known.due(now_s + wait_s - 1) and known.due(now_s + wait_s)
+        now_s += wait_s
+        known.probing(now_s)
+    assert wait_s == PROBE_EVERY_S
     known.proven(400.0)
     assert known.reached and known.told.is_set() and not known.due(400.0 + PROOF_S - 1) and known.due(400.0 + PROOF_S)
     known.probing(400.0 + PROOF_S)
     assert known.reached and not known.told.is_set()
     known.unproven()
-    assert not known.reached and not known.due(400.0 + PROOF_S + 1)
+    assert known.reached and not known.due(400.0 + PROOF_S + 1)
+    known.unproven()
+    assert not known.reached
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])

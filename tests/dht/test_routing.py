@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from ipaddress import IPv6Address
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,9 @@ identifiers = st.one_of(
 
 
 def contact(node_id: bytes, port: int = 1) -> Contact:
-    return Contact(node_id, Address("10.0.0.1", port))
+    """A node of a private network, at a machine of its own."""
+    host = (number(node_id) ^ number(node_id) >> 40) % (1 << 120)
+    return Contact(node_id, Address(str(IPv6Address(0xFD << 120 | host)), port))
 
 
 def by_distance(contacts: list[Contact], target: bytes) -> list[Contact]:
@@ -121,7 +124,7 @@ def test_a_known_identifier_moves_to_a_new_address_only_after_the_old_one_missed
     old, new = contact(identifier(7), 1), contact(identifier(7), 2)
     table.answered(old, 0.0)
     table.answered(new, 0.0)
-    assert old in table and new not in table and table.wants(new)
+    assert old in table and new not in table
     table.missed(new)
     table.answered(new, 0.0)
     assert old in table
@@ -153,7 +156,7 @@ def test_the_estimate_of_the_networks_size_is_of_the_right_order() -> None:
 def test_the_own_identifier_never_enters() -> None:
     table = RoutingTable(identifier(5))
     table.answered(contact(identifier(5)), 0.0)
-    assert len(table) == 0 and not table.wants(contact(identifier(5)))
+    assert len(table) == 0
 
 
 @pytest.mark.parametrize("length", [0, 19, 21])
@@ -183,13 +186,15 @@ def test_no_public_address_or_network_takes_more_than_its_share(
             table.missed(met)
         elif action == 1:
             table.remove(met)
+        elif action == 2:
+            table.heard(met, now_s)
         else:
             table.answered(met, now_s)
     everybody = [
         each for bucket in table.buckets for each in (*bucket.nodes.values(), *bucket.replacement_nodes.values())
     ]
     assert len({each.address.ip for each in everybody}) == len(everybody)
-    assert table._by_ip == {each.address.ip: each.id for each in everybody}
+    assert table._by_place == {each.address.ip: each for each in everybody}
     for bucket in table.buckets:
         there = [*bucket.nodes.values(), *bucket.replacement_nodes.values()]
         groups = [each.address.ip.rpartition(".")[0] for each in there]
@@ -207,10 +212,42 @@ def test_a_thousand_identifiers_on_five_addresses_are_five_contacts() -> None:
     assert sum(each.address.ip.startswith("66.") for each in table) <= 5
 
 
+def test_who_only_asks_enters_but_calls_it_missed_stay_missed() -> None:
+    table = RoutingTable(identifier(0))
+    one = contact(identifier(7))
+    table.heard(one, 1.0)
+    assert one in table and table.seen_s(one) == 1.0
+    for now_s in range(2, 2 + MAX_MISSES - 1):
+        table.missed(one)
+        table.heard(one, now_s)
+    assert one in table and table.seen_s(one) == MAX_MISSES
+    table.missed(one)
+    assert one not in table
+    table.heard(one, 9.0)
+    table.missed(one)
+    table.answered(one, 10.0)
+    for _ in range(MAX_MISSES - 1):
+        table.missed(one)
+    assert one in table
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1", "11.0.0.1", "2001:db9::1"])
+def test_another_identifier_at_a_known_socket_ends_the_one_that_was_there(ip: str) -> None:
+    table = RoutingTable(identifier(0))
+    before, after, beside = (
+        Contact(identifier(value), Address(ip, port)) for value, port in ((7, 8470), (1 << 99, 8470), (9, 8471))
+    )
+    table.answered(before, 0.0)
+    table.answered(beside, 0.0)
+    assert before in table and (beside in table) == (ip in ("127.0.0.1", "10.0.0.1"))
+    table.heard(after, 1.0)
+    assert after in table and before not in table
+
+
 def test_after_sleep_every_contact_counts_as_silent() -> None:
     table = RoutingTable(identifier(0))
     met = [contact(identifier(value)) for value in (1, 2, 3)]
     for each in met:
         table.answered(each, 100.0)
-    table.suspect_all()
+    table.suspect_all(100.5)
     assert set(table.silent(101.0, 600.0, 10)) == set(met)
