@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from benchmarks.dht_simulated.lookups import Published, announce, contents, look_up_many, share_found
-from benchmarks.dht_simulated.result import Result, simulate
+from benchmarks.dht_simulated.result import Curves, Result, simulate
 from benchmarks.harness import Check
 from dhtdata.dht.routing import Contact
 from dhtdata.formats.records import contents_key
@@ -80,12 +80,17 @@ async def surround(network: Swarm, key: bytes, attack: Attack) -> list[Endpoint]
 
 
 def measure(quick: bool, seed: int) -> Result:
-    honest, count, repeats = (100, 60, 1) if quick else (500, 200, 2)
-    sizes, subnets = ((20, 100), (50,)) if quick else ((20, 40, 100), (1, 10, 50))
+    honest, count, repeats = (80, 30, 1) if quick else (500, 200, 2)
+    sizes, subnets = ((20, 60), (50,)) if quick else ((20, 40, 100), (1, 10, 50))
     attacks = [Attack(*each) for each in product(sizes, (False, True), subnets)]
     runs = {attack: [simulate(story(attack, honest, count, seed + n)) for n in range(repeats)] for attack in attacks}
     found = {attack: statistics.mean(share for share, _ in of_attack) for attack, of_attack in runs.items()}
     met = [datagrams for of_attack in runs.values() for _, datagrams in of_attack]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for attack, share in found.items():
+        lines.setdefault(f"{'lying' if attack.lying else 'silent'}, {attack.subnets} subnets", []).append(
+            (attack.sybils, share)
+        )
     worst = min(found, key=lambda attack: found[attack])
     return Result(
         figures={
@@ -96,4 +101,5 @@ def measure(quick: bool, seed: int) -> Result:
             **{f"sybils_found_{attack}": share for attack, share in found.items()},
         },
         checks=[Check("sybils_found", found[worst], ">=", 0.99)],
+        curves={"sybils": Curves("Provider found among Sybils", "Sybils nearest the key", "share of look-ups", lines)},
     )

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from sys import getsizeof
 
 from kademlia.storage import IStorage
 
@@ -66,6 +67,8 @@ _SIGNED_BY_SENDER = (PEER, *CLAIMS)
 _SIGNER = slice(2, 34)
 _HEAD = slice(0, 34)
 _UNSAVED, _SAVED, _OUTDATED = range(3)  # what the archive knows of an entry
+_SPARSE_BYTES = 96  # an entry of a dict that has just grown takes 60
+_INDEX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +346,9 @@ class Holdings(IStorage):  # type: ignore[misc]  # the package has no types
         here = self._by_key[key]
         if len(here) == 1:
             del self._by_key[key]
+            # A dict never gives memory back by itself, and whoever floods us makes it large.
+            if getsizeof(self._by_key) > _SPARSE_BYTES * len(self._by_key) + _INDEX_BYTES:
+                self._by_key = dict(self._by_key.items())
         else:
             place = here.index(entry)
             left = here[:place] + here[place + 1 :]

@@ -29,7 +29,7 @@ from dhtdata.formats.addresses import Address, network_group, scope
 from dhtdata.formats.records import SHARD_KEY_BYTES
 
 RECORD_BYTES = 720
-KEY_BYTES = 170
+KEY_BYTES = 128
 SOURCE_BYTES = 220
 GROUP_BYTES = 500
 

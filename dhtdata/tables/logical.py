@@ -18,7 +18,7 @@ from dhtdata.tables.canonical import is_plain
 from dhtdata.tables.forms import assemble, convert_children
 from dhtdata.tables.layout import layout_of
 from dhtdata.tables.schema import stored_type
-from dhtdata.tables.sizes import offset_width, offsets_of
+from dhtdata.tables.sizes import null_mask, offset_width, offsets_of
 
 _FLOAT_BITS = {pa.float16(): pa.uint16(), pa.float32(): pa.uint32(), pa.float64(): pa.uint64()}
 
@@ -120,8 +120,10 @@ def _distinct_nested(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     seen: dict[bytes, int] = {}
     firsts: list[int] = []
     indices: list[int | None] = []
-    for position, valid in enumerate(array.is_valid().to_pylist()):
-        if not valid:
+    # A union has no nulls of its own, only members that are null, each in its own way.
+    nulls = null_mask(array)
+    for position in range(len(array)):
+        if nulls is not None and nulls[position]:
             indices.append(None)
             continue
         row = layout_of(pa.RecordBatch.from_arrays([array.slice(position, 1)], ["value"]))

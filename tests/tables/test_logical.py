@@ -3,13 +3,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dhtdata.errors import FormatError
 from dhtdata.tables.canonical import to_stored
 from dhtdata.tables.logical import to_logical, to_logical_table
 from dhtdata.tables.schema import stored_schema
 from tests.tables.shards import block_bytes
-from tests.tables.strategies import batches, joinable
+from tests.tables.strategies import batches, joinable, seeded
 
 
 def stored(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -32,6 +33,15 @@ def test_what_was_stored_comes_back_with_its_types_and_values(batch: pa.RecordBa
 @given(batch=batches())
 def test_any_bits_come_back(batch: pa.RecordBatch) -> None:
     assert block_bytes(to_logical(stored(batch), batch.schema)) == block_bytes(batch)
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@given(seed=st.integers(0, 2**32))
+def test_a_null_in_a_union_stays_in_its_member(mode: str, seed: int) -> None:
+    union = pa.union([pa.field("a", pa.bool_()), pa.field("b", pa.int8())], mode=mode, type_codes=[5, 0])
+    for kind in (pa.dictionary(pa.int8(), union), pa.run_end_encoded(pa.int16(), union)):
+        batch = pa.RecordBatch.from_arrays([seeded(seed).array(kind, 8)], ["u"])
+        assert block_bytes(to_logical(stored(batch), batch.schema)) == block_bytes(batch)
 
 
 def test_floats_that_compare_equal_keep_entries_of_their_own() -> None:
