@@ -74,7 +74,8 @@ def outcome(trace: DhtTrace) -> str:
     answered = sum(step.outcome == _ANSWERED for step in trace.steps)
     asked = f"{answered} of {counted(len(trace.steps), 'node')} asked answered" if trace.steps else "nobody was asked"
     if not trace.found or trace.first_s is None:
-        return f"Nothing found: {asked} in {trip(trace.took_s)}."
+        advice = "" if trace.steps else " This peer knows no other node: name one with --bootstrap."
+        return f"Nothing found: {asked} in {trip(trace.took_s)}.{advice}"
     first = "at once, held by this peer itself" if trace.first_s < 1e-3 else f"after {trip(trace.first_s)}"
     paths = len({step.path for step in trace.steps})
     on = f" on {paths} paths" if paths > 1 else ""
@@ -133,6 +134,7 @@ def _reached(seen: DhtStatus) -> str:
 def _answered(seen: DhtStatus) -> str:
     dropped = [
         (seen.datagrams_refused, "malformed"),
+        (seen.answers_late, "too late or never asked for"),
         (seen.strangers, "of another network"),
         (seen.over_rate, "over the rate"),
         (seen.other_versions, "of another version"),

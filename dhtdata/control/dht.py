@@ -48,6 +48,7 @@ class DhtStatus(Format, frozen=True, tag="dht_status"):
     keys_held: int
     requests_answered: int
     datagrams_refused: int
+    answers_late: int
     strangers: int
     over_rate: int
     other_versions: int

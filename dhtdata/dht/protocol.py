@@ -113,6 +113,7 @@ class Counters:
     unanswered: int = 0
     answered_requests: int = 0
     refused_datagrams: int = 0
+    late_answers: int = 0
     strangers: int = 0
     challenges: int = 0
     over_rate: int = 0
@@ -293,7 +294,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
     def _answered(self, data: bytes, addr: Any) -> None:
         call = data[CODED:CALL_END]
         waiting = self._outstanding.get(call)
-        if waiting is None or waiting.answer.done() or not _same(waiting.address, addr):
+        if waiting is None or waiting.answer.done():
+            self.counters.late_answers += 1
+            return
+        if not _same(waiting.address, addr):
             self.counters.refused_datagrams += 1
             return
         if data[1] == envelope.CHALLENGE:

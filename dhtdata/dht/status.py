@@ -54,6 +54,7 @@ class NodeStatus:
     keys_held: int
     requests_answered: int
     datagrams_refused: int
+    answers_late: int
     strangers: int
     challenges: int
     over_rate: int
@@ -93,6 +94,7 @@ class NodeStatus:
             keys_held=holdings.key_count,
             requests_answered=sum(each.answered_requests for each in counters),
             datagrams_refused=sum(each.refused_datagrams for each in counters),
+            answers_late=sum(each.late_answers for each in counters),
             strangers=sum(each.strangers for each in counters),
             challenges=sum(each.challenges for each in counters),
             over_rate=sum(each.over_rate for each in counters),

@@ -142,7 +142,11 @@ class Resolver:
         if found is not None:
             await asyncio.to_thread(self.store.put_name_record, found)
         elif stored is None:
-            raise NotFoundError(f"nobody knows {name}: {said}; check the name, or ask its publisher for a ticket")
+            private = self.http.network.secret is not None
+            where = "this private network" if private else "the public network (a private one needs --network)"
+            raise NotFoundError(
+                f"nobody knows {name} in {where}: {said}; check the name, or ask its publisher for a ticket"
+            )
         return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
 
     async def _join(self, direct: Sequence[Address]) -> None:

@@ -32,6 +32,7 @@ def dht_status(**changes: Any) -> DhtStatus:
         "keys_held": 310,
         "requests_answered": 5_000,
         "datagrams_refused": 0,
+        "answers_late": 0,
         "strangers": 0,
         "over_rate": 0,
         "other_versions": 0,

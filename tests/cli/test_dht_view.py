@@ -147,7 +147,9 @@ def test_records_of_every_kind_have_words() -> None:
 
 
 def test_the_end_of_a_look_up_is_one_sentence() -> None:
-    assert outcome(trace()) == "Nothing found: nobody was asked in 96 ms."
+    assert outcome(trace()) == (
+        "Nothing found: nobody was asked in 96 ms. This peer knows no other node: name one with --bootstrap."
+    )
     steps = (step(0, 1), step(0, 2, outcome="did not answer"))
     assert outcome(trace(steps)) == "Nothing found: 1 of 2 nodes asked answered in 96 ms."
     assert outcome(trace(steps, (found(1, 0),))).startswith("Found 1 record: the first after 31 ms, all after 96 ms;")
