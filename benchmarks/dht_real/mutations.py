@@ -109,7 +109,8 @@ class Outcome:
 class Mutator:
     """Valid datagrams, and what becomes of them."""
 
-    def __init__(self, seed: int, addresses: int) -> None:
+    def __init__(self, seed: int, addresses: int, victim: bytes) -> None:
+        self.victim = victim
         self.randomness = random.Random(seed)
         self.identities = [Identity.client(SigningKey(self.randomness.randbytes(32))) for _ in range(SIGNERS)]
         self.addresses = [
@@ -196,15 +197,15 @@ class Mutator:
         else:
             kind, body, cookie = REQUEST, draw.choice(self.requests[who]), give(*addr)
         if not anew:
-            return self.mutated(seal(OPEN, who, Letter(kind, call, cookie, True, body))), addr, False
+            return self.mutated(seal(OPEN, who, Letter(kind, call, cookie, True, body, self.victim))), addr, False
         # The body, which may outgrow a datagram now, or else flags and nonce.
-        bare = bytes((2, kind)) + OPEN.code() + call + cookie + b"\1" + who.key.public + bytes(8 + 64)
+        bare = bytes((2, kind)) + OPEN.code() + call + cookie + b"\3" + who.key.public + bytes(8 + 64)
         whole = self.mutated(bare + body, HEADER_BYTES)
         if draw.random() < 0.1:
             whole = whole[:COOKIE_END] + draw.randbytes(1) + whole[COOKIE_END + 1 :]
         if len(whole) <= HEADER_BYTES or len(whole) > MAX_DATAGRAM_BYTES:
             whole = whole[:MAX_DATAGRAM_BYTES].ljust(HEADER_BYTES + 1, b"\0")
-        return resigned(whole, who.key), addr, True
+        return resigned(whole, who.key, self.victim if whole[COOKIE_END] & 2 else b""), addr, True
 
 
 Addr = tuple[str, int]
@@ -302,7 +303,7 @@ async def story(count: int, seed: int) -> Outcome:
     async with running(randomness) as victim, running(randomness) as friend:
         await friend.bootstrap([address(victim)])
         open_rates(victim)
-        run = Run(victim, Mutator(seed, min(5_000, count // 60)))
+        run = Run(victim, Mutator(seed, min(5_000, count // 60), victim.id))
         requests = list(every_request(randomness, [b"x" * 200]).values())
         before = victim.status().requests_answered
         callers = [asyncio.create_task(run.call_on(requests)) for _ in range(CALLS_AT_ONCE)]

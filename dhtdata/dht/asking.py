@@ -67,7 +67,8 @@ class Asker:
             self._table.missed(contact)
             raise
         if contact in self._table:
-            self._table.answered(contact, self._protocol.time_s())
+            # Somebody is there: who, only a call tells.
+            self._table.heard(contact, self._protocol.time_s())
 
     async def meet(self, address: Address, *, twice: bool = True) -> tuple[Contact, bool]:
         """Ping whoever is at an address: its contact, and whether it is a client. PeerError if nobody answers."""
@@ -154,10 +155,9 @@ class Asker:
     async def _ask(self, contact: Contact, request: Request, attempt: int) -> Replied:
         """Call a contact; the table learns how it went. PeerError if it did not answer, or another node did."""
         try:
-            answer = await self._protocol.call(contact.address, request, attempt)
+            answer = await self._protocol.call(contact.address, request, attempt, contact.id)
             if answer.sender != contact.id:
-                self._learn(Contact(answer.sender, contact.address), answer)
-                raise PeerError(f"{contact.address} is not node {contact.id.hex()} any more")
+                raise PeerError(f"{contact.address} answered, but not as node {contact.id.hex()}")
         except PeerError:
             if attempt:
                 self._table.missed(contact)

@@ -8,10 +8,11 @@ At most 1,200 bytes, so that a datagram crosses any path unfragmented::
     2       16    code of the network over bytes[0:2] ‖ bytes[18:] (constant in the public network)
     18      8     number of the call, chosen at random by who asks, repeated in whatever answers
     26      8     cookie: in a request the one that the receiver gave, in a reply or challenge a fresh one
-    34      1     flags: 1 the sender is a client
+    34      1     flags: 1 the sender is a client, 2 the signature names who is meant
     35      32    public key of the sender
     67      8     nonce of the sender's identifier (`identity`)
-    75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body
+    75      64    Ed25519 signature over "dhtdata datagram" ‖ 0 ‖ bytes[0:2] ‖ bytes[18:75] ‖ body ‖ identifier of the
+                  receiver, if the flags say so
     139     …     body (`messages`)
 
 A knock and a challenge end after the cookie, a notice after the number of the call. Bytes 0 to 26 keep their meaning in
@@ -24,8 +25,10 @@ What each field is for, checked in this order, the cheapest first:
 - *cookie*: the keyed digest of the address that the receiver saw (BEP 5's token, RFC 9000's address validation): who
   has none gets a challenge of 34 bytes, no more than it sent, so nobody's address can be used to flood somebody else
   (who knows that it has none *knocks*, with zeros for a cookie, rather than sign a request in vain);
-- *signature*: because it covers the cookie, a request cannot be replayed to another node or from another address;
-  because it covers the call, a reply belongs to one question;
+- *signature*: because it covers the cookie, a request cannot be replayed from another address; because it covers the
+  call, a reply belongs to one question; because it names the receiver, whom it was sent to cannot pass it on and pose
+  as its sender. Only a ping to an address whose node is not known yet names nobody: it proves nothing about its sender
+  but that somebody is there;
 - *nonce*: the identifier follows from key and nonce, nobody can claim another's.
 
 Rejected, as FormatError or IntegrityError and nothing else: other sizes and kinds, other versions, wrong signatures.
@@ -33,8 +36,8 @@ Rejected, as FormatError or IntegrityError and nothing else: other sizes and kin
 >>> from dhtdata.network import Network
 >>> from dhtdata.signing import SigningKey
 >>> who = Identity.client(SigningKey(bytes(32)))
->>> datagram = seal(Network(), who, Letter(REQUEST, bytes(8), bytes(8), True, b"body"))
->>> letter, key, identifier = unseal(datagram)
+>>> datagram = seal(Network(), who, Letter(REQUEST, bytes(8), bytes(8), True, b"body", to=bytes(20)))
+>>> letter, key, identifier = unseal(datagram, bytes(20))
 >>> (letter.body, letter.client, key == who.key.public, identifier == who.id)
 (b'body', True, True, True)
 """
@@ -63,19 +66,20 @@ _SIGNATURE = _NONCE + NONCE_BYTES
 HEADER_BYTES = _SIGNATURE + SIGNATURE_BYTES
 MAX_BODY_BYTES = MAX_DATAGRAM_BYTES - HEADER_BYTES
 NO_COOKIE = bytes(COOKIE_BYTES)
-_CLIENT = 1
+_CLIENT, _ADDRESSED = 1, 2
 _DOMAIN = "dhtdata datagram"
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What a request or reply says besides who sends it."""
+    """What a request or reply says besides who sends it. ``to``: who is meant, empty if whoever gets it."""
 
     kind: int
     call: bytes
     cookie: bytes
     client: bool
     body: bytes
+    to: bytes = b""
 
 
 def seal(network: Network, sender: Identity, letter: Letter) -> bytes:
@@ -83,8 +87,9 @@ def seal(network: Network, sender: Identity, letter: Letter) -> bytes:
     if len(letter.body) > MAX_BODY_BYTES:
         raise FormatError(f"body of {len(letter.body)} bytes, at most {MAX_BODY_BYTES} fit a datagram")
     start = bytes((VERSION, letter.kind))
-    head = letter.call + letter.cookie + bytes((_CLIENT if letter.client else 0,)) + sender.key.public + sender.nonce
-    rest = head + sender.key.sign(_DOMAIN, start + head + letter.body) + letter.body
+    flags = (_CLIENT if letter.client else 0) | (_ADDRESSED if letter.to else 0)
+    head = letter.call + letter.cookie + bytes((flags,)) + sender.key.public + sender.nonce
+    rest = head + sender.key.sign(_DOMAIN, start + head + letter.body + letter.to) + letter.body
     return start + network.code(start, rest) + rest
 
 
@@ -111,16 +116,21 @@ def of_network(network: Network, datagram: bytes) -> bool:
     return network.member_made(datagram[2:CODED], datagram[:2], datagram[CODED:])
 
 
-def unseal(datagram: bytes) -> tuple[Letter, bytes, bytes]:
-    """Letter, public key and identifier of who sent it; size and signature are checked here, the network before."""
+def unseal(datagram: bytes, own_id: bytes) -> tuple[Letter, bytes, bytes]:
+    """Letter, public key and identifier of who sent it; size and signature are checked here, the network before.
+
+    IntegrityError also if another than ``own_id`` is meant.
+    """
     if not HEADER_BYTES < len(datagram) <= MAX_DATAGRAM_BYTES:
         raise FormatError(f"datagram of {len(datagram)} bytes, expected {HEADER_BYTES + 1} to {MAX_DATAGRAM_BYTES}")
     flags = datagram[COOKIE_END]
-    if datagram[0] != VERSION or datagram[1] > REPLY or flags > _CLIENT:
+    if datagram[0] != VERSION or datagram[1] > REPLY or flags > _CLIENT | _ADDRESSED:
         raise FormatError(f"datagram of version {datagram[0]}, kind {datagram[1]} and flags {flags}: unknown")
     key = datagram[_KEY:_NONCE]
     body = datagram[HEADER_BYTES:]
-    signed = datagram[:2] + datagram[CODED:_SIGNATURE] + body
+    to = own_id if flags & _ADDRESSED else b""
+    signed = datagram[:2] + datagram[CODED:_SIGNATURE] + body + to
     verify(key, datagram[_SIGNATURE:HEADER_BYTES], _DOMAIN, signed)
-    letter = Letter(datagram[1], datagram[CODED:CALL_END], datagram[CALL_END:COOKIE_END], flags == _CLIENT, body)
+    call, cookie, client = datagram[CODED:CALL_END], datagram[CALL_END:COOKIE_END], bool(flags & _CLIENT)
+    letter = Letter(datagram[1], call, cookie, client, body, to)
     return letter, key, node_id(key, datagram[_NONCE:_SIGNATURE])

@@ -153,6 +153,7 @@ class _Outstanding:
     """A call under way. Without a request it is a knock, and the challenge its answer."""
 
     address: Address
+    to: bytes
     request: Request | None
     answer: asyncio.Future[Replied | PeerError | None]
     challenged: list[None]
@@ -238,7 +239,7 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             if not self._sources.take(network_group(address), now_s) or not self._verified.take(now_s):
                 self.counters.over_rate += 1
                 return
-            letter, key, identifier = envelope.unseal(data)
+            letter, key, identifier = envelope.unseal(data, self.own_id)
             request = messages.decode_request(letter.body)
         except (FormatError, IntegrityError):
             self.counters.refused_datagrams += 1
@@ -253,9 +254,10 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
             self._side.unsolicited(address, True)
         reply = self._rpcs[type(request)](sender, key, request)
-        self._send(addr, envelope.REPLY, letter.call, self._cookies.give(addr[0], addr[1], now_s), reply)
+        cookie = self._cookies.give(addr[0], addr[1], now_s)
+        self._send(addr, envelope.REPLY, letter.call, cookie, reply, identifier)
         self.counters.answered_requests += 1
-        if serving:
+        if serving and letter.to:
             self.welcome_if_new(sender)
 
     def _knocked(self, data: bytes, addr: Any) -> None:
@@ -307,7 +309,9 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             self.counters.refused_datagrams += 1
             return
         try:
-            letter, _, identifier = envelope.unseal(data)
+            letter, _, identifier = envelope.unseal(data, self.own_id)
+            if not letter.to:
+                raise FormatError("a reply to nobody")
             reply = messages.decode_reply(letter.body)
         except (FormatError, IntegrityError):
             # Whoever answers with nonsense has not answered: no need to wait for the time-out.
@@ -335,13 +339,16 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if waiting.request is None:
             waiting.answer.set_result(None)
             return
-        self._send((address.ip, address.port), envelope.REQUEST, call, cookie, waiting.request)
+        self._send((address.ip, address.port), envelope.REQUEST, call, cookie, waiting.request, waiting.to)
 
     # What we ask
 
-    async def call(self, address: Address, request: Request, attempt: int = 0) -> Replied:
-        """The reply, of the kind that belongs to the request. PeerError if none came in time."""
-        answer = await self._call(address, request, attempt)
+    async def call(self, address: Address, request: Request, attempt: int = 0, to: bytes = b"") -> Replied:
+        """The reply, of the kind that belongs to the request. PeerError if none came in time.
+
+        ``to`` is the identifier of the node that is meant; empty for a ping to whoever is there.
+        """
+        answer = await self._call(address, request, attempt, to)
         if answer is None:
             raise RuntimeError("a request is answered by a reply")
         return answer
@@ -351,18 +358,18 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
 
         PeerError if there is none. Who it is only a `call` tells.
         """
-        await self._call(address, None, attempt)
+        await self._call(address, None, attempt, b"")
 
-    async def _call(self, address: Address, request: Request | None, attempt: int) -> Replied | None:
+    async def _call(self, address: Address, request: Request | None, attempt: int, to: bytes) -> Replied | None:
         if len(self._outstanding) >= MAX_OUTSTANDING:
             raise PeerError(f"{address} was not asked: {MAX_OUTSTANDING} calls are under way")
         call = random_id(CALL_BYTES)
-        waiting = self._outstanding[call] = _Outstanding(address, request, self._loop.create_future(), [])
+        waiting = self._outstanding[call] = _Outstanding(address, to, request, self._loop.create_future(), [])
         self.counters.calls += 1
         started_s = self._loop.time()
         self.acquaintances.called(address, started_s)
         try:
-            if not self._ask(address, call, request):
+            if not self._ask(address, call, request, to):
                 raise PeerError(f"{address} cannot be reached from our socket")
             async with asyncio.timeout(self.round_trips.timeout_s(attempt)):
                 answer = await waiting.answer
@@ -380,11 +387,11 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         self.round_trips.measured(max(self._loop.time() - started_s, 1e-6) / trips)
         return answer
 
-    def _ask(self, address: Address, call: bytes, request: Request | None) -> bool:
+    def _ask(self, address: Address, call: bytes, request: Request | None, to: bytes) -> bool:
         cookie = self.acquaintances.cookie(address, self._loop.time())
         if request is None or cookie == envelope.NO_COOKIE:
             return self._sendto(envelope.knock(self._network, call), (address.ip, address.port))
-        return self._send((address.ip, address.port), envelope.REQUEST, call, cookie, request)
+        return self._send((address.ip, address.port), envelope.REQUEST, call, cookie, request, to)
 
     def time_s(self) -> float:
         """The clock of everything that is not written into a record: it never goes back."""
@@ -439,8 +446,8 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
         if not waiting.answer.done():
             waiting.answer.set_result(PeerError(f"{waiting.address} {reason}"))
 
-    def _send(self, addr: Any, kind: int, call: bytes, cookie: bytes, message: Request | Reply) -> bool:
-        letter = Letter(kind, call, cookie, not self._side.serves(), messages.encode(message))
+    def _send(self, addr: Any, kind: int, call: bytes, cookie: bytes, message: Request | Reply, to: bytes) -> bool:
+        letter = Letter(kind, call, cookie, not self._side.serves(), messages.encode(message), to)
         return self._sendto(envelope.seal(self._network, self._side.identity, letter), addr)
 
     def _sendto(self, datagram: bytes, addr: Any) -> bool:

@@ -14,7 +14,7 @@ replacements) two of one /24 or /48, so a thousand identifiers on five addresses
 loopback have no such limits, there many nodes of one address are normal.
 
 Rules: a contact enters when *it* answered *us*: a call of ours (`RoutingTable.answered`), or our challenge, by a
-signed request that brings back the cookie we sent to its address (`RoutingTable.heard`). Never because somebody named
+request to us, signed, with the cookie that we sent to its address (`RoutingTable.heard`). Never because somebody named
 it, or because something came from its address. Who is there stays, newcomers wait as replacements, three calls without
 an answer in a row evict, whatever the contact asks us meanwhile, and the replacement that waited longest moves up. A
 known identifier at a new address replaces the old one only after the old address has missed a call. Another identifier

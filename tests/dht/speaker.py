@@ -59,16 +59,17 @@ class Speaker(asyncio.DatagramProtocol):
     def send(self, datagram: bytes, to: Address) -> None:
         self._transport.sendto(datagram, (to.ip, to.port))
 
-    def request(self, message: Request, cookie: bytes = NO_COOKIE) -> bytes:
-        """A sealed request; the number of the call is the next one."""
+    def request(self, message: Request, cookie: bytes = NO_COOKIE, to: bytes = b"") -> bytes:
+        """A sealed request, to the node of this identifier if one is given; the number of the call is the next one."""
         self.calls += 1
         call = self.calls.to_bytes(envelope.CALL_BYTES, "big")
-        letter = Letter(REQUEST, call, cookie, self.client, messages.encode(message))
+        letter = Letter(REQUEST, call, cookie, self.client, messages.encode(message), to)
         return envelope.seal(self.network, self.identity, letter)
 
-    def reply(self, to: bytes, message: Reply, identity: Identity | None = None) -> bytes:
-        """A sealed reply to a datagram."""
-        letter = Letter(REPLY, to[CODED:CALL_END], bytes(8), self.client, messages.encode(message))
+    def reply(self, to: bytes, message: Reply, identity: Identity | None = None, asker: bytes = b"") -> bytes:
+        """A sealed reply to a datagram, by default to whoever signed it."""
+        asker = asker or envelope.unseal(to, self.identity.id)[2]
+        letter = Letter(REPLY, to[CODED:CALL_END], bytes(8), self.client, messages.encode(message), asker)
         return envelope.seal(self.network, identity or self.identity, letter)
 
     async def next(self, after: int = 0, kinds: Collection[int] = range(256)) -> Heard:
@@ -94,5 +95,5 @@ class Speaker(asyncio.DatagramProtocol):
         count = len(self.heard)
         self.send(self.request(message, proof), of)
         data, _ = await self.next(count, (REPLY,))
-        letter, _, _ = envelope.unseal(data)
+        letter, _, _ = envelope.unseal(data, self.identity.id)
         return messages.decode_reply(letter.body)

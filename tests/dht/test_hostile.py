@@ -179,7 +179,7 @@ def letters(
         ip = public_ip(SUBNET + position)
         identity = Identity.proven(SigningKey(position.to_bytes(32, "big")), 0)
         cookie = protocol._cookies.give(ip, PORT, now_s)
-        letter = Letter(REQUEST, position.to_bytes(8, "big"), cookie, client, messages.encode(message))
+        letter = Letter(REQUEST, position.to_bytes(8, "big"), cookie, client, messages.encode(message), victim.id)
         yield envelope.seal(Network(), identity, letter), ip
 
 

@@ -494,10 +494,11 @@ def test_who_only_sends_requests_leaves_the_table_once_it_was_called() -> None:
             cookie = await silent.cookie(at)
             calls_before = victim.status().calls
             for _ in range(500):
-                silent.send(silent.request(FindNode(target=bytes(20)), cookie), at)
+                silent.send(silent.request(FindNode(target=bytes(20)), cookie, victim.id), at)
             await asyncio.sleep(30)
             assert victim.status().requests_answered >= 500
             assert victim.status().calls - calls_before < 20
+            assert any(known.address == silent.address for known in victim.nodes())
             await asyncio.sleep(3_600)
             assert not any(known.address == silent.address for known in victim.nodes())
 

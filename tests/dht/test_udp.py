@@ -397,7 +397,8 @@ class Liar(Speaker):
             self._transport.sendto(envelope.challenge(self.network, data[CODED:CALL_END], b"cookie42"), addr)
         elif data[1] == REQUEST:
             body = self.body(data)
-            letter = Letter(REPLY, data[CODED:CALL_END], b"cookie43", False, body)
+            _, _, asker = envelope.unseal(data, self.identity.id)
+            letter = Letter(REPLY, data[CODED:CALL_END], b"cookie43", False, body, asker)
             self._transport.sendto(envelope.seal(self.network, self.identity, letter), addr)
             self.answered += 1
 
@@ -501,8 +502,8 @@ def test_only_the_address_that_was_asked_may_answer() -> None:
             joining = asyncio.ensure_future(victim.bootstrap([silent.address]))
             data, _ = await silent.next()
             pong = Pong(you=YOU, time=int(time.time()))
-            other.send(other.reply(data, pong), address(victim))
-            other.send(silent.reply(data, pong), address(victim))  # a good answer from the wrong place
+            other.send(other.reply(data, pong, asker=victim.id), address(victim))
+            other.send(silent.reply(data, pong, asker=victim.id), address(victim))  # a good answer from the wrong place
             assert await joining == 0 and not victim.nodes()
             silent.close()
             other.close()

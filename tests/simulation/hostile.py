@@ -144,9 +144,12 @@ def _replace(protocol: Any, answers: dict[type, Callable[..., Any]]) -> None:
     protocol._rpcs.update(answers)
 
 
-def resigned(datagram: bytes, key: SigningKey) -> bytes:
-    """The same datagram signed anew, whatever it says: what a hostile node can do to get past the signature."""
+def resigned(datagram: bytes, key: SigningKey, to: bytes = b"") -> bytes:
+    """The same datagram signed anew, whatever it says: what a hostile node can do to get past the signature.
+
+    ``to``: whom the signature names.
+    """
     signer, signature = COOKIE_END + 1, HEADER_BYTES - SIGNATURE_BYTES
     start = datagram[:signer] + key.public + datagram[signer + KEY_BYTES : signature]
     body = datagram[HEADER_BYTES:]
-    return start + key.sign("dhtdata datagram", start[:2] + start[CODED:] + body) + body
+    return start + key.sign("dhtdata datagram", start[:2] + start[CODED:] + body + to) + body
