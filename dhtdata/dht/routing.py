@@ -169,7 +169,7 @@ class RoutingTable:
                 return
             self._leave_place(known)
             (bucket.nodes if contact.id in bucket.nodes else bucket.replacement_nodes)[contact.id] = contact
-        if known is None and not (self._may_live_at(contact, bucket) and self._has_room(bucket)):
+        if known is None and not (self._has_room(bucket) and self._may_live_at(contact, bucket)):
             return
         if known == contact:
             self._seen[contact.id].seen_s = now_s
@@ -224,8 +224,8 @@ class RoutingTable:
 
     def silent(self, now_s: float, age_s: float, count: int) -> list[Contact]:
         """Up to ``count`` contacts that we heard nothing of for ``age_s``, the longest silent first."""
-        before_s = max(now_s - age_s, self._woke_s)
-        waiting = [contact for contact in self if self.seen_s(contact) <= before_s]
+        before_s, seen = max(now_s - age_s, self._woke_s), self._seen
+        waiting = [contact for contact in self if seen[contact.id].seen_s <= before_s]
         return heapq.nsmallest(count, waiting, key=self.seen_s)
 
     def seen_s(self, contact: Contact) -> float:
