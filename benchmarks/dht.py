@@ -27,7 +27,7 @@ BUSY = ("mutations", "stores", "forgeries", "announce")
 WAITING = ("cost", "amplification", "stranger")
 LONGEST = ("growth", "sybils", "churn", "eclipse")
 AT_ONCE = 2
-LIMIT_S = 1_500.0
+LIMIT_S = 3_000.0
 QUICK_LIMIT_S = 150.0
 
 

@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dhtdata.dht.announcing import Announcer, Introductions
@@ -215,25 +215,26 @@ class Overlay:
         self._surveyed_with = len(self.table)
         await self.asker.survey()
 
-    async def _probe(self, through: Sequence[Contact]) -> None:
+    async def _probe(self, known: Iterable[Contact]) -> None:
         """Find out whether strangers reach us, unless we know or never serve anyway."""
         now_s = self._loop.time()
         if self._member.client or not self.reachability.due(now_s):
             return
         self.reachability.probing(now_s)
+        through = list(known)
         introducers = self._member.randomness.sample(through, min(INTRODUCERS, len(through)))
-        known: list[bool] = []
+        others: list[bool] = []
 
         async def introduce(contact: Contact) -> None:
             try:
-                known.append(await self.asker.introduce(contact))
+                others.append(await self.asker.introduce(contact))
             except PeerError as failure:
                 _LOG.debug("no introduction: %s", failure)
 
         async with asyncio.TaskGroup() as asking:
             for contact in introducers:
                 asking.create_task(introduce(contact))
-        if known and not any(known):
+        if others and not any(others):
             self._prove(max(_reach(each.address) for each in through))
             return
         try:
@@ -312,7 +313,7 @@ class Overlay:
             self._wake.clear()
             # First of all: whom we have called cannot prove any more that strangers reach us.
             if len(self.table) >= ENOUGH_CONTACTS or not self.reachability.reached:
-                await self._probe(list(self.table))
+                await self._probe(self.table)
             if not len(self.table) and self._bootstrap:
                 await self._enter(tuple(self._bootstrap))
             elif self._loop.time() - self._reunited_s >= STALE_S:
