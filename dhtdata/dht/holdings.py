@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from sys import getsizeof
 
 from kademlia.storage import IStorage
@@ -155,17 +156,19 @@ class Holdings(IStorage):  # type: ignore[misc]  # the package has no types
         for entry in withdrawals:
             yield entry.data
 
-    def forget_expired(self) -> int:
-        """Drop what has expired: how many records."""
+    def forget_expired(self, at_most: int | None = None) -> int:
+        """Drop what has expired, not more than so many records: how many those were."""
         now_s = self._now_s()
-        expired = [entry for entry in self._entries.values() if entry.kept_until_s <= now_s]
+        past = (entry for entry in self._entries.values() if entry.kept_until_s <= now_s)
+        expired = list(islice(past, at_most))
         for entry in expired:
             self._drop(entry)
         return len(expired)
 
-    def changes(self) -> Changes:
-        """What the archive has to add and to remove since the last call."""
-        added = [entry for entry in self._entries.values() if entry.saved != _SAVED]
+    def changes(self, at_most: int | None = None) -> Changes:
+        """What the archive has to add, not more than so many records, and to remove since the last call."""
+        unsaved = (entry for entry in self._entries.values() if entry.saved != _SAVED)
+        added = list(islice(unsaved, at_most))
         for entry in added:
             entry.saved = _SAVED
         removed, self._gone = self._gone, []

@@ -11,10 +11,12 @@ import logging
 from pathlib import Path
 
 from dhtdata.dht.archive import Archive
-from dhtdata.dht.holdings import Holdings, Kept
+from dhtdata.dht.holdings import Changes, Holdings, Kept
 from dhtdata.errors import StoreError
 
 ROWS_AT_ONCE = 16
+SAVED_AT_ONCE = 2_000
+FORGOTTEN_AT_ONCE = 1_000
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,7 +24,8 @@ _LOG = logging.getLogger(__name__)
 class RecordKeeper:
     """Keeps `Holdings` in a file; without a path, and where the file cannot be used, only in memory.
 
-    Losing the file costs others a republication, so a failure is logged and the node goes on.
+    Losing the file costs others a republication, so a failure is logged and the node goes on; what could not be
+    written, as on a full disk, is tried again at the next `save`.
     """
 
     def __init__(self, holdings: Holdings, path: Path | None) -> None:
@@ -30,6 +33,9 @@ class RecordKeeper:
         self._path = path
         self._archive: Archive | None = None
         self._rows: list[Kept] = []
+        self._pending: Changes | None = None
+        self._failing = False
+        self._saving = asyncio.Lock()
 
     async def open(self) -> None:
         """Read what was kept; `restore` takes it up."""
@@ -49,15 +55,32 @@ class RecordKeeper:
             await asyncio.sleep(0)
 
     async def save(self) -> None:
-        """Write what changed since the last time."""
-        changes = self._holdings.changes()
+        """Write what changed since the last time, in parts: the event loop must not wait for a full table."""
+        async with self._saving:
+            while await self._save_some():
+                pass
+
+    async def _save_some(self) -> bool:
+        """Write a part: whether more is left."""
         if self._archive is None:
-            return
+            return False
+        changes = self._pending = self._pending or self._holdings.changes(SAVED_AT_ONCE)
         try:
             await asyncio.to_thread(self._archive.save, changes)
         except StoreError as failure:
-            _LOG.warning("records of the DHT are not kept on disk any more: %s", failure)
-            await self.close()
+            if not self._failing:
+                _LOG.warning("records of the DHT cannot be kept on disk for now: %s", failure)
+            self._failing = True
+            return False
+        self._pending, self._failing = None, False
+        return len(changes.added) == SAVED_AT_ONCE
+
+    async def forget_expired(self) -> None:
+        """Drop what has expired, in parts."""
+        dropped = FORGOTTEN_AT_ONCE
+        while dropped == FORGOTTEN_AT_ONCE:
+            dropped = self._holdings.forget_expired(FORGOTTEN_AT_ONCE)
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         archive, self._archive = self._archive, None

@@ -402,7 +402,7 @@ class DhtNode:
             self._rejoined.set()
 
     async def _tidy(self) -> None:
-        self._holdings.forget_expired()
+        await self._keeper.forget_expired()
         await self._keeper.save()
         # The clock of timers stands still while a machine sleeps, Unix time does not.
         drift_s = self._outside.now_s() - self._loop.time() - self._wall_s
