@@ -28,7 +28,7 @@ from dhtdata.entrances import SILENCE, Entrance, try_all
 from dhtdata.errors import DhtDataError, NotFoundError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
-from dhtdata.network import PUBLIC, Network, network_at
+from dhtdata.network import PUBLIC, Network, check_store, network_at
 from dhtdata.peer.addresses import own_addresses
 from dhtdata.store import Store
 
@@ -119,6 +119,11 @@ def _joined(settings: Settings, network: Network, status: PeerStatus | None) -> 
             f"the running peer (process {status.pid}) is in network {status.network}, {settings.network} leads into "
             f"{network.fingerprint}: run dhtdata stop first, or use another store (--store)",
         )
+    if status is None:
+        try:
+            check_store(settings.store, network)
+        except DhtDataError as failure:
+            return Finding("network", WRONG, str(failure))
     here = status.network if status is not None else network.fingerprint
     if here == PUBLIC.fingerprint:
         return Finding("network", GOOD, "public: everybody may take part; dhtdata network FILE makes a private one")

@@ -71,31 +71,44 @@ def load_network(path: Path) -> Network:
         ) from failure
     except OSError as failure:
         raise ConfigError(f"network file {path} cannot be read: {failure.strerror}") from failure
+    network = parse_network(text, str(path))
     if mode & 0o077:
         raise ConfigError(f"network file {path} can be read by others: run chmod 600 {path}")
-    return parse_network(text, str(path))
+    return network
 
 
-def network_of_store(store: Path, path: Path | None) -> Network:
+def network_of_store(store: Path, path: Path | None, *, empty: bool) -> Network:
     """The network that a store's peer enters: the file's, or the public one.
 
     A store that was in a private network stays in it: else its datasets would become public the day somebody forgets
-    to name the network. ConfigError says so.
+    to name the network. ConfigError says so. An ``empty`` store, with no datasets, has nothing to give away.
     """
     network = network_at(path)
     mark = store / _MARK
+    if not empty:
+        check_store(store, network)
     try:
-        before = mark.read_text("ascii", "replace").strip() if mark.exists() else ""
-        if before and before != network.fingerprint:
-            raise ConfigError(
-                f"the store {store} belongs to the private network {before}, not to {_named(network)}: "
-                "name its file with --network, or use another store (--store)"
-            )
-        if not before and network.secret is not None:
+        if network.secret is not None:
             mark.write_text(f"{network.fingerprint}\n", "ascii")
+        elif empty:
+            mark.unlink(missing_ok=True)
     except OSError as failure:
         raise StoreError(f"{mark} cannot be used: {failure.strerror}") from failure
     return network
+
+
+def check_store(store: Path, network: Network) -> None:
+    """ConfigError if the store belongs to another network."""
+    mark = store / _MARK
+    try:
+        before = mark.read_text("ascii", "replace").strip() if mark.exists() else ""
+    except OSError as failure:
+        raise StoreError(f"{mark} cannot be used: {failure.strerror}") from failure
+    if before and before != network.fingerprint:
+        raise ConfigError(
+            f"the store {store} belongs to the private network {before}, not to {_named(network)}: "
+            "name its file with --network, or use another store (--store)"
+        )
 
 
 def _named(network: Network) -> str:

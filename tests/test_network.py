@@ -13,6 +13,7 @@ from dhtdata.errors import ConfigError, FormatError, StoreError
 from dhtdata.network import (
     PUBLIC,
     Network,
+    check_store,
     keep_network,
     load_network,
     network_at,
@@ -97,9 +98,24 @@ def test_a_store_that_was_private_does_not_become_public(tmp_path: Path) -> None
         save_network(path, new_network())
     store = tmp_path / "store"
     store.mkdir()
-    assert network_of_store(store, None) == PUBLIC
-    private = network_of_store(store, lab)
-    assert network_of_store(store, lab) == private == load_network(lab)
+    assert network_of_store(store, None, empty=False) == PUBLIC
+    private = network_of_store(store, lab, empty=False)
+    assert network_of_store(store, lab, empty=False) == private == load_network(lab)
     for wrong in (None, other):
         with pytest.raises(ConfigError, match=f"belongs to the private network {private.fingerprint}.*--network"):
-            network_of_store(store, wrong)
+            network_of_store(store, wrong, empty=False)
+
+
+def test_an_empty_store_may_change_its_network(tmp_path: Path) -> None:
+    lab, mistaken = tmp_path / "lab.network", tmp_path / "mistaken.network"
+    for path in (lab, mistaken):
+        save_network(path, new_network())
+    store = tmp_path / "store"
+    store.mkdir()
+    network_of_store(store, mistaken, empty=True)
+    with pytest.raises(ConfigError, match="belongs to the private network"):
+        check_store(store, load_network(lab))
+    for changed in (lab, None, lab):
+        right = network_of_store(store, changed, empty=True)
+        check_store(store, right)
+        assert network_of_store(store, changed, empty=False) == right

@@ -184,7 +184,9 @@ def _meaning(blobs: Store, target: LocalName) -> Name | Digest:
             raise FormatError(
                 f"{target.name!r} has {len(target.name)} digits: a key of the DHT has {KEY_DIGITS}, a digest 64"
             ) from failure
-        raise
+        raise NotFoundError(
+            f"{failure}; a key of the DHT has {KEY_DIGITS} hexadecimal digits, a digest 64"
+        ) from failure
 
 
 def _known(blobs: Store, digest: Digest) -> list[Wanted]:

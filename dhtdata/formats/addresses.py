@@ -43,7 +43,7 @@ class Address:
         if not _canonical(self.ip):
             raise FormatError(f"{self.ip[:64]!r} is not an IP address")
         if not 1 <= self.port <= 65_535:
-            raise FormatError(f"{self.ip[:64]!r} port {self.port} is not an address")
+            raise FormatError(f"{self.ip[:64]!r} port {self.port} is not an address: ports are 1 to 65535")
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -95,7 +95,7 @@ class Finder:
             return addresses
         return addresses
 
-    async def name(self, name: Name, direct: Iterable[Address] = ()) -> tuple[Signed | None, set[Address], str]:
+    async def name(self, name: Name, direct: Sequence[Address] = ()) -> tuple[Signed | None, set[Address], str]:
         """Newest record of a name that anybody knows, who answered over HTTP, and what the search was.
 
         Waits for the DHT and for all peers asked, but once there is a record not much longer.
@@ -114,7 +114,14 @@ class Finder:
             # Whoever has not answered by now is left out.
             pass
         took_s = time.monotonic() - started_s
-        return search.best, search.answered, f"asked {self.dht_size} DHT nodes and {len(peers)} peers in {took_s:.1f} s"
+        said = f"asked {_many(self.dht_size, 'DHT node')} and {_many(len(peers), 'peer')} in {took_s:.1f} s"
+        if silent := [str(address) for address in direct if address not in search.heard]:
+            said += f"; no answer from {', '.join(silent)}"
+        return search.best, search.answered, said
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 class _NameSearch:
@@ -123,6 +130,7 @@ class _NameSearch:
     def __init__(self, name: Name, http: HttpClient, node: DhtNode) -> None:
         self.best: Signed | None = None
         self.answered: set[Address] = set()
+        self.heard: set[Address] = set()
         self.deadline: asyncio.Timeout | None = None
         self._name = name
         self._http = http
@@ -141,8 +149,12 @@ class _NameSearch:
         async with self._slots:
             try:
                 signed = await self._http.name(address, self._name)
+            except NotFoundError:
+                self.heard.add(address)
+                return
             except EXPECTED_FAILURES:
                 return
+            self.heard.add(address)
             self.answered.add(address)
             self._take(signed)
 

@@ -106,7 +106,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     ConfigError if the port is in use or the network's file is wrong; whatever error ends the seeding of a target.
     """
     stop = asyncio.Event()
-    network = await asyncio.to_thread(network_of_store, store.path, settings.network)
+    empty = not await asyncio.to_thread(store.manifests)
+    network = await asyncio.to_thread(network_of_store, store.path, settings.network, empty=empty)
     holdings = Holdings(store)
     front = BlobServer(holdings, network)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)

@@ -142,10 +142,13 @@ class Resolver:
         if found is not None:
             await asyncio.to_thread(self.store.put_name_record, found)
         elif stored is None:
-            private = self.http.network.secret is not None
-            where = "this private network" if private else "the public network (a private one needs --network)"
+            here = self.http.network
+            where = f"the private network {here.fingerprint}"
+            if here.secret is None:
+                where = "the public network (a private one needs --network)"
             raise NotFoundError(
-                f"nobody knows {name} in {where}: {said}; check the name, or ask its publisher for a ticket"
+                f"nobody knows {name} in {where}: {said}; check the name and that a seed of it runs, or ask its "
+                "publisher for a ticket"
             )
         return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
 

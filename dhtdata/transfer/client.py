@@ -146,6 +146,9 @@ class HttpClient:
                     yield response
         except TimeoutError as failure:
             raise PeerError(f"{url}: too slow or silent") from failure
+        except aiohttp.ClientConnectorError as failure:
+            reason = failure.os_error.strerror or str(failure.os_error)
+            raise PeerError(f"{address}: no connection ({reason})") from failure
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             raise PeerError(f"{url}: {failure or type(failure).__name__}") from failure
 

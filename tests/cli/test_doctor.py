@@ -21,7 +21,7 @@ from dhtdata.config import Settings
 from dhtdata.dht.envelope import VERSION
 from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
 from dhtdata.formats.addresses import Address
-from dhtdata.network import PUBLIC, Network, new_network, save_network
+from dhtdata.network import PUBLIC, Network, network_of_store, new_network, save_network
 from dhtdata.store import Store
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
 from tests.cli.dht_samples import of_another_version, peer_status
@@ -254,6 +254,17 @@ def test_a_private_network_is_shown_by_its_fingerprint(tmp_path: Path) -> None:
     found = findings(settings(tmp_path, network=path))["network"]
     assert found.verdict == GOOD and f"private, fingerprint {network.fingerprint}" in found.text
     assert network.secret is not None and network.secret.hex() not in found.text
+
+
+def test_a_store_of_another_network_is_wrong(tmp_path: Path) -> None:
+    network, path = new_network(), tmp_path / "lab.network"
+    save_network(path, network)
+    given = settings(tmp_path)
+    given.store.mkdir(parents=True, exist_ok=True)
+    network_of_store(given.store, path, empty=False)
+    found = findings(given)["network"]
+    assert found.verdict == WRONG and f"belongs to the private network {network.fingerprint}" in found.text
+    assert findings(settings(tmp_path, network=path))["network"].verdict == GOOD
 
 
 @pytest.mark.parametrize(
