@@ -21,6 +21,7 @@ from dhtdata.dht.messages import (
     Request,
     Store,
     Stored,
+    may_be_named,
 )
 from dhtdata.dht.protocol import DhtProtocol, Replied
 from dhtdata.dht.region import GROUP_LIMIT, PACE, members, region_bits, region_targets
@@ -31,6 +32,7 @@ from dhtdata.formats.addresses import Address, AddressWire
 
 MAX_PAGES = 16
 PAGES_S = 2.0
+VOUCHED_S = 3_600.0
 NEAREST = Pace(per_group=GROUP_LIMIT)
 GLANCE = Pace(width=10, per_group=GROUP_LIMIT)  # half a bucket: far ranges need some contacts, not all
 _FAR = 1 << (ID_BITS - 2)
@@ -61,14 +63,18 @@ class Asker:
 
     async def look_after(self, contact: Contact) -> None:
         """See whether the contact, silent for long, is still there. PeerError if not: the table learns of either."""
+        if contact not in self._table:
+            return
+        if self._protocol.time_s() - self._table.answered_s(contact) >= VOUCHED_S:
+            # A knock is answered by whoever is there now: now and then ask for the very node.
+            await self._ask(contact, Ping(), 1)
+            return
         try:
             await self._protocol.knock(contact.address, attempt=1)
         except PeerError:
             self._table.missed(contact)
             raise
-        if contact in self._table:
-            # Somebody is there: who, only a call tells.
-            self._table.heard(contact, self._protocol.time_s())
+        self._table.present(contact, self._protocol.time_s())
 
     async def meet(self, address: Address, *, twice: bool = True) -> tuple[Contact, bool]:
         """Ping whoever is at an address: its contact, and whether it is a client. PeerError if nobody answers."""
@@ -168,7 +174,7 @@ class Asker:
     def _learn(self, contact: Contact, answer: Replied) -> None:
         if answer.client:
             self._table.remove(contact)
-        else:
+        elif may_be_named(contact):
             self._table.answered(contact, self._protocol.time_s())
             self._clock.told(contact.id, answer.reply.time, self._now_s())
 

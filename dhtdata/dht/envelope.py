@@ -26,9 +26,10 @@ What each field is for, checked in this order, the cheapest first:
   has none gets a challenge of 34 bytes, no more than it sent, so nobody's address can be used to flood somebody else
   (who knows that it has none *knocks*, with zeros for a cookie, rather than sign a request in vain);
 - *signature*: because it covers the cookie, a request cannot be replayed from another address; because it covers the
-  call, a reply belongs to one question; because it names the receiver, whom it was sent to cannot pass it on and pose
-  as its sender. Only a ping to an address whose node is not known yet names nobody: it proves nothing about its sender
-  but that somebody is there;
+  call, a reply belongs to one question; because it names the receiver, whom it was sent to cannot use it elsewhere.
+  Only a ping to an address whose node is not known yet names nobody: it proves nothing about its sender but that
+  somebody is there. (What no signature prevents: a machine between two nodes that forwards all that they send, unread,
+  is taken by each for the other's address. It can then be silent, as any node can);
 - *nonce*: the identifier follows from key and nonce, nobody can claim another's.
 
 Rejected, as FormatError or IntegrityError and nothing else: other sizes and kinds, other versions, wrong signatures.

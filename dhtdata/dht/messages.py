@@ -186,6 +186,11 @@ def check_reachable(address: AddressWire | ContactWire | Meet) -> None:
         raise FormatError(f"no node can have the address {address.ip.hex()[:40]} port {address.port}")
 
 
+def may_be_named(contact: Contact) -> bool:
+    """Whether replies may name the contact: only then it may stand in a table, as one that must not spoils replies."""
+    return _reachable(packed(contact.address.ip), contact.address.port)
+
+
 @lru_cache(maxsize=8_192)
 def _reachable(ip: bytes, port: int) -> bool:
     if len(ip) not in (4, 16) or not FIRST_PORT <= port <= 65_535:

@@ -3,7 +3,7 @@
 | loop | every | does |
 |---|---|---|
 | call | stranger | calls an address that a contact asked us to call, so that its node learns that it can be reached |
-| freshen | 1 min | looks up ranges silent for 15 min, knocks at contacts silent for 15 min, joins anew when alone |
+| freshen | 1 min | looks up ranges silent for 1 h, looks after contacts silent for 15 min, joins anew when alone |
 | reunite | 15 min | joins through a bootstrap address that is not in the table: only that ends a partition |
 
 Intervals vary by a fifth, so that nodes started together do not act together.
@@ -39,7 +39,8 @@ MAX_STRANGERS = 32
 CALLERS = 4
 MAX_BOOTSTRAP = 64
 UPKEEP_S = 60.0
-STALE_S = 15 * 60.0
+REUNITE_S = 15 * 60.0
+STALE_S = 3_600.0  # a range is refreshed hourly, as in the paper; its contacts are looked after meanwhile
 SILENT_S = 15 * 60.0
 SILENT_AT_ONCE = 8
 ENOUGH_CONTACTS = 4
@@ -316,7 +317,7 @@ class Overlay:
                 await self._probe(self.table)
             if not len(self.table) and self._bootstrap:
                 await self._enter(tuple(self._bootstrap))
-            elif self._loop.time() - self._reunited_s >= STALE_S:
+            elif self._loop.time() - self._reunited_s >= REUNITE_S:
                 self._reunited_s = self._loop.time()
                 await self._reunite()
                 await self._survey()

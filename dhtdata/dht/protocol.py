@@ -251,13 +251,12 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
             return
         sender = Contact(identifier, address)
         serving = not letter.client and is_proven(identifier, self._network.difficulty_bits)
-        if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
-            self._side.unsolicited(address, True)
+        self._came(address, now_s, proven=True)
         reply = self._rpcs[type(request)](sender, key, request)
         cookie = self._cookies.give(addr[0], addr[1], now_s)
         self._send(addr, envelope.REPLY, letter.call, cookie, reply, identifier)
         self.counters.answered_requests += 1
-        if serving and letter.to:
+        if serving and letter.to and messages.may_be_named(sender):
             self.welcome_if_new(sender)
 
     def _knocked(self, data: bytes, addr: Any) -> None:
@@ -271,8 +270,14 @@ class DhtProtocol(KademliaProtocol):  # type: ignore[misc]  # the package has no
                 address = from_socket(addr)
             except FormatError:
                 return
-            if not self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
-                self._side.unsolicited(address, False)
+            self._came(address, now_s, proven=False)
+
+    def _came(self, address: Address, now_s: float, proven: bool) -> None:
+        """Something came that is no answer. What we send back opens a translator for its sender, as a call does."""
+        if self.acquaintances.called_within(address, now_s, UNSOLICITED_S):
+            self.acquaintances.called(address, now_s)
+        else:
+            self._side.unsolicited(address, proven)
 
     def _challenge(self, call: bytes, addr: Any, now_s: float) -> None:
         if not self._challenges.take(now_s):

@@ -80,12 +80,12 @@ def _place(address: Address) -> str:
 class _Seen:
     """What the table remembers of a contact."""
 
-    __slots__ = ("called", "misses", "seen_s")
+    __slots__ = ("answered_s", "misses", "seen_s")
 
     def __init__(self, now_s: float) -> None:
         self.seen_s = now_s
         self.misses = 0
-        self.called = False
+        self.answered_s = -math.inf
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # the package has no types
@@ -151,11 +151,16 @@ class RoutingTable:
         self._met(contact, now_s)
         if self._by_place.get(_place(contact.address)) == contact:
             seen = self._seen[contact.id]
-            seen.misses, seen.called = 0, True
+            seen.misses, seen.answered_s = 0, now_s
 
     def heard(self, contact: Contact, now_s: float) -> None:
         """The contact sent us a request that proves its address. Calls of ours that it missed stay missed."""
         self._met(contact, now_s)
+
+    def present(self, contact: Contact, now_s: float) -> None:
+        """Somebody is still at the contact's socket, though nothing says who: no need to look again soon."""
+        if contact in self:
+            self._seen[contact.id].seen_s = now_s
 
     def _met(self, contact: Contact, now_s: float) -> None:
         if contact.long_id == self.own:
@@ -232,9 +237,13 @@ class RoutingTable:
         """When the contact, which is in the table, last answered or asked us."""
         return self._seen[contact.id].seen_s
 
+    def answered_s(self, contact: Contact) -> float:
+        """When the contact, which is in the table, last answered a call; -inf if it never did."""
+        return self._seen[contact.id].answered_s
+
     def answering(self) -> int:
         """How many contacts have answered a call."""
-        return sum(self._seen[contact.id].called for contact in self)
+        return sum(self._seen[contact.id].answered_s > -math.inf for contact in self)
 
     def estimated_nodes(self) -> int:
         """How many nodes the network has, ourselves included, judged by how dense our neighbourhood is."""

@@ -21,7 +21,8 @@ from dhtdata.formats.names import Name
 from dhtdata.formats.records import PROVIDER_LIFETIME_S, ProviderClaim, sign
 from dhtdata.network import Network
 from dhtdata.signing import SigningKey, substitute
-from tests.dht.claims import CONTENTS, KEY, claim, found_by, holding, name_record, now_s, signers_found_by
+from tests.dht.claims import CONTENTS, KEY, claim, found_by, holding, knows, name_record, now_s, signers_found_by
+from tests.dht.speaker import Speaker
 from tests.simulation.clock import run
 from tests.simulation.hostile import conspire, keys_nearest, silence
 from tests.simulation.network import public_ip
@@ -207,6 +208,31 @@ def test_floods_of_proven_strangers_and_introductions_keep_tasks_and_tables_boun
             await asyncio.sleep(7_200)
             # None of them answers, so none of them stays; who is known does.
             assert {known.id for known in victim.nodes()} == {node.id for node in network.nodes[1:]}
+
+    run(story())
+
+
+@pytest.mark.parametrize("port", [53, 443, 1_023])
+def test_who_may_not_be_named_to_others_is_in_no_table(port: int) -> None:
+    """Else every reply that names it would be refused, and a stranger could silence whom it likes."""
+
+    async def story() -> None:
+        async with swarm(20, seed=4) as network:
+            stranger = await Speaker.open(public_ip(900), port, client=False)
+            for node in network.nodes:
+                at = network.address(node)
+                stranger.send(stranger.request(Ping(), await stranger.cookie(at), node.id), at)
+            await asyncio.sleep(1)
+            met = Contact(stranger.identity.id, stranger.address)
+            assert not any(met in node.overlays[0].table for node in network.nodes)
+            seed = await network.start(ip=public_ip(901), port=port)
+            for node in network.nodes[:3]:
+                await network.join(seed)
+                await node.bootstrap([network.address(seed)])
+            assert not any(knows(node, seed) for node in network.nodes)
+            publisher = network.nodes[0]
+            assert await publisher.announce(KEY, claim(publisher)) == 19
+            assert all(step.outcome == "answered" for step in (await network.nodes[3].trace(KEY)).steps)
 
     run(story())
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from dhtdata.dht import DhtNode
+from dhtdata.dht.messages import Ping
 from dhtdata.dht.reachability import PROBE_EVERY_S, PROBE_SOON_S, PROOF_S, Reachability
 from dhtdata.errors import PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.signing import substitute
 from tests.dht.claims import KEY, claim, holding, knows, signers_found_by
+from tests.dht.speaker import Speaker
 from tests.simulation.clock import run
 from tests.simulation.network import public_ip
 from tests.simulation.signer import FastScheme
@@ -156,6 +158,31 @@ def test_a_node_that_comes_behind_a_nat_becomes_a_client_within_the_hour_and_lea
             publisher = network.nodes[0]
             await publisher.announce(KEY, claim(publisher))
             assert await signers_found_by(node) == {publisher.key.public}
+
+    run(story())
+
+
+@pytest.mark.parametrize("kind", ["requests", "knocks"])
+def test_whom_a_hidden_node_has_called_cannot_make_it_seem_reached(kind: str) -> None:
+    """Answers keep a translator open as calls do: who asks again and again gets in, and proves nothing."""
+
+    async def story() -> None:
+        async with swarm(16, seed=2) as network:
+            hidden = await network.start_behind_nat()
+            await hidden.bootstrap([network.address(each) for each in network.nodes[2:4]])
+            friend = await Speaker.open(public_ip(900), PORT)
+            calling = asyncio.ensure_future(hidden.ping(friend.address))
+            _, source = await friend.next()
+            calling.cancel()
+            at = Address(*source[:2])
+            for _ in range(100):
+                if kind == "requests":
+                    friend.send(friend.request(Ping(), await friend.cookie(at), hidden.id), at)
+                else:
+                    await friend.cookie(at)
+                await asyncio.sleep(50)
+                assert not hidden.serves
+            assert not any(knows(node, hidden) for node in network.nodes)
 
     run(story())
 

@@ -231,6 +231,20 @@ def test_who_only_asks_enters_but_calls_it_missed_stay_missed() -> None:
     assert one in table
 
 
+def test_somebody_at_a_contacts_socket_renews_neither_the_range_nor_what_was_missed() -> None:
+    table = RoutingTable(identifier(0))
+    one, stranger = contact(identifier(7)), contact(identifier(8))
+    table.answered(one, 1.0)
+    table.missed(one)
+    table.present(one, 100.0)
+    table.present(stranger, 100.0)
+    assert table.seen_s(one) == 100.0 and table.answered_s(one) == 1.0 and stranger not in table
+    assert len(table.stale(100.0, 50.0, random.Random(1))) == 1
+    for _ in range(MAX_MISSES - 1):
+        table.missed(one)
+    assert one not in table
+
+
 @pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1", "11.0.0.1", "2001:db9::1"])
 def test_another_identifier_at_a_known_socket_ends_the_one_that_was_there(ip: str) -> None:
     table = RoutingTable(identifier(0))
