@@ -139,6 +139,8 @@ def save_network(path: Path, network: Network) -> None:
             os.fsync(file.fileno())
     except FileExistsError as failure:
         raise ConfigError(f"{path} is there already: it stays as it is, choose another name") from failure
+    except FileNotFoundError as failure:
+        raise ConfigError(f"there is no folder {path.parent} for the network file: make it first") from failure
     except OSError as failure:
         raise StoreError(f"network file {path} cannot be written: {failure.strerror}") from failure
 

@@ -106,6 +106,16 @@ def test_a_store_that_was_private_does_not_become_public(tmp_path: Path) -> None
             network_of_store(store, wrong, empty=False)
 
 
+def test_a_missing_folder_and_a_file_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no folder .*nowhere.* make it first"):
+        save_network(tmp_path / "nowhere" / "lab.network", new_network())
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b\n1,2\n")
+    rows.chmod(0o644)
+    with pytest.raises(ConfigError, match="holds no secret of a network"):
+        load_network(rows)
+
+
 def test_an_empty_store_may_change_its_network(tmp_path: Path) -> None:
     lab, mistaken = tmp_path / "lab.network", tmp_path / "mistaken.network"
     for path in (lab, mistaken):

@@ -41,7 +41,7 @@ class Address:
 
     def __post_init__(self) -> None:
         if not _canonical(self.ip):
-            raise FormatError(f"{self.ip[:64]!r} is not an IP address")
+            raise FormatError(f"{self.ip[:64]!r} is not an IP address (host names are not looked up)")
         if not 1 <= self.port <= 65_535:
             raise FormatError(f"{self.ip[:64]!r} port {self.port} is not an address: ports are 1 to 65535")
 
