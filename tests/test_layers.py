@@ -47,6 +47,7 @@ LAYERS: list[list[str]] = [
         "dht.identity",
         "dht.quotas",
         "dht.rates",
+        "dht.round_trips",
         "dht.reachability",
         "dht.routing",
         "dht.rules",

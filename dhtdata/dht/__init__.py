@@ -14,6 +14,7 @@
 | ``search`` | what a search has found: verified, deduplicated, newest |
 | ``size``, ``clock``, ``reachability`` | what answers tell: how many we are, whose clock is wrong, who reaches us |
 | ``cookies``, ``rates`` | what is spent on strangers |
+| ``round_trips`` | how long to wait for an answer |
 | ``remembered``, ``statefile`` | contacts on disk, for the next start; how such files are written |
 | ``endpoint`` | the UDP socket |
 | ``protocol`` | requests and replies over datagrams |

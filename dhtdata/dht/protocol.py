@@ -53,6 +53,7 @@ from dhtdata.dht.messages import (
     Stored,
 )
 from dhtdata.dht.rates import SourceLimits, TokenBucket
+from dhtdata.dht.round_trips import RoundTrips
 from dhtdata.dht.routing import BUCKET_SIZE, Contact, RoutingTable
 from dhtdata.digest import random_id
 from dhtdata.errors import FormatError, IntegrityError, PeerError
@@ -63,10 +64,6 @@ OpenTransport = Callable[[Callable[[], asyncio.DatagramProtocol], str, int], Awa
 """Opens a transport on an IP address and port for the protocol that it makes."""
 
 MAX_OUTSTANDING = 512
-FIRST_TIMEOUT_S = 1.0
-MIN_TIMEOUT_S = 0.2
-MIN_PATIENCE_S = 0.02
-MAX_TIMEOUT_S = 2.0
 CHALLENGES_A_S = 10_000
 VERIFIED_A_S = 3_000
 REQUESTS_A_S = 200
@@ -75,34 +72,6 @@ NOTICES_A_S = 20
 KNOCKS_A_S = 20
 MAX_SOURCES = 4_096
 UNSOLICITED_S = 5 * 60.0
-
-
-class RoundTrips:
-    """How long to wait for an answer: smoothed round trip and four deviations (RFC 6298), within bounds."""
-
-    def __init__(self) -> None:
-        self.smoothed_s = 0.0
-        self._deviation_s = 0.0
-
-    def measured(self, trip_s: float) -> None:
-        if not self.smoothed_s:
-            self.smoothed_s, self._deviation_s = trip_s, trip_s / 2
-            return
-        self._deviation_s += (abs(trip_s - self.smoothed_s) - self._deviation_s) / 4
-        self.smoothed_s += (trip_s - self.smoothed_s) / 8
-
-    def patience_s(self) -> float:
-        """After how long an answer is late, though it may still come: something else is tried beside it."""
-        if not self.smoothed_s:
-            return MIN_TIMEOUT_S
-        return min(MAX_TIMEOUT_S, max(MIN_PATIENCE_S, self.smoothed_s + 2 * self._deviation_s))
-
-    def timeout_s(self, attempt: int) -> float:
-        """Later attempts wait longer, so that a network that became slow is noticed at all."""
-        if not self.smoothed_s:
-            return FIRST_TIMEOUT_S
-        patience_s = max(MIN_TIMEOUT_S, self.smoothed_s + 4 * self._deviation_s) * (1 + 2 * attempt)
-        return min(MAX_TIMEOUT_S, patience_s)
 
 
 @dataclass
