@@ -14,14 +14,18 @@ from dhtdata.cli.seeding import reader_needs, run_seed
 from dhtdata.cli.session import (
     BootstrapOption,
     CacheLimitOption,
+    DownOption,
     HomeOption,
     JsonOption,
     ListenOption,
     NetworkOption,
+    PeerDownOption,
+    PeerUpOption,
     PortOption,
     Session,
     StoreOption,
     TargetArgument,
+    UpOption,
     session,
 )
 from dhtdata.errors import ConfigError, NotFoundError
@@ -71,6 +75,10 @@ def publish(
     port: PortOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    up: UpOption = None,
+    down: DownOption = None,
+    peer_up: PeerUpOption = None,
+    peer_down: PeerDownOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut files into a dataset, store it and sign its name.
@@ -93,6 +101,7 @@ def publish(
         listen=listen,
         port=port,
         cache_limit=cache_limit,
+        rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
     )
     splits = _splits(sources or [], split or [])
     if seed:
@@ -139,6 +148,10 @@ def seed(
     port: PortOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    up: UpOption = None,
+    down: DownOption = None,
+    peer_up: PeerUpOption = None,
+    peer_down: PeerDownOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
@@ -159,6 +172,7 @@ def seed(
         listen=listen,
         port=port,
         cache_limit=cache_limit,
+        rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
     )
     run_seed(opened, expand_targets(targets), {}, [])
 

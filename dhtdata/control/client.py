@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -291,6 +291,11 @@ class PeerClient:
     def dht_ping(self, address: Address) -> DhtPong:
         """Who is at an address. PeerError says why nobody answers."""
         return self._ask(lambda _: DhtPing(address=str(address)), DhtPong, DEFAULT_TIMEOUT_S)
+
+    def limit(self, changes: Mapping[str, int | None]) -> protocol.LimitsNow:
+        """Change these limits (``up``, ``down``, ``peer_up``, ``peer_down``) while it runs; those that hold then."""
+        request = protocol.SetLimits(changes=dict(changes))
+        return self._ask(lambda _: request, protocol.LimitsNow, DEFAULT_TIMEOUT_S)
 
     def stop(self) -> None:
         """Ask the peer to end, and wait until it closes its socket."""

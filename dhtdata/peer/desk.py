@@ -6,10 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
-from dhtdata.config import Settings
+from dhtdata.config import LEAST_RATE_BYTES_S, RATES, Settings
 from dhtdata.control.client import text_of
 from dhtdata.control.dht import AskDht, DhtLookup, DhtPing
 from dhtdata.control.protocol import (
@@ -23,6 +23,7 @@ from dhtdata.control.protocol import (
     FetchBlobs,
     FetchDataset,
     HandOver,
+    LimitsNow,
     MakeTicket,
     PeerStatus,
     Progress,
@@ -32,6 +33,7 @@ from dhtdata.control.protocol import (
     Resolve,
     Seed,
     Seeded,
+    SetLimits,
     Stop,
     TicketText,
     Traffic,
@@ -53,8 +55,10 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.members import Member
 from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.server import Served
 from dhtdata.transfer.swarm import Swarm
+from dhtdata.transfer.uploads import Uploads
 
 LONGEST_S = 7 * 86_400.0
 PROGRESS_S = 0.5
@@ -78,6 +82,8 @@ class Desk:
     remotes: Remotes
     seeder: Seeder | None
     served: Served
+    uploads: Uploads
+    limits: Limits
     addresses: Sequence[Address]
     port: int
     clients: Callable[[], int]
@@ -119,6 +125,8 @@ class Desk:
                 return await self.dht.lookup(request)
             case DhtPing():
                 return await self.dht.ping(request)
+            case SetLimits():
+                return self._limit(request)
             case HandOver():
                 if self.seeder is not None:
                     raise ConfigError(
@@ -182,7 +190,22 @@ class Desk:
             requests_served=self.served.requests,
             uptime_s=time.monotonic() - self.started_s,
             clients=self.clients(),
+            limits=self._limits_now(),
+            uploads=self.uploads.under_way,
+            uploads_waiting=self.uploads.queued,
         )
+
+    def _limit(self, request: SetLimits) -> LimitsNow:
+        for name, rate in request.changes.items():
+            if name not in RATES or (rate is not None and rate < LEAST_RATE_BYTES_S):
+                raise ConfigError(
+                    f"there is no limit {name[:40]!r} of {rate} bytes per second: see dhtdata limit --help"
+                )
+        self.limits.rates = replace(self.limits.rates, **request.changes)
+        return self._limits_now()
+
+    def _limits_now(self) -> LimitsNow:
+        return LimitsNow(**asdict(self.limits.rates))
 
     async def _fetch_blobs(self, request: FetchBlobs) -> Done:
         swarm = self.swarms.of(request.contents)
@@ -318,6 +341,10 @@ class Desk:
             "served_requests_total": status.requests_served,
             "refused_connections_total": self.served.refused_connections,
             "refused_strangers_total": self.served.strangers,
+            "refused_busy_total": self.uploads.busy,
+            "cut_readers_total": self.served.cut_readers,
+            "uploads": self.uploads.under_way,
+            "uploads_waiting": self.uploads.queued,
             "datasets": len(status.datasets),
             "datasets_complete": sum(held.state == "complete" for held in status.datasets),
             "held_bytes": sum(held.bytes_held for held in status.datasets),

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhtdata.config import Settings
+from dhtdata.config import RATES, Settings
 from dhtdata.control.client import RELEASE, answers, ask_running, socket_path
 from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
 from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
@@ -43,6 +43,7 @@ from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.server import BlobServer
 from dhtdata.transfer.swarm import NOBODY, Fetching
 from dhtdata.transfer.threads import Carrier
@@ -111,18 +112,19 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     empty = not await asyncio.to_thread(store.manifests)
     network = await asyncio.to_thread(network_of_store, store.path, settings.network, empty=empty)
     holdings = Holdings(store)
-    front = BlobServer(holdings, network)
+    limits = Limits(Rates(**{name: getattr(settings, name) for name in RATES}))
+    front = BlobServer(holdings, network, limits)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
     failures: list[DhtDataError] = []
     believed = Believed()
     async with (
         AsyncExitStack() as exits,
-        HttpClient.running(network) as http,
+        HttpClient.running(network, settings.listen) as http,
         _node(settings, store, network, believed, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
-        carrier = exits.enter_context(Carrier.running(network))
+        carrier = exits.enter_context(Carrier.running(network, settings.listen, limits))
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
@@ -149,6 +151,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         remotes=remotes,
                         seeder=seeder,
                         served=front.served,
+                        uploads=front.uploads,
+                        limits=limits,
                         addresses=own_addresses(settings.listen, node.port) if seed else (),
                         port=node.port,
                         clients=lambda: control.clients,

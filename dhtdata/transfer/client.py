@@ -17,17 +17,19 @@ which is a PeerError.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats import records
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.addresses import Address, scope
 from dhtdata.formats.names import Name, encode_key
 from dhtdata.formats.records import MAX_RECORD_BYTES, NameRecord, Signed
 from dhtdata.network import PUBLIC, Network
@@ -44,6 +46,7 @@ _SLACK_S = 10.0
 _ASK_S = 15.0
 LOOKUP_S = 30.0
 _PIECE_BYTES = 1 << 18
+_LOOPBACK = "loopback"
 
 
 def transfer_deadline_s(length: int) -> float:
@@ -60,9 +63,13 @@ class HttpClient:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, network: Network = PUBLIC) -> AsyncIterator[Self]:
+    async def running(cls, network: Network = PUBLIC, source_ip: str = "::") -> AsyncIterator[Self]:
+        """Connects from ``source_ip`` where that can be, so that others see one address of this peer; ``::``: from any."""
         connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS, limit_per_host=MAX_CONNECTIONS_PER_ADDRESS, use_dns_cache=False
+            limit=MAX_CONNECTIONS,
+            limit_per_host=MAX_CONNECTIONS_PER_ADDRESS,
+            use_dns_cache=False,
+            socket_factory=lambda found: connecting_socket(found, source_ip),
         )
         async with aiohttp.ClientSession(
             connector=connector,
@@ -138,6 +145,31 @@ class HttpClient:
             raise PeerError(f"{address}: no connection ({reason})") from failure
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             raise PeerError(f"{url}: {failure or type(failure).__name__}") from failure
+
+
+def connecting_socket(found: tuple[Any, ...], source_ip: str) -> socket.socket:
+    """A socket for a connection to what `socket.getaddrinfo` ``found``, bound to ``source_ip`` if that can reach it."""
+    family, kind, protocol, _, there = found
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        if leads_to(source_ip, there[0]):
+            if hasattr(socket, "IP_BIND_ADDRESS_NO_PORT"):
+                # Else each connection takes one of the machine's ports away from all others.
+                made.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+            made.bind((source_ip, 0))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def leads_to(source_ip: str, ip: str) -> bool:
+    """Whether to connect from one specific address to another: same family, and both on loopback or neither."""
+    source, there = ipaddress.ip_address(source_ip), ipaddress.ip_address(ip)
+    if source.is_unspecified or source.version != there.version:
+        return False
+    return (scope(source_ip) == _LOOPBACK) == (scope(ip) == _LOOPBACK)
 
 
 def _check(response: aiohttp.ClientResponse, url: str) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 
 from dhtdata.errors import PeerError
-from dhtdata.network import Network
+from dhtdata.network import PUBLIC, Network
 from dhtdata.store import Partial
 from dhtdata.transfer.picker import Run
 from dhtdata.transfer.providers import Provider
+from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.wire import Connection, blob_path
 
 MAX_THREADS = 32
@@ -49,31 +51,44 @@ class Cargo:
     on_block: Callable[[int, bool], None]
     """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
     received: int = 0
-    stopped: bool = False
     connection: Connection | None = field(default=None, repr=False)
+    _stopped: Event = field(default_factory=Event, repr=False)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """Give up; from any thread."""
-        self.stopped = True
+        self._stopped.set()
         if self.connection is not None:
             self.connection.abort()
+
+    def rest(self, seconds: float) -> None:
+        """Wait, unless it is given up."""
+        if seconds > 0:
+            self._stopped.wait(seconds)
 
 
 class Carrier:
     """Threads, connections and buffers of one peer's fetches. Use `running`."""
 
-    def __init__(self, network: Network, source_ip: str | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, network: Network, source_ip: str, limits: Limits, pool: ThreadPoolExecutor) -> None:
         self._network = network
         self._source_ip = source_ip
+        self._limits = limits
         self._pool = pool
         self._idle: deque[tuple[Provider, Connection]] = deque()
         self._buffers: list[bytearray] = []
 
     @classmethod
     @contextmanager
-    def running(cls, network: Network, source_ip: str | None = None) -> Iterator[Carrier]:
+    def running(
+        cls, network: Network = PUBLIC, source_ip: str = "::", limits: Limits | None = None
+    ) -> Iterator[Carrier]:
+        """``source_ip``: where connections start, ``::`` for any; ``limits``: bytes per second."""
         pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="fetch")
-        carrier = cls(network, source_ip, pool)
+        carrier = cls(network, source_ip, limits or Limits(), pool)
         try:
             yield carrier
         finally:
@@ -107,6 +122,7 @@ class Carrier:
     def _work(self, cargo: Cargo, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: from the request to the last block on disk."""
         run, partial = cargo.run, cargo.partial
+        peer = self._limits.peer_down(cargo.provider)
         connection.open(blob_path(run.shard), run.offset, run.length)
         loop.call_soon_threadsafe(cargo.on_began)
         blocks = [partial.table.blocks[position] for position in run.positions]
@@ -117,6 +133,7 @@ class Carrier:
                     piece = view[first : first + _PIECE_BYTES]
                     connection.read_into(piece)
                     cargo.received += len(piece)
+                    cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
                 new = not partial.has(position)
                 if new:
                     partial.accept(position, view, str(cargo.provider))

@@ -29,6 +29,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.network import Network
+from dhtdata.transfer.client import connecting_socket
 from dhtdata.transfer.membership import member_headers
 
 CONNECT_S = 5.0
@@ -48,7 +49,7 @@ class Busy(PeerError):
 class Connection:
     """A keep-alive connection to one peer. Use from one thread at a time; `abort` from any."""
 
-    def __init__(self, address: Address, network: Network, source_ip: str | None = None) -> None:
+    def __init__(self, address: Address, network: Network, source_ip: str = "::") -> None:
         self._address = address
         self._network = network
         self._source_ip = source_ip
@@ -147,8 +148,9 @@ class Connection:
         return self._http.getresponse()
 
     def _connected(self) -> http.client.HTTPConnection:
-        family = socket.AF_INET6 if ":" in self._address.ip else socket.AF_INET
-        plain = socket.socket(family, socket.SOCK_STREAM)
+        ip, port = self._address.ip, self._address.port
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        plain = connecting_socket((family, socket.SOCK_STREAM, 0, "", (ip, port)), self._source_ip)
         with self._lock:
             if self._aborted:
                 plain.close()
@@ -157,16 +159,14 @@ class Connection:
         try:
             plain.settimeout(CONNECT_S)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._source_ip is not None and (":" in self._source_ip) == (":" in self._address.ip):
-                plain.bind((self._source_ip, 0))
-            plain.connect((self._address.ip, self._address.port))
+            plain.connect((ip, port))
             plain.settimeout(SILENCE_S)
         except BaseException:
             with self._lock:
                 self._socket = None
             plain.close()
             raise
-        made = http.client.HTTPConnection(self._address.ip, self._address.port, timeout=SILENCE_S)
+        made = http.client.HTTPConnection(ip, port, timeout=SILENCE_S)
         made.sock = plain
         # Else it would connect anew by itself, past what is checked here.
         made.auto_open = 0
