@@ -11,6 +11,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
 | ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
+| ``web_seeds`` | ``DHTDATA_WEB_SEEDS`` | base URLs of mirrors, separated by white space; any that this user may reach |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -33,6 +34,7 @@ import platformdirs
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Target, Ticket
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import Network, keep_network, load_network
 
 DEFAULT_PORT = 8470
@@ -40,7 +42,7 @@ MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network")
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds")
 _NETWORKS = "networks"
 
 
@@ -55,6 +57,7 @@ class Settings:
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
     network: Path | None = None
+    web_seeds: tuple[WebSeed, ...] = ()
 
     @property
     def keys(self) -> Path:
@@ -79,6 +82,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         port=_port(merged.pop("port", Settings.port)),
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
+        web_seeds=_web_seeds(merged.pop("web_seeds", ())),
     )
 
 
@@ -211,3 +215,14 @@ def _addresses(value: object) -> tuple[Address, ...]:
         return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure
+
+
+def _web_seeds(value: object) -> tuple[WebSeed, ...]:
+    """What the user names himself: folders and his own networks too."""
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | WebSeed) for item in items):
+        raise ConfigError(f"web_seeds: {value!r} is not a list of URLs: write them separated by spaces")
+    try:
+        return tuple(dict.fromkeys(WebSeed.parse(str(item), named=True) for item in items))
+    except FormatError as failure:
+        raise ConfigError(f"web_seeds: {failure}") from failure

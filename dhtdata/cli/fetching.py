@@ -23,6 +23,7 @@ from dhtdata.cli.session import (
     StoreOption,
     TargetArgument,
     TimeoutOption,
+    WebSeedsOption,
     session,
 )
 from dhtdata.errors import ConfigError
@@ -61,6 +62,7 @@ def get(
     cache_limit: CacheLimitOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,8 +74,9 @@ def get(
     """
     if mirror is not None and (split or columns):
         raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, cache_limit=cache_limit)
-    opened = opened.entering(parse_target(target))
+    opened = session(
+        store, home, as_json, bootstrap=bootstrap, network=network, web_seeds=web_seeds, cache_limit=cache_limit
+    ).entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout, newest=True)
         contents = contents_of(entry)

@@ -96,6 +96,8 @@ def private_command(settings: Settings, ready: int, *, elect_itself: bool) -> li
     if settings.network is not None:
         # The path alone: arguments can be read by everybody on the machine.
         command += ["--network", str(settings.network)]
+    for seed in settings.web_seeds:
+        command += ["--web-seed", seed.url]
     if elect_itself:
         command.append("--elect")
     return command

@@ -23,6 +23,7 @@ from dhtdata.control.protocol import (
     FetchBlobs,
     FetchDataset,
     HandOver,
+    Hello,
     MakeTicket,
     PeerStatus,
     Progress,
@@ -42,6 +43,7 @@ from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.peer.collect import Collection, Tally
 from dhtdata.peer.dht_desk import DhtDesk, gauges
 from dhtdata.peer.resolve import Resolver
@@ -86,6 +88,11 @@ class Desk:
     @property
     def kind(self) -> str:
         return "private" if self.seeder is None else "seed"
+
+    def greet(self, hello: Hello) -> None:
+        """A program has come: its user may have named web seeds. FormatError if one is malformed."""
+        if hello.web_seeds:
+            self.swarms.name_web_seeds([WebSeed.parse(url, named=True) for url in hello.web_seeds])
 
     async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         """The answer that ends the request; progress goes out through ``send`` before."""
@@ -268,7 +275,7 @@ class Desk:
         swarm = self.swarms.of(contents)
         swarm.glance()
         await swarm.look_once()
-        members = sorted(swarm.members.values(), key=lambda member: (not member.complete, member.address))
+        members = sorted(swarm.members.values(), key=lambda member: (not member.complete, str(member.address)))
         return ProviderList(providers=tuple(self._provider(member) for member in members if member.have is not None))
 
     def _provider(self, member: Member) -> ProviderStatus:
@@ -296,7 +303,9 @@ class Desk:
         if swarm is None:
             return ()
         swarm.glance()
-        return [member.address for member in swarm.usable() if member.have is not None]
+        # Web seeds are not passed on: who wants them asks the manifest.
+        known = ((member.address, member.have) for member in swarm.usable())
+        return [address for address, have in known if isinstance(address, Address) and have is not None]
 
     async def lookup(self, digest: Digest) -> list[ProviderRecord]:
         return await _within(PROXY_S, self.resolver.finder.proxied(digest), "a look-up in the DHT")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
@@ -45,7 +45,7 @@ class _Transfer:
 
     job: Job
     run: Run
-    address: Address
+    address: Provider
     since_s: float
     accepted_bytes: int = 0
     marked: bool = False
@@ -126,7 +126,7 @@ class Fetcher:
             if not lock.locked():
                 self._blobs.pop(digest, None)
 
-    def blame(self, address: Address, failure: Exception) -> None:
+    def blame(self, address: Provider, failure: Exception) -> None:
         """What a failed answer means for an address: a lie, a failure, or nothing (it does not have the thing)."""
         if isinstance(failure, IntegrityError):
             self._remotes.lied(address, 0, str(failure))
@@ -287,8 +287,7 @@ class Fetcher:
 
     def _lacks(self, transfer: _Transfer) -> None:
         for swarm in transfer.job.swarms:
-            if (member := swarm.members.get(transfer.address)) is not None:
-                member.lacks.update((transfer.run.shard, position) for position in transfer.run.positions)
+            swarm.lacks(transfer.address, transfer.run.shard, transfer.run.positions)
 
     def _ended(self, transfer: _Transfer) -> None:
         self._transfers.discard(transfer)

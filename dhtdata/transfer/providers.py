@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import Provider
 
 MAX_REMOTES = 4_096
 LIAR_S = 600.0
@@ -25,7 +25,7 @@ _SMOOTHING = 0.3
 class Remote:
     """One address: verified bytes and blocks it delivered, bytes it made us throw away, and what it is doing now."""
 
-    address: Address
+    address: Provider
     bytes: int = 0
     blocks: int = 0
     wasted: int = 0
@@ -46,10 +46,10 @@ class Remotes:
     """Every address this peer dealt with lately; the least recently used are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._remotes: OrderedDict[Address, Remote] = OrderedDict()
+        self._remotes: OrderedDict[Provider, Remote] = OrderedDict()
         self._clock = clock
 
-    def at(self, address: Address) -> Remote:
+    def at(self, address: Provider) -> Remote:
         remote = self._remotes.get(address)
         if remote is None:
             remote = self._remotes[address] = Remote(address)
@@ -57,29 +57,29 @@ class Remotes:
         self._remotes.move_to_end(address)
         return remote
 
-    def usable(self, address: Address) -> bool:
+    def usable(self, address: Provider) -> bool:
         """Not avoided right now."""
         remote = self._remotes.get(address)
         return remote is None or remote.avoided_until_s <= self._clock()
 
-    def avoided(self, address: Address) -> str:
+    def avoided(self, address: Provider) -> str:
         """Why, or an empty string."""
         return "" if self.usable(address) else self._remotes[address].reason
 
-    def delivered(self, address: Address, byte_count: int, blocks: int) -> None:
+    def delivered(self, address: Provider, byte_count: int, blocks: int) -> None:
         """Verified bytes arrived."""
         remote = self.at(address)
         remote.bytes += byte_count
         remote.blocks += blocks
         remote.failures = 0
 
-    def timed(self, address: Address, byte_count: int, seconds: float) -> None:
+    def timed(self, address: Provider, byte_count: int, seconds: float) -> None:
         """A transfer took this long: a measurement of the rate."""
         remote = self.at(address)
         measured = byte_count / max(seconds, 1e-3)
         remote.rate_bytes_s += _SMOOTHING * (measured - remote.rate_bytes_s)
 
-    def failed(self, address: Address, reason: str) -> None:
+    def failed(self, address: Provider, reason: str) -> None:
         """It refused, hung or broke off: leave it alone for a while, longer each time."""
         remote = self.at(address)
         pause_s = min(FIRST_PAUSE_S * 2.0**remote.failures, LONGEST_PAUSE_S)
@@ -87,7 +87,7 @@ class Remotes:
         remote.rate_bytes_s = max(remote.rate_bytes_s / 2, 1.0)
         self._avoid(remote, pause_s, reason)
 
-    def lied(self, address: Address, byte_count: int, reason: str) -> None:
+    def lied(self, address: Provider, byte_count: int, reason: str) -> None:
         """It sent bytes that are not what they should be."""
         remote = self.at(address)
         remote.wasted += byte_count

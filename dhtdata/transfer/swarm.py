@@ -2,6 +2,10 @@
 
 Addresses come from tickets, DHT claims, other providers (peer exchange) and memory. None is believed more than another:
 what a provider has is asked of itself, and what it sends is verified.
+
+Web seeds come from the user, from tickets and from the manifest, and are told to nobody. They are raced from the start:
+until its have-map is here a web seed counts as having everything. Once peers suffice they are left out, for somebody
+pays for what they send: when usable peers have it all between them, and deliver well.
 """
 
 from __future__ import annotations
@@ -15,15 +19,19 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import Address
-from dhtdata.transfer.answers import HaveMap, bit
+from dhtdata.formats.web_seeds import MAX_WEB_SEEDS, Provider, WebSeed
+from dhtdata.transfer.answers import VERSION, HaveMap, bit
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.providers import Remotes
-from dhtdata.transfer.search import EXPECTED_FAILURES, Source
+from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
 MAX_MEMBERS = 256
 POLL_PARTIAL_S = 3.0
 POLL_COMPLETE_S = 60.0
+POLL_WEB_SEED_S = 600.0
+AMPLE_BYTES_S = 16 << 20
+AMPLE_RATIO = 2.0
 EXCHANGE_S = 20.0
 LOOKUP_S = 60.0
 HUNGRY_LOOKUP_S = 10.0
@@ -32,6 +40,7 @@ _POLL_DEADLINE_S = 10.0
 _LOOK_DEADLINE_S = 15.0
 _EXCHANGE_PARTNERS = 3
 _MAX_MISSES = 5
+_MAX_NAMED = 32
 
 Discover = Callable[[Digest], Source]
 Guard = Callable[[Address], bool]
@@ -45,7 +54,7 @@ class Member:
     has none either.
     """
 
-    address: Address
+    address: Provider
     source: str
     have: HaveMap | None = None
     asked_s: float = float("-inf")
@@ -56,6 +65,10 @@ class Member:
     def __post_init__(self) -> None:
         self.lacks: set[tuple[Digest, int]] = set()
         self.blocks: dict[int, bytes] = {}
+
+    @property
+    def web_seed(self) -> bool:
+        return isinstance(self.address, WebSeed)
 
     @property
     def complete(self) -> bool:
@@ -76,7 +89,7 @@ class Swarm:
         changed: Callable[[], None],
     ) -> None:
         self.contents = contents
-        self.members: dict[Address, Member] = {}
+        self.members: dict[Provider, Member] = {}
         self.layout: Layout | None = None
         self.rounds = 0
         self._http = http
@@ -133,14 +146,63 @@ class Swarm:
         if added:
             self._tell()
 
+    def add_web_seeds(self, seeds: Iterable[WebSeed], source: str) -> None:
+        """Take up mirrors, a few of those that strangers name. What the user names is believed from then on."""
+        added = False
+        for seed in seeds:
+            known = self.members.get(seed)
+            if known is not None and isinstance(known.address, WebSeed) and (known.address.named or not seed.named):
+                continue
+            if known is None and self._web_seeds(named=seed.named) >= (_MAX_NAMED if seed.named else 2 * MAX_WEB_SEEDS):
+                continue
+            # Taken out first: a key that is equal would stay, and with it what it was refused before.
+            self.members.pop(seed, None)
+            self.members[seed] = Member(seed, source)
+            added = True
+        if added:
+            self._wake.set()
+            self._tell()
+
+    def _web_seeds(self, *, named: bool) -> int:
+        return sum(isinstance(provider, WebSeed) and provider.named == named for provider in self.members)
+
     def usable(self) -> list[Member]:
-        """Members that are not avoided now, complete ones first; doubtful ones only if there are no others."""
+        """Members that may be asked for blocks now, complete ones first.
+
+        Doubtful ones only if there are no others, web seeds only while peers do not suffice.
+        """
         members = self._reachable()
+        peers = [member for member in members if not member.web_seed and not member.doubtful]
+        seeds = [member for member in members if member.web_seed]
+        if seeds and self._suffice(peers, seeds):
+            return peers
         return [member for member in members if not member.doubtful] or members
+
+    def _suffice(self, peers: list[Member], seeds: list[Member]) -> bool:
+        """Whether these peers have every shard between them, and deliver well: plainly, or beside the web seeds."""
+        beside = self._rate(seeds)
+        ample = min(AMPLE_BYTES_S, AMPLE_RATIO * beside) if beside else AMPLE_BYTES_S
+        if self._rate(peers) < ample:
+            return False
+        if any(peer.complete for peer in peers):
+            return True
+        if self.layout is None:
+            return False
+        union = 0
+        for peer in peers:
+            if peer.have is not None:
+                union |= int.from_bytes(peer.have.shards, "little")
+        everything = (1 << self.layout.shard_count) - 1
+        return union & everything == everything
+
+    def _rate(self, members: list[Member]) -> float:
+        """Bytes per second of those that were measured."""
+        remotes = (self._remotes.at(member.address) for member in members)
+        return sum(remote.rate_bytes_s for remote in remotes if remote.blocks)
 
     def _reachable(self) -> list[Member]:
         members = [member for member in self.members.values() if self._remotes.usable(member.address)]
-        return sorted(members, key=lambda member: (member.doubtful, not member.complete))
+        return sorted(members, key=lambda member: (member.doubtful, not member.complete, member.web_seed))
 
     def has(self, member: Member, shard: Digest, position: int) -> bool:
         """Whether this member is worth asking for a block. True while nothing is known of it."""
@@ -154,9 +216,15 @@ class Swarm:
             return True
         return bit(have.shards, ordinal) or bit(member.blocks.get(ordinal, b""), position)
 
-    async def addresses(self) -> Source:
+    def lacks(self, provider: Provider, shard: Digest, positions: Iterable[int]) -> None:
+        """It said no to these blocks. A web seed has whole shards or nothing of them."""
+        member = self.members.get(provider)
+        if member is not None:
+            member.lacks.update([(shard, -1)] if member.web_seed else ((shard, position) for position in positions))
+
+    async def addresses(self) -> ProviderSource:
         """Members as they become known, until a whole round of searching brought nobody new."""
-        seen: set[Address] = set()
+        seen: set[Provider] = set()
         with self.interest():
             first_round = self.rounds
             while True:
@@ -224,21 +292,24 @@ class Swarm:
             for member in self._reachable():
                 if now_s - member.asked_s >= _poll_every_s(member):
                     exchange = now_s - member.exchanged_s >= EXCHANGE_S and partners < _EXCHANGE_PARTNERS
+                    exchange = exchange and not member.web_seed
                     partners += exchange
                     group.create_task(self._poll(member, slots, exchange=exchange))
 
     async def _poll(self, member: Member, slots: asyncio.Semaphore, *, exchange: bool) -> None:
         async with slots:
-            since = member.have.revision if member.have is not None else None
+            since = member.have.revision if member.have is not None and not member.web_seed else None
             try:
                 async with asyncio.timeout(_POLL_DEADLINE_S):
                     have = await self._http.have(member.address, self.contents, since)
-                    if exchange:
+                    if exchange and isinstance(member.address, Address):
                         member.exchanged_s = time.monotonic()
                         self.add(await self._http.peers(member.address, self.contents), "exchange")
             except NotFoundError:
-                member.doubtful, member.have = True, None
+                member.doubtful, member.have = not member.web_seed, None
                 member.lacks.clear()
+                if isinstance(member.address, WebSeed):
+                    await self._probe(member, member.address)
                 self._tell()
                 return
             except (*EXPECTED_FAILURES, TimeoutError) as failure:
@@ -253,10 +324,23 @@ class Swarm:
             member.lacks.clear()
             self._tell()
 
+    async def _probe(self, member: Member, seed: WebSeed) -> None:
+        """A web seed without a have-map: it has other datasets only if it lacks these contents too."""
+        try:
+            async with asyncio.timeout(_POLL_DEADLINE_S):
+                await self._http.read_range(seed, self.contents, 0, 1)
+        except NotFoundError:
+            member.have = HaveMap(version=VERSION, contents=self.contents, revision=0)
+        except (*EXPECTED_FAILURES, TimeoutError) as failure:
+            self._missed(member, failure)
+            return
+        member.misses = 0
+
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
         self._remotes.failed(member.address, str(failure))
-        if member.misses >= _MAX_MISSES:
+        # A web seed is never found again, so it stays; it is left alone longer each time.
+        if member.misses >= _MAX_MISSES and not member.web_seed:
             self.members.pop(member.address, None)
 
     def _tell(self) -> None:
@@ -267,4 +351,6 @@ class Swarm:
 
 
 def _poll_every_s(member: Member) -> float:
+    if member.web_seed and not member.misses:
+        return POLL_WEB_SEED_S
     return POLL_COMPLETE_S if member.complete or member.doubtful else POLL_PARTIAL_S
