@@ -15,6 +15,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``down`` | ``DHTDATA_DOWN`` | the same of what is fetched |
 | ``peer_up`` | ``DHTDATA_PEER_UP`` | the same of what is sent to any one peer |
 | ``peer_down`` | ``DHTDATA_PEER_DOWN`` | the same of what is fetched from any one peer |
+| ``web_seeds`` | ``DHTDATA_WEB_SEEDS`` | base URLs of mirrors, separated by white space; any that this user may reach |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -37,6 +38,7 @@ import platformdirs
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Target, Ticket
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import Network, keep_network, load_network
 
 DEFAULT_PORT = 8470
@@ -46,7 +48,7 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 RATES = ("up", "down", "peer_up", "peer_down")
 LEAST_RATE_BYTES_S = 64_000
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", *RATES)
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", *RATES)
 _NETWORKS = "networks"
 
 
@@ -65,6 +67,7 @@ class Settings:
     down: int | None = None
     peer_up: int | None = None
     peer_down: int | None = None
+    web_seeds: tuple[WebSeed, ...] = ()
 
     @property
     def keys(self) -> Path:
@@ -90,6 +93,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
         **{name: parse_rate(name, merged[name]) for name in RATES if name in merged},
+        web_seeds=_web_seeds(merged.pop("web_seeds", ())),
     )
 
 
@@ -250,3 +254,14 @@ def _addresses(value: object) -> tuple[Address, ...]:
         return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure
+
+
+def _web_seeds(value: object) -> tuple[WebSeed, ...]:
+    """What the user names himself: folders and his own networks too."""
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | WebSeed) for item in items):
+        raise ConfigError(f"web_seeds: {value!r} is not a list of URLs: write them separated by spaces")
+    try:
+        return tuple(dict.fromkeys(WebSeed.parse(str(item), named=True) for item in items))
+    except FormatError as failure:
+        raise ConfigError(f"web_seeds: {failure}") from failure

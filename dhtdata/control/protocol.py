@@ -48,7 +48,8 @@ DEFAULT_TIMEOUT_S = 60.0
 class Hello(Format, frozen=True, tag="hello"):
     """``store`` is the store's id. ``keeps_alive``: the private peer lives as long as such a connection does.
 
-    ``network``: fingerprint of the network that the program means; empty if it means none.
+    ``network``: fingerprint of the network that the program means; empty if it means none. ``web_seeds``: URLs of
+    mirrors that the user named; the peer asks them as well from then on.
     """
 
     protocol: int
@@ -57,6 +58,7 @@ class Hello(Format, frozen=True, tag="hello"):
     store: bytes
     keeps_alive: bool = True
     network: str = ""
+    web_seeds: tuple[str, ...] = ()
 
 
 class Welcome(Format, frozen=True, tag="welcome"):

@@ -23,6 +23,7 @@ from dhtdata.control.protocol import (
     FetchBlobs,
     FetchDataset,
     HandOver,
+    Hello,
     LimitsNow,
     MakeTicket,
     PeerStatus,
@@ -44,6 +45,7 @@ from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.peer.collect import Collection, Tally
 from dhtdata.peer.dht_desk import DhtDesk, gauges
 from dhtdata.peer.resolve import Resolver
@@ -93,6 +95,11 @@ class Desk:
     @property
     def kind(self) -> str:
         return "private" if self.seeder is None else "seed"
+
+    def greet(self, hello: Hello) -> None:
+        """A program has come: its user may have named web seeds. FormatError if one is malformed."""
+        if hello.web_seeds:
+            self.swarms.name_web_seeds([WebSeed.parse(url, named=True) for url in hello.web_seeds])
 
     async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         """The answer that ends the request; progress goes out through ``send`` before."""
@@ -320,6 +327,7 @@ class Desk:
         if swarm is None:
             return ()
         swarm.glance()
+        # Web seeds are not passed on: who wants them asks the manifest.
         return swarm.known()
 
     def asked(self, contents: Digest, address: Address) -> None:

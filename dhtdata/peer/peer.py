@@ -24,7 +24,7 @@ from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Believed
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.ticket import Target
 from dhtdata.network import Network, network_of_store
 from dhtdata.peer.addresses import free_port, own_addresses
@@ -133,7 +133,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
         try:
             with _signals(stop):
                 async with asyncio.TaskGroup() as group:
-                    swarms = Swarms(group, finder, http, remotes, fetcher.wake, own)
+                    swarms = Swarms(group, store, finder, http, remotes, fetcher.wake, own)
                     resolver = Resolver(settings, store, http, finder, fetcher, swarms)
                     seeder = announcer = None
                     if seed:
@@ -170,7 +170,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))
                     else:
                         group.create_task(_end_when_unused(control, stop))
-                    await control.serve(group, desk.handle)
+                    await control.serve(group, desk.handle, desk.greet)
                     events.on_listening(await desk.status())
                     await stop.wait()
                     if announcer is not None:
@@ -220,6 +220,7 @@ async def _acquaintances(
     known = Known(store.path, believed)
     await asyncio.to_thread(known.load)
     known.trust(settings.bootstrap)
+    known.name_web_seeds(settings.web_seeds)
     return known, Finder(node, http, known, believed)
 
 
@@ -279,7 +280,7 @@ async def _remember(remotes: Remotes, known: Known) -> None:
     while True:
         await asyncio.sleep(REMEMBER_EVERY_S)
         for remote in remotes.everybody():
-            if remote.blocks and remotes.usable(remote.provider):
+            if isinstance(remote.provider, Address) and remote.blocks and remotes.usable(remote.provider):
                 known.remember(remote.provider)
         await _save(known)
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from dhtdata.errors import PeerError
+from dhtdata.formats.web_seeds import Provider, WebSeed
 from dhtdata.network import PUBLIC, Network
 from dhtdata.store import Partial
+from dhtdata.transfer.folders import FolderConnection
 from dhtdata.transfer.picker import Run
-from dhtdata.transfer.providers import Provider
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.wire import Connection, blob_path
 
@@ -51,7 +52,7 @@ class Cargo:
     on_block: Callable[[int, bool], None]
     """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
     received: int = 0
-    connection: Connection | None = field(default=None, repr=False)
+    connection: Connection | FolderConnection | None = field(default=None, repr=False)
     _stopped: Event = field(default_factory=Event, repr=False)
 
     @property
@@ -102,9 +103,9 @@ class Carrier:
         NotFoundError, `dhtdata.transfer.wire.Busy` or PeerError if the provider does not deliver, IntegrityError at the
         first wrong block, StoreError if the disk is full.
         """
-        cargo.connection = self._connection(cargo.provider)
+        cargo.connection = connection = self._connection(cargo.provider)
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._pool, self._work, cargo, cargo.connection, loop)
+        work = loop.run_in_executor(self._pool, self._work, cargo, connection, loop)
         try:
             async with asyncio.timeout(deadline_s(cargo.run.length)):
                 await asyncio.shield(work)
@@ -117,9 +118,9 @@ class Carrier:
             if not work.cancelled():
                 # Mark an error as seen: the wait for it may have been given up.
                 work.exception()
-            self._keep(cargo.provider, cargo.connection)
+            self._keep(cargo.provider, connection)
 
-    def _work(self, cargo: Cargo, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, cargo: Cargo, connection: Connection | FolderConnection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: from the request to the last block on disk."""
         run, partial = cargo.run, cargo.partial
         peer = self._limits.peer_down(cargo.provider)
@@ -151,8 +152,10 @@ class Carrier:
         if len(buffer) <= _KEPT_BUFFER_BYTES and len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(buffer)
 
-    def _connection(self, provider: Provider) -> Connection:
+    def _connection(self, provider: Provider) -> Connection | FolderConnection:
         """One that is idle, the one used last first; else a new one."""
+        if isinstance(provider, WebSeed) and provider.folder is not None:
+            return FolderConnection(provider)
         self._drop_old()
         for place in range(len(self._idle) - 1, -1, -1):
             if self._idle[place][0] == provider:
@@ -161,8 +164,8 @@ class Carrier:
                 return connection
         return Connection(provider, self._network, self._source_ip)
 
-    def _keep(self, provider: Provider, connection: Connection) -> None:
-        if connection.reusable:
+    def _keep(self, provider: Provider, connection: Connection | FolderConnection) -> None:
+        if isinstance(connection, Connection) and connection.reusable:
             self._idle.append((provider, connection))
         else:
             connection.close()
