@@ -153,11 +153,11 @@ class Desk:
         busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
         traffic = (
             Traffic(
-                address=str(remote.address),
+                address=str(remote.provider),
                 bytes=remote.bytes,
                 blocks=remote.blocks,
                 wasted=remote.wasted,
-                avoided=self.remotes.avoided(remote.address),
+                avoided=self.remotes.avoided(remote.provider),
             )
             for remote in sorted(busy, key=lambda remote: -remote.bytes)[:_MAX_TRAFFIC]
         )

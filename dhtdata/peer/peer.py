@@ -24,7 +24,7 @@ from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Believed
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.ticket import Target
 from dhtdata.network import Network, network_of_store
 from dhtdata.peer.addresses import free_port, own_addresses
@@ -270,8 +270,8 @@ async def _remember(remotes: Remotes, known: Known) -> None:
     while True:
         await asyncio.sleep(REMEMBER_EVERY_S)
         for remote in remotes.everybody():
-            if remote.blocks and remotes.usable(remote.address):
-                known.remember(remote.address)
+            if remote.blocks and isinstance(remote.provider, Address) and remotes.usable(remote.provider):
+                known.remember(remote.provider)
         await _save(known)
 
 
