@@ -79,12 +79,14 @@ class Wanted:
                 self.urgent_mask &= ~(1 << position)
                 self.urgent.remove((turn, position))
 
-    def run(self, first: int, among: int, limit_bytes: int) -> Run:
-        """From ``first`` on, as many adjacent blocks ``among`` these as fit into the limit; at least one."""
+    def run(self, around: int, among: int, limit_bytes: int) -> Run:
+        """A block and as many adjacent ones ``among`` these as fit into the limit, those behind it first."""
         blocks = self.table.blocks
-        length = blocks[first].length
-        end = first + 1
-        while end < len(blocks) and among >> end & 1 and length + blocks[end].length <= limit_bytes:
+        first, end, length = around, around + 1, blocks[around].length
+        while among >> end & 1 and length + blocks[end].length <= limit_bytes:
             length += blocks[end].length
             end += 1
+        while first and among >> first - 1 & 1 and length + blocks[first - 1].length <= limit_bytes:
+            first -= 1
+            length += blocks[first].length
         return Run(self.shard, first, end - first, blocks[first].offset, length)

@@ -27,10 +27,12 @@ all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from heapq import merge
 from itertools import islice
+from operator import or_
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
@@ -177,7 +179,7 @@ class Planner:
             # One transfer of each provider is kept free for what somebody waits for.
             limit = TRANSFERS_PER_PROVIDER - urgent
             free = [helper for helper in helpers if _room(helper, limit)]
-            if self._outstanding < max(self._meter.rate_bytes_s * HORIZON_S, MIN_PIPELINE_BYTES):
+            if self._outstanding < self._pipeline_bytes(helpers):
                 free.sort(key=lambda helper: (helper.remote.backlog_s, self._chance.random()))
                 chosen = self._background(free, now_s)
             chosen = chosen or self._end_game(free, now_s)
@@ -256,6 +258,11 @@ class Planner:
             if self._remotes.usable(provider)
         ]
 
+    def _pipeline_bytes(self, helpers: Sequence[_Helper]) -> float:
+        """How much to have outstanding in the background: what will come soon, or what one provider is good for."""
+        widest = max(helper.remote.window_bytes for helper in helpers)
+        return max(self._meter.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
+
     def _urgent(
         self, wants: Sequence[Wanted], helpers: Sequence[_Helper], now_s: float
     ) -> tuple[_Helper, Wanted, Run] | None:
@@ -264,7 +271,7 @@ class Planner:
         for want in wants:
             masks = [(helper, helper.offers(want)) for helper in helpers if not helper.stalled and want in helper.wants]
             offers[want.shard] = [(helper, mask) for helper, mask in masks if mask & want.missing]
-        for position, want in self._by_turn(wants, now_s):
+        for position, want in self._by_turn(wants, offers, now_s):
             length = want.table.blocks[position].length
             soonest: tuple[float, _Helper] | None = None
             free: tuple[float, _Helper] | None = None
@@ -287,13 +294,18 @@ class Planner:
                 waiting[soonest[1].provider] = waiting.get(soonest[1].provider, 0) + length
         return None
 
-    def _by_turn(self, wants: Sequence[Wanted], now_s: float) -> Iterator[tuple[int, Wanted]]:
-        """Urgent blocks that are open or late, soonest first; only so many: what is behind them can wait."""
+    def _by_turn(
+        self, wants: Sequence[Wanted], offers: Mapping[Digest, Sequence[tuple[_Helper, int]]], now_s: float
+    ) -> Iterator[tuple[int, Wanted]]:
+        """Urgent blocks on offer, open or late, soonest first; only so many: what is behind them can wait."""
         late: dict[Digest, int] = {}
         for asked in self._asked.values():
             if now_s >= asked.due_s:
                 late[asked.want.shard] = late.get(asked.want.shard, 0) | asked.left
-        maybe = [want.open | late.get(want.shard, 0) & ~want.twice for want in wants]
+        maybe = []
+        for want in wants:
+            offered = reduce(or_, (mask for _, mask in offers[want.shard]), 0)
+            maybe.append(offered & (want.open | late.get(want.shard, 0) & ~want.twice))
 
         def turns(place: int) -> Iterator[tuple[int, int, int]]:
             for turn, position in wants[place].urgent:
@@ -314,7 +326,7 @@ class Planner:
 
     def _urgent_run(self, want: Wanted, position: int, helper: _Helper, helper_count: int) -> Run:
         """With the urgent blocks right behind it, as long as it is no gain to give those to others."""
-        among = want.urgent_mask & want.open & helper.offers(want)
+        among = (want.urgent_mask & want.open & helper.offers(want)) >> position << position
         share = among.bit_count() * want.mean_bytes // helper_count
         return want.run(position, among, self._limit_bytes(helper.remote, URGENT_RUN_S, share))
 
@@ -327,7 +339,7 @@ class Planner:
         return min(int(remote.rate_bytes_s * seconds), share, room, left, MAX_RUN_BYTES)
 
     def _background(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
-        if not any(want.open for want in self._wants.values()):
+        if not any(want.open & ~want.urgent_mask for want in self._wants.values()):
             return None
         for helper in free:
             seed = helper.crowd.have.is_complete(helper.provider)
@@ -345,7 +357,7 @@ class Planner:
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
         for want in helper.wants:
-            offered = want.open & helper.offers(want)
+            offered = want.open & ~want.urgent_mask & helper.offers(want)
             if not offered:
                 continue
             copies = helper.crowd.have.copies(want.shard)

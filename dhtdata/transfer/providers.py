@@ -53,9 +53,10 @@ class Provider(Protocol):
 
 @dataclass
 class _Sample:
-    """Bytes since when, while ``bodies`` transfers are receiving."""
+    """Bytes since when, while ``bodies`` transfers are receiving. ``taken``: one was taken since they began."""
 
     bodies: int = 0
+    taken: bool = False
     bytes: int = 0
     since_s: float = 0.0
 
@@ -65,8 +66,8 @@ class Remote:
     """One provider: verified bytes and blocks it delivered, bytes it made us throw away, and what it is doing now.
 
     ``outstanding_bytes``: asked for and not received. ``rate_bytes_s``: all its transfers together, a guess until
-    ``measured``. ``latency_s``: from a request to its first byte, queueing included; ``path_s``: the shortest of late, 0 until one began.
-    ``credit_bytes``: how much may be outstanding by trust; 0 before the first verified block.
+    ``measured``. ``latency_s``: from a request to its first byte, queueing included; ``path_s``: the shortest lately,
+    0 until one began. ``credit_bytes``: how much may be outstanding by trust; 0 before the first verified block.
     """
 
     provider: Provider
@@ -111,7 +112,7 @@ class Remote:
         else:
             self.latency_s, self.path_s = waited_s, min(waited_s, _LONGEST_PATH_S)
         if self._sample.bodies == 0:
-            self._sample.bytes, self._sample.since_s = 0, now_s
+            self._sample = _Sample(since_s=now_s)
         self._sample.bodies += 1
 
     def received(self, byte_count: int, now_s: float) -> None:
@@ -127,7 +128,8 @@ class Remote:
         self.outstanding_bytes -= left_bytes
         if began:
             self._sample.bodies -= 1
-            if self._sample.bodies == 0:
+            if self._sample.bodies == 0 and not self._sample.taken:
+                # What is left after a whole sample is too little to say anything.
                 self._measure(now_s)
 
     def verified(self, byte_count: int) -> None:
@@ -145,7 +147,7 @@ class Remote:
             weight = _FASTER if rate > self.rate_bytes_s else _SLOWER
             self.rate_bytes_s += (weight if self.measured else 1.0) * (rate - self.rate_bytes_s)
             self.measured = True
-        sample.bytes, sample.since_s = 0, now_s
+        sample.bytes, sample.since_s, sample.taken = 0, now_s, True
 
 
 class Remotes:

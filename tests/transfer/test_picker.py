@@ -44,15 +44,16 @@ def test_a_run_is_adjacent_among_these_within_the_limit_and_as_long_as_can_be(
 ) -> None:
     want = _wanted(lengths)
     first %= len(lengths)
-    run = want.run(first, mask_of(among, 12), limit)
+    places = {place for place in among if place < len(lengths)}
+    run = want.run(first, mask_of(places, 12), limit)
     blocks = want.table.blocks
     chosen = [blocks[position] for position in run.positions]
-    assert run.first == first
+    assert first in run.positions
     assert run.mask == mask_of(run.positions, 12)
-    assert set(run.positions) <= among | {first}
+    assert set(run.positions) <= places | {first}
     assert run.offset == chosen[0].offset
     assert run.length == sum(block.length for block in chosen)
     assert run.count == 1 or run.length <= limit
-    end = first + run.count
-    if end < len(blocks) and end in among:
-        assert run.length + blocks[end].length > limit
+    for beside in (run.first - 1, run.first + run.count):
+        if beside in places:
+            assert run.length + blocks[beside].length > limit

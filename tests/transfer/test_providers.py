@@ -127,7 +127,7 @@ def test_transfers_at_the_same_time_are_measured_together() -> None:
             remote.received(BLOCK // 16, step / 16)
     for _ in range(4):
         remote.ended(0, 1.0, began=True)
-    assert remote.rate_bytes_s == pytest.approx(4 * BLOCK, rel=0.01)
+    assert remote.rate_bytes_s == pytest.approx(4 * BLOCK, rel=0.1)
 
 
 def test_the_window_is_nothing_for_a_stranger_and_grows_to_what_the_link_is_good_for() -> None:
