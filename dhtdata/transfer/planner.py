@@ -58,7 +58,6 @@ _CLEARLY = 2.0
 _WORTH_S = 0.1
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
-_HUNGRY_S = 0.5
 _URGENT_SCAN = 32
 _METER_S = 0.5
 _METER_WEIGHT = 0.3
@@ -345,9 +344,10 @@ class Planner:
             seed = helper.crowd.have.is_complete(helper.provider)
             if (found := self._rarest(helper, only_new=seed)) is not None:
                 return helper, found[0], self._run(*found, helper, len(free))
-        if not self._hungry(now_s):
-            return None
+        soon_s = self._lasts_s(now_s)
         for helper in free:
+            if self._asked and not _worth(_cautious_s(helper.remote, 0), soon_s):
+                continue
             if (found := self._rarest(helper, only_new=False)) is not None:
                 return helper, found[0], self._run(*found, helper, len(free))
         return None
@@ -381,12 +381,12 @@ class Planner:
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
         return want.run(any_of(rarest, self._chance), rarest, limit)
 
-    def _hungry(self, now_s: float) -> bool:
-        """Whether little is on its way that will come soon."""
+    def _lasts_s(self, now_s: float) -> float:
+        """How long what is on its way will go on coming; who stalls does not count."""
         lively = sum(
             asked.order.run.length - asked.received for asked in self._asked.values() if now_s - asked.last_s < STALL_S
         )
-        return lively <= self._meter.rate_bytes_s * _HUNGRY_S
+        return lively / max(self._meter.rate_bytes_s, _UNPROVEN_RATE / 16)
 
     def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
         """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""

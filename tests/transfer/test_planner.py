@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
@@ -272,7 +272,7 @@ class World:
         self.changed = True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     characters=st.lists(CHARACTERS, max_size=8),
     place=st.integers(0, 8),
@@ -354,16 +354,15 @@ def test_an_urgent_block_waits_for_the_fast_rather_than_go_to_the_slow() -> None
     desk.proven(PEERS[1], 2 * BLOCK)
     for _ in range(TRANSFERS_PER_PROVIDER):
         fast.asked(BLOCK)
-    want = desk.open("shard", 3, {1: 0})
+    desk.open("shard", 3, {1: 0})
     assert desk.orders() == []
     fast.ended(BLOCK, 0.0, began=False)
     assert [order.provider for order in desk.orders()] == [PEERS[0]]
     # With a long queue at the fast one, the slow one is of use: everything has to come some time.
-    many = desk.open("many", 300, dict(enumerate(range(300))))
+    desk.open("many", 300, dict(enumerate(range(300))))
     orders = desk.orders()
-    assert {order.provider for order in orders} == {PEERS[0], PEERS[1]}
-    assert want.missing
-    assert many.missing
+    assert {order.provider for order in orders} == {PEERS[1]}
+    assert all(order.run.first > 0 for order in orders)
 
 
 def test_a_late_urgent_block_is_asked_of_one_more() -> None:
@@ -447,9 +446,10 @@ def test_a_complete_member_is_asked_for_what_the_crowd_does_not_have() -> None:
     desk.crowd.partial(PEERS[1], {want.shard: 0b00001111}, {want.shard: 0b00110000})
     desk.proven(PEERS[0], 1e8)
     desk.proven(PEERS[1], 1e6)
-    asked = {order.provider: 0 for order in []}
+    asked: Counter[Address] = Counter()
     for order in desk.orders():
-        asked[order.provider] = asked.get(order.provider, 0) | order.run.mask
+        assert isinstance(order.provider, Address)
+        asked[order.provider] |= order.run.mask
     assert asked[PEERS[0]] == 0b11000000
     assert asked[PEERS[1]]
     assert asked[PEERS[1]] & ~0b00001111 == 0
