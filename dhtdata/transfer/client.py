@@ -64,7 +64,7 @@ class HttpClient:
     @classmethod
     @asynccontextmanager
     async def running(cls, network: Network = PUBLIC, source_ip: str = "::") -> AsyncIterator[Self]:
-        """Connects from ``source_ip`` where that can be, so that others see one address of this peer; ``::``: from any."""
+        """Connects from ``source_ip`` where that leads to the other one, so that this peer has one address for all."""
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS,
             limit_per_host=MAX_CONNECTIONS_PER_ADDRESS,
