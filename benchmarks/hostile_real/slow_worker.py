@@ -1,7 +1,7 @@
 """A process that holds slow and half-open connections to a seed, of `KINDS`, and opens a new one for each that is cut.
 
-Commands: ``attack`` (``port``, ``path`` of a large blob, ``small`` path, ``connections``, ``addresses``, ``seed``) answers
-once all are open; ``state`` says how many are open now and how often they were cut.
+Commands: ``attack`` (``port``, ``path`` of a large blob, ``small`` path, ``connections``, ``addresses``, ``seed``)
+answers once nearly all are open; ``state`` says how many are open now and how often they were cut.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def reads_nothing(connection: socket.socket, command: Command, chance: ran
 
 async def reads_slowly(connection: socket.socket, command: Command, chance: random.Random) -> None:
     await _send(connection, f"GET {command['path']} HTTP/1.1\r\nHost: x\r\n\r\n")
-    while await _loop().sock_recv(connection, READ_BYTES_S // 4):
+    while await _loop().sock_recv(connection, READ_BYTES_S // 4):  # noqa: ASYNC110
         await asyncio.sleep(0.25)
 
 
