@@ -135,13 +135,13 @@ class Holdings:
         revision = self._revision
         if since == revision:
             return HaveMap(version=answers.VERSION, contents=contents, revision=revision, unchanged=True)
+        count = known.layout.shard_count
+        if all(bit(known.shards, ordinal) for ordinal in range(count)):
+            return HaveMap(version=answers.VERSION, contents=contents, revision=revision, complete=True)
         if since is not None and self._told_since <= since < revision:
             touched = self._touched(since)
             if len(touched) <= answers.MAX_PARTIALS:
                 return self._changes(known, since, touched)
-        count = known.layout.shard_count
-        if all(bit(known.shards, ordinal) for ordinal in range(count)):
-            return HaveMap(version=answers.VERSION, contents=contents, revision=revision, complete=True)
         return HaveMap(
             version=answers.VERSION,
             contents=contents,
