@@ -11,11 +11,17 @@ from dhtdata.transfer.wire import Connection, blob_path
 
 
 async def read_range(
-    provider: Provider, digest: Digest, offset: int, length: int, *, network: Network = PUBLIC
+    provider: Provider,
+    digest: Digest,
+    offset: int,
+    length: int,
+    *,
+    network: Network = PUBLIC,
+    source_ip: str = "::",
 ) -> bytearray:
     """Bytes ``[offset, offset + length)`` of a blob, over a connection of their own."""
     body = bytearray(length)
-    connection = Connection(provider, network)
+    connection = Connection(provider, network, source_ip)
 
     def read() -> None:
         try:
