@@ -347,7 +347,7 @@ class Planner:
                 return helper, found[0], self._run(*found, helper, len(free))
         soon_s = self._lasts_s(now_s)
         for helper in free:
-            if self._asked and not _worth(_cautious_s(helper.remote, 0), soon_s):
+            if soon_s and not _worth(_cautious_s(helper.remote, 0), soon_s):
                 continue
             if (found := self._rarest(helper, only_new=False)) is not None:
                 return helper, found[0], self._run(*found, helper, len(free))
@@ -384,10 +384,11 @@ class Planner:
 
     def _lasts_s(self, now_s: float) -> float:
         """How long what is on its way will go on coming; who stalls does not count."""
-        lively = sum(
-            asked.order.run.length - asked.received for asked in self._asked.values() if now_s - asked.last_s < STALL_S
+        lively = [asked for asked in self._asked.values() if now_s - asked.last_s < STALL_S]
+        left_bytes = sum(asked.order.run.length - asked.received for asked in lively)
+        return left_bytes / max(
+            sum({asked.remote.provider: asked.remote.rate_bytes_s for asked in lively}.values()), 1.0
         )
-        return lively / max(self._meter.rate_bytes_s, _UNPROVEN_RATE / 16)
 
     def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
         """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""

@@ -444,8 +444,8 @@ def test_a_complete_member_is_asked_for_what_the_crowd_does_not_have() -> None:
     want = desk.open("shard", 8, length=BLOCK)
     desk.crowd.complete(PEERS[0])
     desk.crowd.partial(PEERS[1], {want.shard: 0b00001111}, {want.shard: 0b00110000})
-    desk.proven(PEERS[0], 1e8)
-    desk.proven(PEERS[1], 1e6)
+    desk.proven(PEERS[0], 1e7)
+    desk.proven(PEERS[1], 1e7)
     asked: Counter[Address] = Counter()
     for order in desk.orders():
         assert isinstance(order.provider, Address)
