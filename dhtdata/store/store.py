@@ -10,6 +10,7 @@ goals: network file systems (refused), several users (the folder is 0700), bad m
       index.sqlite      rows of blobs, partials, datasets, names (WAL)
       store.lock        held while a process opens the store
       blobs/ab/<digest>   final, read-only
+      packed/ab/<digest>.zst  packed forms of shards
       partial/          shards of which some blocks are here
       incoming/         temporary files, each locked by its writer
       quarantine/       blobs whose bytes changed on disk
@@ -28,13 +29,14 @@ from types import TracebackType
 from typing import Self
 
 from dhtdata.digest import Buffer, Digest, random_id
-from dhtdata.errors import NotFoundError
-from dhtdata.formats.blocks import BlockTable
+from dhtdata.errors import IntegrityError, NotFoundError
+from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.records import Signed
 from dhtdata.store.blobs import Blobs, BlobWriter, ScrubResult
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
 from dhtdata.store.index import Database
+from dhtdata.store.packed import NotWorthPacking, PackedFile, PackedShards
 from dhtdata.store.partial import Partial, Partials
 from dhtdata.store.room import GRACE_S, Completeness, Room, Usage
 
@@ -60,8 +62,9 @@ class Store:
         self._database = database
         self._blobs = Blobs(path, database, clock)
         self._partials = Partials(path, self._blobs, database)
+        self._packed = PackedShards(path, self._blobs, database)
         self._catalogue = Catalogue(database, clock)
-        self._room = Room(self._blobs, self._partials, self._catalogue, database, cache_limit)
+        self._room = Room(self._blobs, self._partials, self._packed, self._catalogue, database, cache_limit)
         self.id = b""
 
     @classmethod
@@ -78,6 +81,7 @@ class Store:
                 store.id = store._database.create(random_id())
                 store._blobs.create()
                 store._partials.create()
+                store._packed.create()
         except BaseException:
             store._database.close()
             raise
@@ -151,8 +155,12 @@ class Store:
             return Located(path, path.stat().st_size, None)
 
     def scrub(self) -> Iterator[ScrubResult]:
-        """Digest every blob again, one result each; bad ones go to quarantine. `usage` says how many there will be."""
-        return self._blobs.scrub()
+        """Digest every blob and packed file again, one result each; `usage` says how many there will be.
+
+        Bad blobs go to quarantine, bad packed files are dropped.
+        """
+        yield from self._blobs.scrub()
+        yield from self._packed.scrub()
 
     # Partial shards
 
@@ -165,6 +173,32 @@ class Store:
     def partials(self) -> list[Digest]:
         """Shards of which some blocks may be here, ascending."""
         return sorted({entry.digest for entry in self._partials.entries()})
+
+    # Packed shards
+
+    def packed(self, shard: Digest) -> PackedFile:
+        """The packed form of a shard. NotFoundError if there is none, `NotWorthPacking` if there never will be one."""
+        return self._packed.find(shard)
+
+    def pack(self, shard: Digest, going: Callable[[], bool] = lambda: True) -> PackedFile:
+        """Pack a whole shard of a listed dataset, unless that was done; ends early once ``going`` says no.
+
+        NotFoundError if shard or block table is not here, `NotWorthPacking` if that saves too little, StoreError if
+        there is no room beside what is not packed.
+        """
+        try:
+            return self._packed.find(shard)
+        except NotWorthPacking:
+            raise
+        except (NotFoundError, IntegrityError):
+            pass  # not yet, or its file had changed and was dropped
+        table = self.block_table(shard)
+        self._room.reserve_copy(table.shard_bytes)
+        return self._packed.pack(shard, table, going)
+
+    def block_table(self, shard: Digest) -> BlockTable:
+        """The block table that some listed dataset gives a shard. NotFoundError if none lists it, or it is not here."""
+        return BlockTable.decode(self.read(self._room.table_of(shard), limit_bytes=MAX_TABLE_BYTES))
 
     # Datasets
 
