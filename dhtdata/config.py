@@ -11,6 +11,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
 | ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
+| ``packed`` | ``DHTDATA_PACKED`` | packed shards on the wire: ``auto`` where the link is slow, ``always``, ``never`` |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -26,7 +27,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import platformdirs
 
@@ -40,8 +41,9 @@ MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network")
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "packed")
 _NETWORKS = "networks"
+PackedPolicy = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Settings:
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
     network: Path | None = None
+    packed: PackedPolicy = "auto"
 
     @property
     def keys(self) -> Path:
@@ -79,6 +82,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         port=_port(merged.pop("port", Settings.port)),
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
+        packed=_packed(merged.pop("packed", Settings.packed)),
     )
 
 
@@ -199,6 +203,13 @@ def _port(value: object) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65_535:
         raise ConfigError(f"port: {value!r} is not in 0 to 65535")
     return int(text)
+
+
+def _packed(value: object) -> PackedPolicy:
+    for policy in get_args(PackedPolicy):
+        if value == policy:
+            return cast(PackedPolicy, policy)
+    raise ConfigError(f"packed: {value!r} is none of {', '.join(get_args(PackedPolicy))}")
 
 
 def _addresses(value: object) -> tuple[Address, ...]:

@@ -18,6 +18,7 @@ from dhtdata.cli.session import (
     JsonOption,
     ListenOption,
     NetworkOption,
+    PackedOption,
     PortOption,
     Session,
     StoreOption,
@@ -139,6 +140,7 @@ def seed(
     port: PortOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    packed: PackedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
@@ -159,6 +161,7 @@ def seed(
         listen=listen,
         port=port,
         cache_limit=cache_limit,
+        packed=packed,
     )
     run_seed(opened, expand_targets(targets), {}, [])
 

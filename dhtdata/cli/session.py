@@ -68,6 +68,15 @@ CacheLimitOption = Annotated[
         metavar="SIZE",
     ),
 ]
+PackedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--packed",
+        help="Serve shards packed (zstd) too: auto packs what is asked for, always everything, never nothing.",
+        rich_help_panel=_NETWORK,
+        metavar="auto|always|never",
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
@@ -139,6 +148,7 @@ def session(
     listen: str | None = None,
     port: int | None = None,
     cache_limit: str | None = None,
+    packed: str | None = None,
 ) -> Session:
     """Settings of a command from its flags; None means not given."""
     flags = {
@@ -149,5 +159,6 @@ def session(
         "listen": listen,
         "port": port,
         "cache_limit": cache_limit,
+        "packed": packed,
     }
     return Session(load_settings(flags), Output(as_json), port)

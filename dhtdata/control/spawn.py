@@ -96,6 +96,7 @@ def private_command(settings: Settings, ready: int, *, elect_itself: bool) -> li
     if settings.network is not None:
         # The path alone: arguments can be read by everybody on the machine.
         command += ["--network", str(settings.network)]
+    command += ["--packed", settings.packed]
     if elect_itself:
         command.append("--elect")
     return command

@@ -52,6 +52,7 @@ def run_private(arguments: Sequence[str]) -> int:
             "cache_limit": options.cache_limit,
             "bootstrap": options.bootstrap,
             "network": options.network,
+            "packed": options.packed,
         },
         environment={},
     )
@@ -111,5 +112,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache-limit")
     parser.add_argument("--bootstrap")
     parser.add_argument("--network")
+    parser.add_argument("--packed")
     parser.add_argument("--elect", action="store_true")
     return parser.parse_args(arguments)

@@ -163,7 +163,7 @@ class Room:
         StoreError says what the limit must be, or how much the disk lacks.
         """
         with self._lock:
-            require_room(self._database.path.parent, needed_bytes)
+            self._require_room(needed_bytes)
             if self._cache_limit is None:
                 return
             if needed_bytes <= self._spare_bytes and self._spare_for == _listed(self._catalogue.manifests()):
@@ -225,6 +225,16 @@ class Room:
                 "UPDATE blobs SET added_s = 0 WHERE digest = ? AND added_s <= ?",
                 [(digest, listed_s) for digest in (*reach.small, *reach.sizes)],
             )
+
+    def _require_room(self, needed_bytes: int) -> None:
+        """Room on the disk, for which packed copies go if need be."""
+        try:
+            require_room(self._database.path.parent, needed_bytes)
+        except StoreError:
+            census = self._census(GRACE_S)
+            if not self._drop(census, _first(census.copies, needed_bytes)):
+                raise
+            require_room(self._database.path.parent, needed_bytes)
 
     def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census) -> None:
         excess = census.cache_bytes + needed_bytes - limit_bytes
@@ -311,13 +321,7 @@ class Room:
         return reach
 
     def _evict(self, census: _Census, needed_bytes: int) -> int:
-        chosen: list[_Loose] = []
-        for item in census.evictable():
-            if needed_bytes <= 0:
-                break
-            chosen.append(item)
-            needed_bytes -= item.size
-        return self._drop(census, chosen)
+        return self._drop(census, _first(census.evictable(), needed_bytes))
 
     def _drop(self, census: _Census, chosen: list[_Loose]) -> int:
         """Drop in batches, so that others get the write lock in between; stops if datasets were added or pinned."""
@@ -335,6 +339,17 @@ class Room:
                     elif dropped := self._blobs.remove(connection, Digest(item.what), item.added_s):
                         freed += dropped + self._packed.remove(connection, item.what)
         return freed
+
+
+def _first(items: list[_Loose], needed_bytes: int) -> list[_Loose]:
+    """As many of the first items as it takes."""
+    chosen: list[_Loose] = []
+    for item in items:
+        if needed_bytes <= 0:
+            break
+        chosen.append(item)
+        needed_bytes -= item.size
+    return chosen
 
 
 def _listed(entries: list[ManifestEntry]) -> frozenset[tuple[bytes, bool]]:

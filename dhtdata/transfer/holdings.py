@@ -18,6 +18,7 @@ from dhtdata.store import Partial, Store
 from dhtdata.transfer import answers
 from dhtdata.transfer.answers import HaveMap, PartialShard, bit, pack_bits
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.packer import Packer
 
 REFRESH_S = 30.0
 MAX_LAYOUTS = 16
@@ -35,11 +36,15 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class Servable:
-    """A file to serve bytes of. ``partial`` is None if all of it may be served."""
+    """A file to serve bytes of. ``partial`` is None if all of it may be served.
+
+    ``etag`` names its bytes where the digest that was asked for does not: a packed form is one of many.
+    """
 
     path: Path
     size: int
     partial: Partial | None = None
+    etag: Digest | None = None
 
     def covers(self, start: int, end: int) -> bool:
         """Whether every byte of ``[start, end)`` is verified."""
@@ -55,8 +60,9 @@ class Servable:
 class Holdings:
     """Asked by the server, told by the fetcher. Touched by the event loop's thread only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, packer: Packer | None = None) -> None:
         self._store = store
+        self._packer = packer
         self._partials: dict[Digest, Partial] = {}
         self._known: OrderedDict[Digest, _Known] = OrderedDict()
         self._making: dict[Digest, asyncio.Lock] = {}
@@ -93,6 +99,13 @@ class Holdings:
             if partial is None:
                 raise NotFoundError(f"blob {digest} is not here") from None
             return Servable(partial.path, partial.table.shard_bytes, partial)
+
+    async def find_packed(self, shard: Digest) -> Servable:
+        """The packed form of a whole shard. NotFoundError if this peer has none."""
+        if self._packer is None:
+            raise NotFoundError("nothing is packed here")
+        found = await self._packer.find(shard)
+        return Servable(found.path, found.size, etag=found.digest)
 
     async def have(self, contents: Digest, since: int | None = None) -> HaveMap:
         """What is held of some contents. NotFoundError if these contents are not here."""
