@@ -11,7 +11,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
 | ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
-| ``packed`` | ``DHTDATA_PACKED`` | packed shards on the wire: ``auto`` where the link is slow, ``always``, ``never`` |
+| ``packed`` | ``DHTDATA_PACKED`` | packed shards on the wire: ``auto``, ``always``, ``never``; ``only``: on disk, too |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -43,7 +43,7 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 _FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "packed")
 _NETWORKS = "networks"
-PackedPolicy = Literal["auto", "always", "never"]
+PackedPolicy = Literal["auto", "always", "never", "only"]
 
 
 @dataclass(frozen=True)

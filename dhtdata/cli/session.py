@@ -72,9 +72,10 @@ PackedOption = Annotated[
     str | None,
     typer.Option(
         "--packed",
-        help="Serve shards packed (zstd) too: auto packs what is asked for, always everything, never nothing.",
+        help="Serve shards packed (zstd), too: auto packs what is asked for, always everything, never nothing; "
+        "only keeps nothing but packed ones.",
         rich_help_panel=_NETWORK,
-        metavar="auto|always|never",
+        metavar="auto|always|never|only",
     ),
 ]
 TimeoutOption = Annotated[

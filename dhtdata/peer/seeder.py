@@ -197,9 +197,9 @@ class Seeder:
             announced.complete = True
             announced.nudge.set()
             self._announcer.shards_changed()
-            with suppress(DhtDataError):  # lost again just now: the next round finds out
-                await self._packer.completed(announced.contents)
             while announced.complete:
+                with suppress(DhtDataError):  # lost again just now: the next look finds out
+                    await self._packer.completed(announced.contents)
                 await asyncio.sleep(LOSS_S * random.uniform(1 - _JITTER, 1 + _JITTER))
                 announced.complete = await self._whole(announced.manifest)
 

@@ -3,7 +3,7 @@
 A packed file is made out of a whole blob whose blocks are digested once more on the way, or not at all: what its sample
 or its whole saves too little of is marked in the index and never tried again. Its row has a digest of its own, by which
 it is served and checked. Where the blob lies beside it, it is a copy that anybody may drop; where the blob was given up
-for it, it is the shard, and `restore` makes the blob again.
+for it, or lost, it is the shard, and `restore` makes the blob again.
 
 Write order is that of `blobs`: temporary file, fsync, rename, fsync of the folder, row. What a crash can leave:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -106,27 +106,54 @@ class PackedShards:
                 raise self._refused(shard)
             return self._write(shard, table, descriptor, going)
 
-    def restore(self, shard: Digest) -> Path:
-        """Make the blob out of its packed form. IntegrityError drops a form that does not unpack to it."""
-        found = self.find(shard)
+    def has(self, shard: Digest) -> bool:
+        """Whether the shard is here in packed form, as it should be."""
+        try:
+            self.find(shard)
+        except (NotFoundError, IntegrityError):
+            return False
+        return True
+
+    def held(self) -> set[bytes]:
+        """Digests of all shards that have a packed form here."""
+        with self._database.reading() as connection:
+            return {row[0] for row in connection.execute("SELECT digest FROM packed WHERE size > 0")}
+
+    def unpacked(self, shards: Iterable[Digest], *, alone: bool) -> set[Digest]:
+        """Those whose blob is here and that are not packed; ``alone``: or packed beside it. None not worth packing."""
+        whole = self._blobs.held()
+        with self._database.reading() as connection:
+            sizes = dict(connection.execute("SELECT digest, size FROM packed").fetchall())
+        return {shard for shard in shards if shard in whole and (shard not in sizes or (alone and sizes[shard] > 0))}
+
+    def restore(self, found: PackedFile) -> Path:
+        """Make the blob again. IntegrityError drops a file that does not unpack to it."""
         with self._blobs.new_blob() as writer:
             self._unpack(found, writer.write)
-            if writer.digest() != shard:
+            if writer.digest() != found.shard:
                 raise self._spoilt(found)
             return writer.commit()
 
-    def read(self, found: PackedFile, start: int, end: int) -> bytes:
-        """Bytes ``[start, end)`` of the shard. Unpacks the blocks that they touch."""
-        with _opened(found.path) as descriptor:
-            table = self._seek_table(found, descriptor)
-            frames, blocks = PackedTable.of(table.frames), PackedTable.of(table.blocks)
-            parts = []
-            for position in range(len(table.blocks)):
-                first, after = blocks.span(position, position + 1)
-                if first < end and start < after:
-                    block = self._block(found, descriptor, frames.span(position, position + 1), after - first)
-                    parts.append(block[max(start - first, 0) : end - first])
-        return b"".join(parts)
+    def give_up_blob(self, shard: Digest) -> int:
+        """Drop the blob of a packed shard, once more unpacked and digested before; bytes freed."""
+        found = self.find(shard)
+        if not self._blobs.has(shard):
+            return 0
+        hasher = Hasher()
+        self._unpack(found, hasher.update)
+        if hasher.digest() != shard:
+            raise self._spoilt(found)
+        with self._database.writing() as connection:
+            row = connection.execute(
+                "SELECT blobs.added_s FROM blobs, packed WHERE blobs.digest = ? AND packed.digest = ? "
+                "AND packed_digest = ?",
+                (shard, shard, found.digest),
+            ).fetchone()
+            if row is None or _identity(found.path) is None:
+                return 0
+            # Who was promised grace for the blob has it for what is left of it.
+            connection.execute("UPDATE packed SET added_s = max(added_s, ?) WHERE digest = ?", (row[0], shard))
+            return self._blobs.remove(connection, shard, row[0])
 
     def verify(self, found: PackedFile) -> None:
         """Digest the file and renew its row. NotFoundError if it is gone; a changed one is dropped: IntegrityError."""

@@ -117,17 +117,21 @@ class Room:
             self._walked[manifest] = reach
         return reach
 
+    def held(self) -> set[bytes]:
+        """Digests of what is here, packed or as it is."""
+        return self._blobs.held() | self._packed.held()
+
     def missing(self, manifest: Digest) -> list[Digest]:
         """Blobs that the manifest is known to lead to and that are not here, ascending."""
         reach = self.reach(manifest)
-        held = self._blobs.held()
+        held = self.held()
         return [Digest(value) for value in sorted((reach.small | reach.sizes.keys()) - held)]
 
     def completeness(self, manifest: Digest) -> Completeness:
         reach = self.reach(manifest)
         if not reach.byte_count:
             raise NotFoundError(f"manifest {manifest} or its contents are not in this store: fetch them first")
-        held = self._blobs.held()
+        held = self.held()
         here = [digest for digest in reach.sequence if digest in held]
         begun: dict[bytes, int] = {}
         for entry in self._partials.entries():

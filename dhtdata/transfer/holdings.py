@@ -80,6 +80,8 @@ class Holdings:
     def finished(self, shard: Digest) -> None:
         """A shard is whole now."""
         self._partials.pop(shard, None)
+        if self._packer is not None:
+            self._packer.arrived(shard)
         for known in self._known.values():
             ordinal = known.layout.ordinal(shard)
             if ordinal is not None:
@@ -93,7 +95,10 @@ class Holdings:
         """NotFoundError if neither the blob nor any block of it is here."""
         try:
             path = await asyncio.to_thread(self._store.path_of, digest)
-            return Servable(path, await asyncio.to_thread(_size, path))
+            size = await asyncio.to_thread(_size, path)
+            if self._packer is not None:
+                self._packer.used(digest, size)
+            return Servable(path, size)
         except (NotFoundError, IntegrityError):
             partial = self._partials.get(digest)
             if partial is None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from dhtdata.formats.packed import PackedTable, seek_table_bytes
 from dhtdata.packing import unpack_into
 from dhtdata.store import NotWorthPacking, PackedFile, Store
 from dhtdata.store.room import GRACE_S
-from tests.store.samples import Clock, Dataset, Shard, files_under, of_shards, rot, shard
+from tests.store.samples import Clock, Dataset, Shard, dataset, files_under, of_shards, rot, shard
 from tests.store.test_crash import check_sound, dies_at_step
 from tests.test_packing import text
 
@@ -388,3 +389,183 @@ def test_a_crash_between_any_two_steps_of_packing_leaves_a_sound_store(tmp_path:
         number += 1
         folder = prepared(str(number))
     assert number > 10
+
+
+# Without the blob
+
+
+def given_up(store: Store, sample: Dataset) -> None:
+    """Keep only the packed form of every shard."""
+    for item in sample.shards:
+        store.pack(item.digest)
+        assert store.give_up(item.digest) == len(item.content)
+
+
+def test_a_shard_whose_blob_was_given_up_is_held_all_the_same(tmp_path: Path) -> None:
+    sample = text_dataset(17)
+    digests = {item.digest for item in sample.shards}
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        whole = store.completeness(sample.manifest)
+        given_up(store, sample)
+        assert {Digest.parse(path.name) for path in files_under(tmp_path / "blobs")}.isdisjoint(digests)
+        assert store.completeness(sample.manifest) == whole
+        assert store.missing_blobs(sample.manifest) == []
+        assert store.held(digests) == digests
+        assert all(store.has(digest) for digest in digests)
+        assert [store.size(item.digest) for item in sample.shards] == [len(item.content) for item in sample.shards]
+        assert all(result.state == "ok" for result in store.scrub())
+        assert store.give_up(sample.shards[0].digest) == 0
+
+
+def test_who_asks_for_the_blob_gets_it_restored(tmp_path: Path) -> None:
+    sample = text_dataset(18)
+    item = sample.shards[0]
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        given_up(store, sample)
+        assert store.path_of(item.digest).read_bytes() == item.content
+        assert store.locate(sample.shards[1].digest).complete
+        assert store.packed(item.digest).path.exists()
+        assert store.give_up(item.digest) == len(item.content)
+
+
+def test_many_who_ask_at_once_restore_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = text_dataset(19)
+    item = sample.shards[0]
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        given_up(store, sample)
+        restored: list[Path] = []
+        real = store._packed.restore
+
+        def restore(found: PackedFile) -> Path:
+            restored.append(real(found))
+            return restored[-1]
+
+        monkeypatch.setattr(store._packed, "restore", restore)
+        with ThreadPoolExecutor(8) as threads:
+            paths = set(threads.map(lambda _: store.path_of(item.digest), range(32)))
+        assert paths == set(restored) and len(restored) == 1
+
+
+def test_a_blob_is_kept_if_its_packed_form_does_not_hold_it(tmp_path: Path) -> None:
+    sample = text_dataset(20)
+    digest = sample.shards[0].digest
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        with pytest.raises(NotFoundError, match="not packed"):
+            store.give_up(digest)
+        rot(store.pack(digest).path, keep_times=True)
+        with pytest.raises(IntegrityError, match="is not the packed form"):
+            store.give_up(digest)
+        assert store.has(digest)
+        assert files_under(tmp_path / "packed") == []
+
+
+def test_a_packed_form_that_rots_alone_is_lost_and_said_to_be(tmp_path: Path) -> None:
+    sample = text_dataset(21)
+    first, second = (item.digest for item in sample.shards[:2])
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        given_up(store, sample)
+        for digest in (first, second):
+            rot(store.packed(digest).path, keep_times=True)
+        with pytest.raises(IntegrityError, match="is not the packed form"):
+            store.path_of(first)
+        with pytest.raises(NotFoundError, match="not in this store"):
+            store.path_of(first)
+        assert [result.digest for result in store.scrub() if result.state != "ok"] == [second]
+        assert store.missing_blobs(sample.manifest) == sorted([first, second])
+
+
+def test_a_packed_form_alone_is_kept_and_evicted_as_its_shard_would_be(tmp_path: Path) -> None:
+    clock = Clock()
+    sample = text_dataset(22)
+    with Store.open(tmp_path, clock=clock) as store:
+        sample.put(store)
+        given_up(store, sample)
+        store.pin(sample.manifest)
+        clock.now_s += GRACE_S + 1
+        assert store.gc() == store.evict(1 << 40) == store.usage().cache_bytes == 0
+        store.unpin(sample.manifest)
+        packed_bytes = store.usage().packed_bytes
+        assert store.gc() == 0
+        assert store.usage().cache_bytes == packed_bytes + store.usage().bytes
+        assert store.evict(1) == packed_bytes - store.usage().packed_bytes > 0
+        assert store.usage().packed == 2
+        store.remove_manifest(sample.manifest)
+        before = store.usage()
+        assert store.gc() == before.packed_bytes + before.bytes
+        assert files_under(tmp_path / "packed") == files_under(tmp_path / "blobs") == []
+
+
+def test_grace_that_was_promised_for_the_blob_holds_for_its_packed_form(tmp_path: Path) -> None:
+    clock = Clock()
+    sample = text_dataset(23)
+    digest = sample.shards[0].digest
+    with Store.open(tmp_path, clock=clock) as store:
+        sample.put(store)
+        store.pack(digest)
+        clock.now_s += GRACE_S + 1
+        assert store.retain(digest)
+        store.remove_manifest(sample.manifest)
+        store.give_up(digest)
+        store.gc()
+        assert store.has(digest)
+        clock.now_s += GRACE_S + 1
+        store.gc()
+        assert not store.has(digest)
+
+
+def test_what_is_left_to_pack_and_to_give_up(tmp_path: Path) -> None:
+    sample, noise = text_dataset(24, shard_count=4), dataset(25, shard_count=1)
+    fresh, packed, alone, absent = (item.digest for item in sample.shards)
+    with Store.open(tmp_path) as store:
+        sample.put(store)
+        noise.put(store)
+        marked = noise.shards[0].digest
+        with pytest.raises(NotWorthPacking):
+            store.pack(marked)
+        store.pack(packed)
+        store.pack(alone)
+        store.give_up(alone)
+        store.path_of(absent).unlink()
+        store.has(absent)
+        everything = [fresh, packed, alone, absent, marked]
+        assert store.unpacked(everything, alone=False) == {fresh}
+        assert store.unpacked(everything, alone=True) == {fresh, packed}
+
+
+@pytest.mark.slow_e2e
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("what", ["give up", "restore"])
+def test_a_crash_between_any_two_steps_never_loses_both_forms(tmp_path: Path, what: str) -> None:
+    sample = text_dataset(26, shard_count=1)
+    item = sample.shards[0]
+
+    def act() -> None:
+        with Store.open(folder) as store:
+            if what == "give up":
+                store.give_up(item.digest)
+            else:
+                store.path_of(item.digest)
+
+    def prepared(name: str) -> Path:
+        with Store.open(tmp_path / name) as store:
+            sample.put(store)
+            store.pack(item.digest)
+            if what == "restore":
+                store.give_up(item.digest)
+        return tmp_path / name
+
+    number = 0
+    folder = prepared("0")
+    while dies_at_step(number, act):
+        check_sound(folder, [item.digest])
+        with Store.open(folder) as store:
+            assert store.path_of(item.digest).read_bytes() == item.content
+        number += 1
+        folder = prepared(str(number))
+    assert number > (8 if what == "restore" else 3)

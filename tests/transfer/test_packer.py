@@ -45,6 +45,12 @@ async def get(url: str, **headers: str) -> tuple[int, bytes, CIMultiDict[str]]:
         return response.status, await response.read(), response.headers.copy()
 
 
+async def get_whole(url: str) -> bytes:
+    status, body, _ = await get(url)
+    assert status == 200
+    return body
+
+
 async def fetched(url: str, item: Shard) -> bytes:
     """A shard as a peer on a slow link fetches it: the end of the packed file, then frames."""
     status, suffix, headers = await get(url, Range=f"bytes=-{seek_table_bytes(len(item.blocks))}")
@@ -233,3 +239,62 @@ def test_who_waits_too_long_takes_the_shard_as_it_is_and_the_work_goes_on(
             assert (await get(f"{url}/v1/blobs/{first}.zst"))[0] == 200
 
     run(main())
+
+
+def test_a_seed_that_keeps_only_packed_shards_serves_both_forms(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store("store")
+    sample = stored(store, text_dataset(9, shard_count=4))
+    noise = stored(store, of_shards([shard(10)]))
+    size = len(sample.shards[0].content)
+    monkeypatch.setattr(packer_module, "MAX_RESTORED_BYTES", 2 * size + 10)
+    digests = {item.digest for item in sample.shards}
+
+    def as_they_are() -> set[Digest]:
+        return {digest for path in files_under(store.path / "blobs") if (digest := Digest.parse(path.name)) in digests}
+
+    async def main() -> None:
+        async with seed(store, "only") as (url, packer):
+            for contents in (sample.contents, noise.contents):
+                await packer.completed(contents)
+            await until(lambda: not as_they_are())
+            for item in sample.shards:
+                assert await get_whole(f"{url}/v1/blobs/{item.digest}") == item.content
+                assert await fetched(f"{url}/v1/blobs/{item.digest}.zst", item) == item.content
+                span = await get(f"{url}/v1/blobs/{item.digest}", Range="bytes=100-30000")
+                assert (span[0], span[1]) == (206, item.content[100:30_001])
+            # The last two that were asked for stay as they are for a while.
+            await until(lambda: as_they_are() == {item.digest for item in sample.shards[2:]})
+            assert await get_whole(f"{url}/v1/blobs/{noise.shards[0].digest}") == noise.shards[0].content
+            await until(lambda: as_they_are() == {sample.shards[3].digest})
+
+    run(main())
+    assert store.completeness(sample.manifest).complete
+
+
+def test_a_shard_that_arrives_is_packed_at_once_where_only_packed_ones_are_kept(new_store: NewStore) -> None:
+    store = new_store("store")
+    sample = text_dataset(11)
+    for content in sample.small:
+        store.put(content)
+    store.add_manifest(sample.manifest)
+    item = sample.shards[0]
+
+    async def main() -> None:
+        packer = Packer(store, "only")
+        holdings = Holdings(store, packer)
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(packer.run())
+            partial = await asyncio.to_thread(store.partial, item.digest, item.table)
+            holdings.opened(partial)
+            for position, block in enumerate(item.blocks):
+                await asyncio.to_thread(partial.accept, position, block)
+            path = await asyncio.to_thread(partial.finish)
+            holdings.finished(item.digest)
+            await until(lambda: not path.exists())
+            working.cancel()
+
+    run(main())
+    assert store.completeness(sample.manifest).shards_held == 1
+    assert store.path_of(item.digest).read_bytes() == item.content
