@@ -347,3 +347,13 @@ def test_a_ticket_of_another_network_than_the_named_one_is_refused(tmp_path: Pat
     with pytest.raises(ConfigError, match=f"{other.fingerprint}.*{named.fingerprint}.*--network"):
         entering(found, Ticket(Digest.of(b"m"), (), other.secret))
     assert not (tmp_path / "store").exists()
+
+
+def test_the_policy_of_packed_shards_is_one_of_four(tmp_path: Path) -> None:
+    assert settings(tmp_path).packed == "auto"
+    (tmp_path / "config.toml").write_text('packed = "never"')
+    assert settings(tmp_path).packed == "never"
+    assert settings(tmp_path, {}, {"DHTDATA_PACKED": "auto"}).packed == "auto"
+    assert settings(tmp_path, {"packed": "always"}, {"DHTDATA_PACKED": "auto"}).packed == "always"
+    with pytest.raises(ConfigError, match="'sometimes' is none of auto, always, never, only"):
+        settings(tmp_path, {"packed": "sometimes"})

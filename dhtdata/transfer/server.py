@@ -3,6 +3,7 @@
 ::
 
     GET/HEAD /v1/blobs/<digest>            one Range at most; ETag is the digest, immutable
+    GET/HEAD /v1/blobs/<shard>.zst         `formats.packed`, if held; ETag is the digest of these bytes, for If-Match
     GET      /v1/have/<contents>?since=&port=  `answers.HaveMap`; ``port``: where the asker serves while it fetches
     GET      /v1/peers/<contents>          `answers.PeerExchange`
     GET      /v1/providers/<digest>        `answers.ProviderRecords`: a look-up in the DHT on behalf of the asker
@@ -45,7 +46,7 @@ from dhtdata.formats.names import Name, check_name, decode_key
 from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer import sending
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
-from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.holdings import Holdings, Servable
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
@@ -304,7 +305,10 @@ class BlobServer:
     async def _route(self, request: web.BaseRequest, directory: Directory) -> web.StreamResponse:
         parts = request.path.split("/")[1:]
         if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
-            return await self._blob(request, Digest.parse(parts[2]))
+            name = parts[2].removesuffix(".zst")
+            find = self._holdings.find if name == parts[2] else self._holdings.find_packed
+            digest = Digest.parse(name)
+            return await self._blob(request, digest, await find(digest))
         if parts[:2] == ["v1", "have"] and len(parts) == 3:
             return _binary(await self._have(request, Digest.parse(parts[2]), directory))
         if parts[:2] == ["v1", "peers"] and len(parts) == 3:
@@ -333,13 +337,14 @@ class BlobServer:
         have = await self._holdings.have(contents, int(since) if since else None)
         return await asyncio.to_thread(have.encode)
 
-    async def _blob(self, request: web.BaseRequest, digest: Digest) -> web.StreamResponse:
-        servable = await self._holdings.find(digest)
+    async def _blob(self, request: web.BaseRequest, digest: Digest, servable: Servable) -> web.StreamResponse:
         headers = {
-            "ETag": f'"{digest}"',
+            "ETag": f'"{servable.etag or digest}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "public, max-age=31536000, immutable",
         }
+        if request.headers.get("If-Match", headers["ETag"]) not in (headers["ETag"], "*"):
+            return _plain(412, "these are other bytes than before: start again\n", headers)
         span = _range(request.headers.getall("Range", []), servable.size)
         if span is None:
             return _plain(416, "no such range\n", headers | {"Content-Range": f"bytes */{servable.size}"})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dhtdata.formats.addresses import Address
 from dhtdata.transfer import sending, uploads
 from dhtdata.transfer import server as server_module
-from dhtdata.transfer.client import HttpClient, leads_to
+from dhtdata.transfer.dialling import leads_to
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.sending import Sending, is_warm
 from dhtdata.transfer.uploads import SLOTS, Busy, Meter, Upload, Uploads, peer_of

@@ -95,7 +95,7 @@ def test_a_whole_dataset_comes_from_a_mirror_and_nobody_else(
             swarm = reader.swarm(world.contents)
             swarm.add_web_seeds([seed], "user")
             await fetch_all(world, reader, swarm)
-            assert [(remote.address, remote.wasted) for remote in reader.remotes.everybody()] == [(seed, 0)]
+            assert [(remote.provider, remote.wasted) for remote in reader.remotes.everybody()] == [(seed, 0)]
             assert (asked != []) == (kind == "server")
             assert asked.count(f"/v1/have/{world.contents}") <= 1
             assert not any("/peers/" in path for path in asked), "a web seed is no peer to exchange peers with"
@@ -198,7 +198,7 @@ def test_a_mirror_of_other_datasets_is_asked_for_no_shard(new_store: NewStore, t
             swarm = reader.swarm(world.contents, honest.address)
             swarm.add_web_seeds([seed], "user")
             with swarm.interest():
-                await until(lambda: swarm.members[seed].have is not None)
+                await until(lambda: all(member.answered for member in swarm.members))
             asked.clear()
             await reader.place(swarm)
             for shard in world.shards:
@@ -209,7 +209,7 @@ def test_a_mirror_of_other_datasets_is_asked_for_no_shard(new_store: NewStore, t
 
 
 def _members(swarm: Swarm) -> set[object]:
-    return {member.address for member in swarm.usable()}
+    return set(swarm.usable())
 
 
 def test_web_seeds_step_back_once_peers_suffice_and_return_when_they_do_not(
@@ -228,14 +228,14 @@ def test_web_seeds_step_back_once_peers_suffice_and_return_when_they_do_not(
             remotes = reader.remotes
             assert _members(swarm) == {seed, peer}, "raced from the start"
             with swarm.interest():
-                await until(lambda: all(member.have is not None for member in swarm.members.values()))
+                await until(lambda: all(member.answered for member in swarm.members))
             assert _members(swarm) == {seed, peer}, "nothing is known of how they deliver"
-            remotes.delivered(peer, 1, 1)
+            remotes.at(peer).verified(1)
             remotes.at(peer).rate_bytes_s = AMPLE_BYTES_S
             assert _members(swarm) == {peer}, "it delivers well"
             remotes.at(peer).rate_bytes_s = AMPLE_BYTES_S / 8
             assert _members(swarm) == {seed, peer}, "slowly, and the web seed was not measured"
-            remotes.delivered(seed, 1, 1)
+            remotes.at(seed).verified(1)
             remotes.at(seed).rate_bytes_s = AMPLE_BYTES_S / 4
             assert _members(swarm) == {seed, peer}, "slower than the web seed"
             remotes.at(seed).rate_bytes_s = AMPLE_BYTES_S / 32
@@ -264,9 +264,9 @@ def test_partial_peers_suffice_when_they_have_everything_between_them(new_store:
             seed = folder_seed(folder)
             swarm.add_web_seeds([seed], "user")
             with swarm.interest():
-                await until(lambda: all(member.have is not None for member in swarm.members.values()))
+                await until(lambda: all(member.answered for member in swarm.members))
             for peer in (even.address, odd.address):
-                reader.remotes.delivered(peer, 1, 1)
+                reader.remotes.at(peer).verified(1)
                 reader.remotes.at(peer).rate_bytes_s = AMPLE_BYTES_S
             assert _members(swarm) == {even.address, odd.address}
             reader.remotes.failed(odd.address, "test")
@@ -287,10 +287,9 @@ def test_what_the_user_names_is_believed_even_if_a_stranger_named_it_before(new_
             url = "https://mirror.invalid/x"
             for named, believed in ((False, False), (True, True), (False, True)):
                 swarm.add_web_seeds([WebSeed.parse(url, named=named)], "test")
-                [seed] = swarm.members
-                [member] = swarm.members.values()
-                assert isinstance(seed, WebSeed) and isinstance(member.address, WebSeed)
-                assert seed.named is member.address.named is believed
+                [member] = swarm.members
+                assert isinstance(member.provider, WebSeed)
+                assert member.provider.named is believed
 
     run(main())
 
