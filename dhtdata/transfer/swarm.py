@@ -348,12 +348,8 @@ class Swarm:
         try:
             return await self._http.have(seed, self.contents)
         except NotFoundError:
-            complete = True
-            try:
-                await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
-            except NotFoundError:
-                complete = False
-            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=complete)
+            await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
+            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=True)
 
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
