@@ -283,6 +283,7 @@ class Swarm:
                 continue
             due_s = time.monotonic() - FOLLOW_S
             partial = [member for member in self._reachable() if member.revision is not None and not member.complete]
+            partial = [member for member in partial if not member.web_seed]
             for member in random.sample(partial, min(MAX_FOLLOWED, len(partial))):
                 if member.asked_s <= due_s and not member.asking:
                     group.create_task(self._poll(member, exchange=False))
@@ -367,7 +368,7 @@ class Swarm:
 
 def _poll_every_s(member: Member) -> float:
     """Complete ones rarely; those that had nothing yet ever more rarely."""
-    if member.web_seed and not member.misses:
+    if member.web_seed and member.answered and not member.misses:
         return POLL_WEB_SEED_S
     if member.denials:
         return min(2.0 ** min(member.denials, 8) / 2, POLL_COMPLETE_S)
