@@ -193,7 +193,7 @@ class Stop(Format, frozen=True, tag="stop"):
 class SetLimits(Format, frozen=True, tag="set_limits"):
     """Change limits of the running peer, those that are named: bytes per second, None for no limit."""
 
-    changes: dict[str, int | None] = {}
+    changes: dict[str, int | None]
 
 
 class LimitsNow(Format, frozen=True, tag="limits"):
