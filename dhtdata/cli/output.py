@@ -2,7 +2,7 @@
 
 Results go to standard output, everything else (progress, notes, errors) to standard error. With ``--json`` a command
 prints exactly one line on standard output: its result, or ``{"error": {"class", "message", "exit_code"}}``. Progress
-bars appear only where standard error is a terminal. Tables fit 100 columns.
+bars and live views appear only where standard error is a terminal. Tables fit 100 columns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.status import Status
@@ -26,6 +27,7 @@ PIPE_WIDTH = 160
 MANY_COLUMNS = 8
 GAP_WIDTH = 3
 SHORT_DIGITS = 12
+REFRESH_PER_S = 4
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 Report = Callable[[int, int], None]
@@ -46,7 +48,7 @@ class Output:
         self.as_json = as_json
         self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
         self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
-        self._status: Status | None = None
+        self._status: Status | Live | None = None
 
     @property
     def width(self) -> int:
@@ -110,10 +112,24 @@ class Output:
         if self.as_json or not self._err.is_terminal:
             yield None
             return
-        with self._err.status("") as self._status:
-            status = self._status
+        with self._err.status("") as status:
+            self._status = status
             try:
                 yield lambda text: status.update(Text(text))
+            finally:
+                self._status = None
+
+    @contextmanager
+    def live(self, view: RenderableType) -> Iterator[bool]:
+        """Draws the view again and again while inside, and wipes it out at the end; whether anybody sees it."""
+        if self.as_json or not self._err.is_terminal:
+            yield False
+            return
+        with Live(
+            view, console=self._err, refresh_per_second=REFRESH_PER_S, transient=True, redirect_stdout=False
+        ) as self._status:
+            try:
+                yield True
             finally:
                 self._status = None
 

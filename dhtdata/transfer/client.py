@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Self
 
@@ -77,8 +77,13 @@ class HttpClient:
         ) as session:
             yield cls(session, network)
 
-    async def read_range(self, address: Address, digest: Digest, offset: int, length: int) -> bytearray:
-        """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify."""
+    async def read_range(
+        self, address: Address, digest: Digest, offset: int, length: int, heard: Callable[[int], None] = lambda _: None
+    ) -> bytearray:
+        """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify.
+
+        ``heard`` is told the length of each piece as it comes.
+        """
         last = offset + length - 1
         path = f"/v1/blobs/{digest}"
         url = f"{address.url}{path}"
@@ -90,7 +95,7 @@ class HttpClient:
                 )
             if response.content_length != length:
                 raise PeerError(f"{url}: announces {response.content_length} bytes for a range of {length}")
-            return await _read(response, length)
+            return await _read(response, length, heard)
 
     async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
         """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
@@ -171,10 +176,13 @@ async def _read_whole(response: aiohttp.ClientResponse, limit_bytes: int) -> byt
     return await _read(response, length)
 
 
-async def _read(response: aiohttp.ClientResponse, length: int) -> bytearray:
+async def _read(
+    response: aiohttp.ClientResponse, length: int, heard: Callable[[int], None] = lambda _: None
+) -> bytearray:
     body = bytearray()
     async for piece in response.content.iter_chunked(_PIECE_BYTES):
         body += piece
+        heard(len(piece))
         if len(body) > length:
             raise PeerError(f"{response.url}: sends more than the {length} bytes it announced")
     if len(body) != length:

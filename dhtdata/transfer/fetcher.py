@@ -26,6 +26,7 @@ from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
+from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.picker import BACKGROUND, Run, pick
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import Search
@@ -64,6 +65,7 @@ class Fetcher:
     ) -> None:
         self.blocks_verified = 0
         self.bytes_fetched = 0
+        self.received: Meters[Address] = Meters()
         self._store = store
         self._http = http
         self._remotes = remotes
@@ -252,7 +254,8 @@ class Fetcher:
         """One transfer from request to disk; every expected failure is settled here."""
         run, address = transfer.run, transfer.address
         try:
-            body = await self._http.read_range(address, run.shard, run.offset, run.length)
+            heard = self.received.asked(address)
+            body = await self._http.read_range(address, run.shard, run.offset, run.length, heard)
             self._remotes.timed(address, run.length, time.monotonic() - transfer.since_s)
             await self._accept(transfer, memoryview(body))
         except NotFoundError:
@@ -283,6 +286,8 @@ class Fetcher:
             self.blocks_verified += 1
             self.bytes_fetched += block.length
             self._holdings.changed()
+            for swarm in job.swarms:
+                swarm.delivered(block.length)
             job.arrived(partial, position)
 
     def _lacks(self, transfer: _Transfer) -> None:

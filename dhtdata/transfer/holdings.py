@@ -78,10 +78,17 @@ class Holdings:
             ordinal = known.layout.ordinal(shard)
             if ordinal is not None:
                 known.shards[ordinal >> 3] |= 1 << (ordinal & 7)
+            elif not known.layout.complete:
+                # Made before the indexes came: without them no shard has a place in it.
+                known.made_s = float("-inf")
         self.changed()
 
     def changed(self) -> None:
         self._revision += 1
+
+    def held_bytes(self) -> dict[Digest, int]:
+        """Verified bytes of each shard that is being fetched."""
+        return {shard: partial.held_bytes for shard, partial in self._partials.items()}
 
     async def find(self, digest: Digest) -> Servable:
         """NotFoundError if neither the blob nor any block of it is here."""

@@ -27,7 +27,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -42,6 +42,7 @@ from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
 from dhtdata.transfer.holdings import Holdings, Servable
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
+from dhtdata.transfer.meters import Meters
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 32
@@ -72,12 +73,16 @@ class Directory(Protocol):
 
 @dataclass
 class Served:
-    """Counters since the start. ``strangers``: requests to a private network that had no code of a member."""
+    """Counters since the start. ``strangers``: requests to a private network that had no code of a member.
+
+    ``sent``: what goes out to which IP address.
+    """
 
     bytes: int = 0
     requests: int = 0
     strangers: int = 0
     refused_connections: int = 0
+    sent: Meters[str] = field(default_factory=Meters)
 
 
 class _Silence(web.Response):
@@ -279,6 +284,7 @@ class BlobServer:
             raise NotFoundError("just gone: ask again") from failure
         try:
             await response.prepare(request)
+            ip = _peer_ip(request.transport) if request.transport is not None else ""
             while start < end:
                 piece = await asyncio.to_thread(os.pread, descriptor, min(_PIECE_BYTES, end - start), start)
                 if not piece:
@@ -287,6 +293,7 @@ class BlobServer:
                     await response.write(piece)
                 start += len(piece)
                 self.served.bytes += len(piece)
+                self.served.sent.add(ip, len(piece))
             await response.write_eof()
         except (ConnectionError, TimeoutError):
             # Gone, or reads nothing: nothing can be said to it any more.

@@ -79,6 +79,7 @@ class Swarm:
         self.members: dict[Address, Member] = {}
         self.layout: Layout | None = None
         self.rounds = 0
+        self.blocks_verified = self.bytes_verified = self.bytes_reused = 0
         self._http = http
         self._remotes = remotes
         self._discover = discover
@@ -169,6 +170,11 @@ class Swarm:
                 news = self._news
                 if all(member.address in seen for member in self._reachable()):
                     await news.wait()
+
+    def delivered(self, byte_count: int) -> None:
+        """A block of this dataset came and was verified."""
+        self.blocks_verified += 1
+        self.bytes_verified += byte_count
 
     async def news(self) -> None:
         """Wait until something about the providers has changed."""
