@@ -90,9 +90,7 @@ class FetchView:
         seen = self._seen
         lines: list[RenderableType] = [
             _ends(printable(self.title), spoken(seen.elapsed_s) if seen.elapsed_s >= 1 else "", width),
-            _beside(
-                ProgressBar(max(seen.bytes_total, 1), seen.bytes, width=_strip_width(width)), self._amount(), width
-            ),
+            _beside(_bar(seen, _strip_width(width)), self._amount(), width),
             _beside(
                 Strip(seen.have, _strip_width(width)), f"{seen.shards} of {counted(seen.shards_total, 'shard')}", width
             ),
@@ -229,7 +227,7 @@ def _dataset(entry: HeldDataset, width: int) -> RenderableType:
 
 def _going_out(seen: PeerStatus) -> list[str]:
     return [
-        f"up {size(int(seen.up_bytes_s))}/s",
+        f"serving {size(int(seen.up_bytes_s))}/s",
         f"{size(seen.bytes_served)} in {counted(seen.requests_served, 'request')}",
         counted(seen.dht_contacts, "DHT contact"),
     ]
@@ -238,7 +236,7 @@ def _going_out(seen: PeerStatus) -> list[str]:
 def _coming_in(seen: PeerStatus) -> list[str]:
     wasted = sum(entry.wasted for entry in seen.traffic)
     return [
-        f"down {size(int(seen.down_bytes_s))}/s",
+        f"fetching {size(int(seen.down_bytes_s))}/s",
         f"{size(seen.bytes_fetched)} in {counted(seen.blocks_verified, 'verified block')}",
         f"{size(wasted)} wasted",
     ]
@@ -265,6 +263,11 @@ def _grid(*columns: tuple[str, str, int]) -> Table:
             name, justify="right" if justify == "right" else "left", width=width, no_wrap=True, overflow="ellipsis"
         )
     return drawn
+
+
+def _bar(seen: Progress, width: int) -> ProgressBar:
+    total = max(seen.bytes_total, 1)
+    return ProgressBar(total, seen.bytes, width, complete_style="cyan", finished_style="green")
 
 
 def _strip_width(width: int) -> int:

@@ -44,7 +44,7 @@ MAX_FRAME_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 60.0
 
 Cells = bytes
-"""A have-map in little: for each of some runs of shards, in order, the share of its bytes that is here, 0 to 255."""
+"""A have-map in little: for each of some equal parts of the bytes, in order, the share that is here, 0 to 255."""
 
 
 class Hello(Format, frozen=True, tag="hello"):

@@ -149,7 +149,7 @@ class Desk:
 
     async def status(self) -> PeerStatus:
         dht = self.dht.status()
-        partials = self.figures.holdings.held_bytes()
+        partials = self.figures.holdings.begun()
         datasets = await self.seeder.describe(partials) if self.seeder is not None else []
         return PeerStatus(
             version=self.release,

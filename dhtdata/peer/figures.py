@@ -99,7 +99,7 @@ class FetchFigures:
                 strict=True,
             )
         )
-        partials = self.figures.holdings.held_bytes()
+        partials = self.figures.holdings.begun()
         held = tally.held_bytes(partials)
         elapsed_s = time.monotonic() - self.begun_s
         return Progress(

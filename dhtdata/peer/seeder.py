@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dhtdata.control.protocol import HeldDataset
@@ -23,7 +22,7 @@ from dhtdata.peer.collect import Collection
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.swarms import Swarms
-from dhtdata.peer.tally import Tally
+from dhtdata.peer.tally import Spans, Tally
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
 
@@ -155,8 +154,8 @@ class Seeder:
                     # Unreachable now; the next round asks again.
                     continue
 
-    async def describe(self, partials: Mapping[Digest, int]) -> list[HeldDataset]:
-        """For the status. ``partials``: verified bytes of each shard that is being fetched."""
+    async def describe(self, partials: Spans) -> list[HeldDataset]:
+        """For the status. ``partials``: what is here of shards that are being fetched."""
         names = {record.manifest: str(record.target) for record in await asyncio.to_thread(self._names)}
         described = []
         for manifest, kept in self._kept.items():

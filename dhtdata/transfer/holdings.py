@@ -86,9 +86,14 @@ class Holdings:
     def changed(self) -> None:
         self._revision += 1
 
-    def held_bytes(self) -> dict[Digest, int]:
-        """Verified bytes of each shard that is being fetched."""
-        return {shard: partial.held_bytes for shard, partial in self._partials.items()}
+    def begun(self) -> dict[Digest, list[tuple[int, int]]]:
+        """Verified blocks, (offset, length), of each shard that is being fetched."""
+        return {
+            shard: [
+                (block.offset, block.length) for place, block in enumerate(partial.table.blocks) if partial.has(place)
+            ]
+            for shard, partial in self._partials.items()
+        }
 
     async def find(self, digest: Digest) -> Servable:
         """NotFoundError if neither the blob nor any block of it is here."""
