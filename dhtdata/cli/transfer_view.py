@@ -98,7 +98,7 @@ class FetchView:
             _sentence(_account(seen), width, options),
         ]
         if not seen.bytes_total:
-            lines = [lines[0], Text("looking for providers and for what is missing", "dim")]
+            lines = [lines[0], _line("looking for providers and for what is missing", width, "dim")]
         yield from lines[:room]
         rows = min(room - len(lines) - 2, MAX_PROVIDERS)
         if rows > 0 and seen.traffic:
@@ -124,7 +124,7 @@ def _account(seen: Progress) -> list[str]:
     about = "" if seen.bytes >= seen.bytes_total else "about "
     total = f" of {about}{number(seen.blocks_total)}" if seen.blocks_total else ""
     said = [f"{number(seen.blocks)}{total} blocks verified", f"{size(seen.wasted)} wasted"]
-    return said if seen.bound_s is None else [*said, f"{against_bound(seen):.2f} × the lower bound"]
+    return said if seen.bound_s is None else [*said, f"{against_bound(seen):.2f} × lower bound"]
 
 
 def against_bound(seen: Progress) -> float:
@@ -188,7 +188,7 @@ class SeedView:
             *(_dataset(entry, width) for entry in datasets),
         ]
         if (more := len(seen.datasets) - len(datasets)) > 0:
-            lines.append(Text(f"and {more} more: dhtdata status lists all", "dim"))
+            lines.append(_line(f"and {more} more: dhtdata status lists all", width, "dim"))
         lines.append(_sentence(_going_out(seen), width, options))
         lines.append(_sentence(_coming_in(seen), width, options))
         yield from lines[:room]
@@ -290,6 +290,11 @@ def _ends(left: str, right: str, width: int) -> Text:
 
 
 def _sentence(parts: Sequence[str], width: int, options: ConsoleOptions) -> Text:
-    line = Text((" | " if options.ascii_only else " · ").join(parts), no_wrap=True)
+    said = " | ".join(parts).replace("×", "x") if options.ascii_only else " · ".join(parts)
+    return _line(said, width)
+
+
+def _line(said: str, width: int, style: str = "") -> Text:
+    line = Text(said, style, no_wrap=True)
     line.truncate(width, overflow="ellipsis")
     return line
