@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.control import Control
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import ControlType, Segment
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -125,13 +128,48 @@ class Output:
         if self.as_json or not self._err.is_terminal:
             yield False
             return
-        with Live(
-            view, console=self._err, refresh_per_second=REFRESH_PER_S, transient=True, redirect_stdout=False
-        ) as self._status:
+        drawn = _Drawn(view)
+        ended = threading.Event()
+        with Live(drawn, console=self._err, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+
+            def refresh() -> None:
+                while not ended.wait(1 / REFRESH_PER_S):
+                    if live.is_started:
+                        drawn.wipe_wrapped(self._err)
+                        live.refresh()
+
+            self._status = live
+            painter = threading.Thread(target=refresh, name="live-view")
+            painter.start()
             try:
                 yield True
             finally:
                 self._status = None
+                ended.set()
+                painter.join()
+
+
+class _Drawn:
+    """A view that remembers how wide its lines were when it was drawn last."""
+
+    def __init__(self, view: RenderableType) -> None:
+        self._view = view
+        self._widths: list[int] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        lines = console.render_lines(self._view, options, pad=False)
+        self._widths = [Segment.get_line_length(line) for line in lines]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+    def wipe_wrapped(self, console: Console) -> None:
+        """Wipe out what a terminal that became narrower has wrapped, of which rich knows nothing."""
+        more = sum(max(width - 1, 0) // console.width for width in self._widths)
+        if more:
+            wipe = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+            up = Control((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+            console.control(wipe, *([up] * more))
 
 
 def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> RenderableType:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -20,11 +20,14 @@ from dhtdata.control.protocol import HeldDataset, PeerStatus, Progress, Traffic
 from dhtdata.durations import spoken, trip
 
 WIDEST = 100
+WIDE = 72
 MAX_PROVIDERS = 8
 MAX_UPLOADS = 8
 MAX_DATASETS = 6
 FULL = 255
 _STRIP_WIDTH = 44
+_STATE_WIDTH = 14
+_GAP = 2
 _SHADES = "·░▒▓█"
 _ASCII_SHADES = "-.:+#"
 _PACE_SMOOTHING = 0.15
@@ -94,8 +97,8 @@ class FetchView:
             _beside(
                 Strip(seen.have, _strip_width(width)), f"{seen.shards} of {counted(seen.shards_total, 'shard')}", width
             ),
-            _sentence(self._speed(), width, options),
-            _sentence(_account(seen), width, options),
+            *_sentences(self._speed(), width, options),
+            *_sentences(_account(seen), width, options),
         ]
         if not seen.bytes_total:
             lines = [lines[0], _line("looking for providers and for what is missing", width, "dim")]
@@ -135,27 +138,25 @@ def against_bound(seen: Progress) -> float:
 def providers_table(traffic: Sequence[Traffic], rows: int, total: tuple[int, float], width: int) -> Table:
     """The first providers, the others in one line. ``total``: how many there are, and the rate of all together."""
     shown = traffic if len(traffic) <= rows and total[0] <= rows else traffic[: rows - 1]
-    address_width = max(len("provider"), *(len(printable(entry.address)) for entry in shown), 0) if shown else 12
-    drawn = _grid(
-        ("provider", "left", max(min(address_width, width - 56), 8)),
-        ("has", "right", 5),
-        ("rate", "right", 11),
-        ("latency", "right", 7),
-        ("wasted", "right", 8),
-        ("now", "left", max(width - min(address_width, width - 56) - 41, 4)),
-    )
+    columns = [("has", 5), ("rate", 11)] + ([("latency", 7), ("wasted", 8)] if width >= WIDE else [])
+    room = width - sum(column_width + _GAP for _, column_width in columns) - _GAP
+    longest = max([len("provider"), *(len(printable(entry.address)) for entry in shown)])
+    address_width = max(min(longest, room - _STATE_WIDTH), 8)
+    last = [("now", max(room - address_width, 4))]
+    drawn = _grid([("provider", address_width)], columns, last if room - address_width >= _STATE_WIDTH else [])
     for entry in shown:
-        drawn.add_row(
-            Text(printable(entry.address)),
-            "?" if entry.share is None else percent(int(entry.share * 1_000_000), 1_000_000),
-            f"{size(int(entry.rate_bytes_s))}/s",
-            trip(entry.latency_s) if entry.latency_s else "",
-            size(entry.wasted) if entry.wasted else "",
-            _state(entry),
-        )
+        cells: dict[str, str | Text] = {
+            "provider": Text(printable(entry.address)),
+            "has": "?" if entry.share is None else percent(int(entry.share * 1_000_000), 1_000_000),
+            "rate": f"{size(int(entry.rate_bytes_s))}/s",
+            "latency": trip(entry.latency_s) if entry.latency_s else "",
+            "wasted": size(entry.wasted) if entry.wasted else "",
+            "now": _state(entry),
+        }
+        drawn.add_row(*(cells[str(column.header)] for column in drawn.columns))
     if (more := total[0] - len(shown)) > 0:
         rest = max(total[1] - sum(entry.rate_bytes_s for entry in shown), 0.0)
-        drawn.add_row(Text(f"{more} more", "dim"), "", f"{size(int(rest))}/s", "", "", "")
+        drawn.add_row(Text(f"{more} more", "dim"), "", f"{size(int(rest))}/s")
     return drawn
 
 
@@ -189,8 +190,8 @@ class SeedView:
         ]
         if (more := len(seen.datasets) - len(datasets)) > 0:
             lines.append(_line(f"and {more} more: dhtdata status lists all", width, "dim"))
-        lines.append(_sentence(_going_out(seen), width, options))
-        lines.append(_sentence(_coming_in(seen), width, options))
+        lines += _sentences(_going_out(seen), width, options)
+        lines += _sentences(_coming_in(seen), width, options)
         yield from lines[:room]
         left = room - len(lines)
         active = [entry for entry in seen.traffic if entry.rate_bytes_s or entry.outstanding]
@@ -244,24 +245,23 @@ def _coming_in(seen: PeerStatus) -> list[str]:
 
 def _uploads_table(seen: PeerStatus, rows: int, width: int) -> Table:
     shown = seen.uploads if len(seen.uploads) <= rows else seen.uploads[: max(rows - 1, 1)]
-    drawn = _grid(
-        ("fetches from us", "left", max(min(40, width - 26), 8)), ("rate", "right", 11), ("so far", "right", 9)
-    )
+    drawn = _grid([("fetches from us", max(min(40, width - 26), 8))], [("rate", 11), ("so far", 9)])
     for entry in shown:
         drawn.add_row(Text(printable(entry.address)), f"{size(int(entry.rate_bytes_s))}/s", size(entry.bytes))
     if (more := len(seen.uploads) - len(shown)) > 0 and rows > 1:
         rest = max(seen.up_bytes_s - sum(entry.rate_bytes_s for entry in shown), 0.0)
-        drawn.add_row(Text(f"{more} more", "dim"), f"{size(int(rest))}/s", "")
+        drawn.add_row(Text(f"{more} more", "dim"), f"{size(int(rest))}/s")
     return drawn
 
 
-def _grid(*columns: tuple[str, str, int]) -> Table:
-    """Columns of fixed width: what changes four times a second must not make its neighbours jump."""
-    drawn = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify, width in columns:
-        drawn.add_column(
-            name, justify="right" if justify == "right" else "left", width=width, no_wrap=True, overflow="ellipsis"
-        )
+def _grid(
+    left: Sequence[tuple[str, int]], right: Sequence[tuple[str, int]], last: Sequence[tuple[str, int]] = ()
+) -> Table:
+    """Columns of fixed width, the ones in the middle flush right: figures that change must not make others jump."""
+    drawn = Table(box=None, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for name, width in (*left, *right, *last):
+        justify: JustifyMethod = "right" if (name, width) in right else "left"
+        drawn.add_column(name, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
     return drawn
 
 
@@ -289,9 +289,17 @@ def _ends(left: str, right: str, width: int) -> Text:
     return Text.assemble(first, " ", (right, "dim"), no_wrap=True)
 
 
-def _sentence(parts: Sequence[str], width: int, options: ConsoleOptions) -> Text:
-    said = " | ".join(parts).replace("×", "x") if options.ascii_only else " · ".join(parts)
-    return _line(said, width)
+def _sentences(parts: Sequence[str], width: int, options: ConsoleOptions) -> list[Text]:
+    """The parts on one line, or on as many as they need."""
+    between = " | " if options.ascii_only else " · "
+    lines: list[str] = []
+    for part in parts:
+        said = part.replace("×", "x") if options.ascii_only else part
+        if lines and len(lines[-1]) + len(between) + len(said) <= width:
+            lines[-1] += between + said
+        else:
+            lines.append(said)
+    return [_line(line, width) for line in lines]
 
 
 def _line(said: str, width: int, style: str = "") -> Text:
