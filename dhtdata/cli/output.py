@@ -51,7 +51,7 @@ class Output:
         self.as_json = as_json
         self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
         self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
-        self._status: Status | Live | None = None
+        self._status: Status | _Painter | None = None
 
     @property
     def width(self) -> int:
@@ -128,25 +128,13 @@ class Output:
         if self.as_json or not self._err.is_terminal:
             yield False
             return
-        drawn = _Drawn(view)
-        ended = threading.Event()
-        with Live(drawn, console=self._err, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-
-            def refresh() -> None:
-                while not ended.wait(1 / REFRESH_PER_S):
-                    if live.is_started:
-                        drawn.wipe_wrapped(self._err)
-                        live.refresh()
-
-            self._status = live
-            painter = threading.Thread(target=refresh, name="live-view")
-            painter.start()
-            try:
-                yield True
-            finally:
-                self._status = None
-                ended.set()
-                painter.join()
+        self._status = painter = _Painter(view, self._err)
+        painter.start()
+        try:
+            yield True
+        finally:
+            self._status = None
+            painter.stop()
 
 
 class _Drawn:
@@ -170,6 +158,34 @@ class _Drawn:
             wipe = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
             up = Control((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
             console.control(wipe, *([up] * more))
+
+
+class _Painter:
+    """Draws a view on a terminal again and again, in a thread of its own, between `start` and `stop`."""
+
+    def __init__(self, view: RenderableType, console: Console) -> None:
+        self._view = view
+        self._console = console
+
+    def start(self) -> None:
+        self._drawn = _Drawn(self._view)
+        # A new one each time: the old one would wipe as many lines again as it drew before it was stopped.
+        self._live = Live(self._drawn, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="live-view")
+        self._live.start(refresh=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What was drawn is wiped out."""
+        self._ended.set()
+        self._thread.join()
+        self._live.stop()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(1 / REFRESH_PER_S):
+            self._drawn.wipe_wrapped(self._console)
+            self._live.refresh()
 
 
 def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> RenderableType:
