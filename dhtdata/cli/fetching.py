@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, held
@@ -103,9 +104,12 @@ def get(
         **_figures(went),
     }
     share = f"{size(entry.bytes_held)} of {size(entry.bytes_total)}, {percent(entry.bytes_held, entry.bytes_total)}"
-    lines = [plain(f"{entry.label} is in the store ({share})."), plain(f"manifest {entry.digest}")]
+    lines: list[RenderableType] = [
+        plain(f"{entry.label} is in the store ({share})."),
+        plain(f"manifest {entry.digest}"),
+    ]
     if went is not None and went.fetched:
-        lines.append(plain(_told(went)))
+        lines.append(_told(went))
     if files:
         lines.append(plain(f"Wrote {len(files)} {as_.value} file{'s'[: len(files) > 1]} to {to}."))
     if mirrored:

@@ -138,7 +138,8 @@ def against_bound(seen: Progress) -> float:
 def providers_table(traffic: Sequence[Traffic], rows: int, total: tuple[int, float], width: int) -> Table:
     """The first providers, the others in one line. ``total``: how many there are, and the rate of all together."""
     shown = traffic if len(traffic) <= rows and total[0] <= rows else traffic[: rows - 1]
-    columns = [("has", 5), ("rate", 11)] + ([("latency", 7), ("wasted", 8)] if width >= WIDE else [])
+    told = [("has", 5)] if any(entry.share is not None for entry in shown) else []
+    columns = [*told, ("rate", 11)] + ([("latency", 7), ("wasted", 8)] if width >= WIDE else [])
     room = width - sum(column_width + _GAP for _, column_width in columns) - _GAP
     longest = max([len("provider"), *(len(printable(entry.address)) for entry in shown)])
     address_width = max(min(longest, room - _STATE_WIDTH), 8)
@@ -156,7 +157,7 @@ def providers_table(traffic: Sequence[Traffic], rows: int, total: tuple[int, flo
         drawn.add_row(*(cells[str(column.header)] for column in drawn.columns))
     if (more := total[0] - len(shown)) > 0:
         rest = max(total[1] - sum(entry.rate_bytes_s for entry in shown), 0.0)
-        drawn.add_row(Text(f"{more} more", "dim"), "", f"{size(int(rest))}/s")
+        drawn.add_row(Text(f"{more} more", "dim"), *[""] * len(told), f"{size(int(rest))}/s")
     return drawn
 
 
