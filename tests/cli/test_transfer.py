@@ -18,6 +18,8 @@ import pytest
 
 from tests.cli.machine import COMMAND_S, END_S, Machine
 
+pytestmark = [pytest.mark.slow_e2e, pytest.mark.timeout(120)]
+
 
 class Screen:
     """A terminal: everything that was written to it."""

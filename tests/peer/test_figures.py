@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import Progress
 from dhtdata.formats.addresses import Address
@@ -13,6 +15,8 @@ from dhtdata.peer.tally import CELLS, FULL
 from dhtdata.store import Store
 from tests.peer.processes import opened, seeding, settings_at, until
 from tests.peer.worlds import World, make_world
+
+pytestmark = [pytest.mark.slow_e2e, pytest.mark.timeout(120)]
 
 
 def _published(folder: Path, world: World) -> None:
