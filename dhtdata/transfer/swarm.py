@@ -83,6 +83,7 @@ class Swarm:
         self.contents = contents
         self.members = Members(own.key)
         self.rounds = 0
+        self.blocks_verified = self.bytes_verified = self.bytes_reused = 0
         self._http = http
         self._remotes = remotes
         self._discover = discover
@@ -241,6 +242,11 @@ class Swarm:
                 news = self._news
                 if all(member.provider in seen for member in self._reachable()):
                     await news.wait()
+
+    def delivered(self, byte_count: int) -> None:
+        """A block of this dataset came and was verified."""
+        self.blocks_verified += 1
+        self.bytes_verified += byte_count
 
     async def news(self) -> None:
         """Wait until something about the providers has changed."""
