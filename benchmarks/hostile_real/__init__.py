@@ -6,7 +6,7 @@ One module per question, each with ``measure(quick, seed) -> Result``, which run
 | module | question |
 |---|---|
 | ``providers`` | eight providers of which two are honest: how soon is all there, what is wasted, who is banned |
-| ``answers`` | is a byte of 100,000 malicious answers accepted, does one of them break, hang or bloat the fetching peer |
+| ``answers`` | does a byte of 100,000 malicious answers get in, does one of them break or bloat the fetching peer |
 | ``crashes`` | is anything fetched twice by a peer that is killed at random moments |
 | ``slow`` | what is left for honest clients of a seed that 500 slow or half-open connections sit on |
 

@@ -66,7 +66,7 @@ def _first_line(running: subprocess.Popen[str]) -> dict[str, Any]:
     line = output.readline() if ready else ""
     if not line:
         end(running)
-        raise RuntimeError(f"{running.args} did not start: {errors.read()[-2_000:]}")
+        raise RuntimeError(f"{running.args!r} did not start: {errors.read()[-2_000:]}")
     said: dict[str, Any] = json.loads(line)
     return said
 
