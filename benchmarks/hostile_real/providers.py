@@ -69,18 +69,19 @@ def fetch(folder: Path, world: World, addresses: dict[str, str], seed: int) -> S
     with fetching(folder) as peer:
 
         def look(_: Progress) -> None:
-            _avoided(peer, world, avoided)
+            _avoided(peer, avoided)
 
         started_s = time.perf_counter()
         found = peer.client.resolve(Ticket(world.manifest, tuple(shuffled)), SEARCH_S)
         peer.client.fetch_dataset(found.manifest, on_progress=look)
         took_s = time.perf_counter() - started_s
-        at_end = dict.fromkeys(addresses, "") | _avoided(peer, world, avoided)
+        at_end = dict.fromkeys(addresses, "") | _avoided(peer, avoided)
         return Story(took_s, peer.client.status(), world.held_by(peer.store), addresses, at_end, avoided)
 
 
-def _avoided(peer: Fetching, world: World, noted: dict[str, set[str]]) -> dict[str, str]:
-    now = {one.address: one.avoided for one in peer.client.providers(world.contents)}
+def _avoided(peer: Fetching, noted: dict[str, set[str]]) -> dict[str, str]:
+    """Why, by address, of those who delivered or wasted anything."""
+    now = {one.address: one.avoided for one in peer.client.status().traffic}
     for address, reason in now.items():
         if reason:
             noted.setdefault(address, set()).add(reason)
