@@ -1,0 +1,261 @@
+"""100,000 malicious answers in some fifty ways: does a byte get in, does one break or bloat the peer that reads it?
+
+A private peer in a process of its own fetches datasets from providers that are all hostile, each at an address of its
+own (127.0.0.0/8 has enough): who lies is banned and not asked again, so new datasets bring new addresses, by ticket and
+by exchange of peers, as an attacker would bring them. Every dataset is asked for with a deadline; none can come. Beside
+that, blobs are looked for that nobody has, so that whole blobs are lied about as well. After each `WORLDS_A_PHASE`
+datasets the peer is replaced: it remembers 256 addresses that its user named, and then knows no new ones. Ways that
+never end are rare, for each holds a connection until its deadline.
+
+Counted by who lies: answers begun, and answers that were taken whole. At the end of each phase an honest seed is added,
+and its dataset must come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.dht_real.alone import alone
+from benchmarks.dht_real.process import Command, Worker, worker
+from benchmarks.dht_simulated.result import Result
+from benchmarks.harness import Check, temporary_folder
+from benchmarks.hostile_real.answers_worker import address_of
+from benchmarks.hostile_real.peers import Fetching, Seed, alive, fetching, seeding, settings_at
+from benchmarks.hostile_real.worlds import Shape, World, make_world
+from benchmarks.hostile_real.wrong_answers import ENDLESS, KINDS, SWIFT
+from dhtdata.digest import Digest
+from dhtdata.errors import NotFoundError
+from dhtdata.formats.addresses import Address
+from dhtdata.formats.ticket import Ticket
+from dhtdata.store import Store
+
+SHAPE = Shape(4, 8, 2_000)
+HONEST_SHAPE = Shape(2, 8, 100_000)
+FULL_ANSWERS, QUICK_ANSWERS = 100_000, 4_000
+WORLDS_A_PHASE = 24
+AT_ONCE = 6
+ADDRESSES_A_WORLD = 200
+NAMED_A_WORLD = 2
+ENDLESS_A_PHASE = 14
+BLOBS_A_PHASE = 8
+NAMED_A_BLOB = 4
+WORLD_S = 6.0
+SEARCH_S = 30.0
+HONEST_S = 60.0
+PHASE_LIMIT_S = 300.0
+MAX_PHASES = 100
+_COMPLAINTS = ("Traceback", "exception was never retrieved", "Unhandled", "Error in")
+
+
+@dataclass
+class Outcome:
+    """Of all phases. ``broken``: peers that ended; ``hung``: requests that did not end at their deadline."""
+
+    phases: int = 0
+    accepted_bytes: int = 0
+    blobs_wrong: int = 0
+    complaints: list[str] = field(default_factory=list)
+    broken: int = 0
+    hung: int = 0
+    peak_rss_bytes: int = 0
+    grew_bytes: int = 0
+    honest_s: list[float] = field(default_factory=list)
+    counts: Command = field(default_factory=dict)
+
+    @property
+    def begun(self) -> int:
+        return sum(count for _, _, count in self.counts.get("begun", ()))
+
+
+class Attack:
+    """Hands out addresses and datasets, each once."""
+
+    def __init__(self, seed: int, port: int) -> None:
+        self._port = port
+        self._numbers: Counter[str] = Counter()
+        self._swift = itertools.cycle(SWIFT)
+        self._endless = itertools.cycle(ENDLESS)
+        self.seeds = itertools.count(seed * 1_000_000)
+
+    def address(self, *, endless: bool = False) -> Address:
+        kind = next(self._endless if endless else self._swift)
+        self._numbers[kind] += 1
+        return address_of(kind, self._numbers[kind], self._port)
+
+    def worlds(self, count: int) -> Iterator[tuple[int, World, list[Address]]]:
+        """Datasets with their seeds and providers; the first of these are named by the user."""
+        patient = ENDLESS_A_PHASE
+        for _ in range(count):
+            number = next(self.seeds)
+            addresses = [self.address() for _ in range(ADDRESSES_A_WORLD)]
+            if patient:
+                patient -= 1
+                addresses.insert(NAMED_A_WORLD + 1, self.address(endless=True))
+            yield number, make_world(number, SHAPE, f"hostile-{number}"), addresses
+
+
+async def phase(folder: Path, attack: Attack, hostile: Worker, seed: Seed, honest: World, outcome: Outcome) -> None:
+    """One peer from its start to its end."""
+    worlds: list[tuple[World, list[Address]]] = []
+    for number, world, addresses in attack.worlds(WORLDS_A_PHASE):
+        shape = (SHAPE.shards, SHAPE.blocks, SHAPE.block_bytes)
+        await hostile.ask("world", seed=number, shape=shape, addresses=list(map(str, addresses)))
+        worlds.append((world, addresses))
+    blobs = [(Digest.of(b"%d" % next(attack.seeds)), [attack.address() for _ in range(NAMED_A_BLOB)])]
+    while len(blobs) < BLOBS_A_PHASE:
+        blobs.append((Digest.of(b"%d" % next(attack.seeds)), [attack.address() for _ in range(NAMED_A_BLOB)]))
+    async with asyncio.timeout(PHASE_LIMIT_S):
+        await asyncio.to_thread(_live_through, folder, worlds, blobs, seed, honest, outcome)
+    outcome.phases += 1
+    outcome.counts = await hostile.ask("counts")
+
+
+def _live_through(
+    folder: Path,
+    worlds: list[tuple[World, list[Address]]],
+    blobs: list[tuple[Digest, list[Address]]],
+    seed: Seed,
+    honest: World,
+    outcome: Outcome,
+) -> None:
+    with fetching(folder) as peer:
+        pid = peer.client.status().pid
+        quarter = len(worlds) // 4
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for each in [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[:quarter]]:
+                each.result()
+            early_bytes = _resident(pid, "VmRSS")
+            later = [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[quarter:]]
+            later += [pool.submit(_look_for, peer, digest, addresses, outcome) for digest, addresses in blobs]
+            for each in later:
+                each.result()
+        outcome.grew_bytes = max(outcome.grew_bytes, _resident(pid, "VmRSS") - early_bytes)
+        started_s = time.perf_counter()
+        _accept_honest(peer, seed, honest)
+        outcome.honest_s.append(time.perf_counter() - started_s)
+        outcome.peak_rss_bytes = max(outcome.peak_rss_bytes, _resident(pid, "VmHWM"))
+        outcome.broken += not alive(pid) or peer.client.status().pid != pid
+        verified = peer.client.status().blocks_verified
+        outcome.accepted_bytes += SHAPE.block_bytes * max(0, verified - honest.blocks)
+    with Store.open(peer.settings.store) as store:
+        for world, _ in worlds:
+            outcome.accepted_bytes += sum(_held_bytes(store, world))
+        outcome.blobs_wrong += sum(result.state != "ok" for result in store.scrub())
+    log = (peer.settings.store / "peer.log").read_text(errors="replace")
+    outcome.complaints += [line for line in log.splitlines() if any(word in line for word in _COMPLAINTS)]
+
+
+def _fetch(peer: Fetching, world: World, addresses: list[Address], outcome: Outcome) -> None:
+    """All shards at once, as a mount would ask; it ends with the deadline."""
+    ticket = Ticket(world.manifest, tuple(addresses[:NAMED_A_WORLD]))
+    try:
+        contents = peer.client.resolve(ticket, SEARCH_S).contents
+    except NotFoundError:
+        return  # those named were all liars about small blobs, or pause: there is no dataset without them
+
+    def ensure(place: int) -> None:
+        shard = world.shards[place]
+        started_s = time.perf_counter()
+        try:
+            peer.client.ensure_blocks(contents, shard.digest, Digest.of(shard.table.encode()), (), WORLD_S)
+        except NotFoundError:
+            outcome.hung += time.perf_counter() - started_s > 2 * WORLD_S
+
+    with ThreadPoolExecutor(len(world.shards)) as pool:
+        list(pool.map(ensure, range(len(world.shards))))
+
+
+def _look_for(peer: Fetching, digest: Digest, addresses: list[Address], outcome: Outcome) -> None:
+    started_s = time.perf_counter()
+    try:
+        peer.client.resolve(Ticket(digest, tuple(addresses)), SEARCH_S)
+    except NotFoundError:
+        outcome.hung += time.perf_counter() - started_s > 2 * SEARCH_S
+
+
+def _accept_honest(peer: Fetching, seed: Seed, honest: World) -> None:
+    found = peer.client.resolve(Ticket(honest.manifest, (seed.address,)), HONEST_S)
+    for shard in honest.shards:
+        table = Digest.of(shard.table.encode())
+        peer.client.ensure_blocks(found.contents, shard.digest, table, (), HONEST_S)
+    if not all(peer.store.has(shard.digest) for shard in honest.shards):
+        raise RuntimeError("an honest seed's dataset did not come whole")
+
+
+def _held_bytes(store: Store, world: World) -> Iterator[int]:
+    """Bytes that the store believes to have of each shard; its blocks are digested anew."""
+    for shard in world.shards:
+        if store.has(shard.digest):
+            yield shard.table.shard_bytes
+        elif shard.digest in store.partials():
+            yield store.partial(shard.digest, shard.table).held_bytes
+
+
+def _resident(pid: int, line: str) -> int:
+    """Bytes, as a line of /proc/PID/status says."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(each.split()[1]) << 10 for each in status.splitlines() if each.startswith(line))
+
+
+async def story(answers: int, seed: int) -> Outcome:
+    outcome = Outcome()
+    honest = make_world(seed, HONEST_SHAPE, "honest")
+    with temporary_folder() as folder:
+        at = settings_at(folder / "honest")
+        with Store.open(at.store) as store:
+            honest.publish(store)
+        with seeding(at, [str(honest.manifest)]) as kept:
+            async with worker("benchmarks.hostile_real.answers_worker") as hostile:
+                attack = Attack(seed, (await hostile.ask("open"))["port"])
+                while outcome.begun < answers and outcome.phases < MAX_PHASES:
+                    await phase(folder / f"peer-{outcome.phases}", attack, hostile, kept, honest, outcome)
+    return outcome
+
+
+def measure(quick: bool, seed: int) -> Result:
+    asked = QUICK_ANSWERS if quick else FULL_ANSWERS
+    started_s = time.perf_counter()
+    outcome = asyncio.run(story(asked, seed))
+    took_s = time.perf_counter() - started_s
+    begun, ended = Counter[str](), Counter[str]()
+    shards = sum(count for _, what, count in outcome.counts["begun"] if what == "shard")
+    for kind, _, count in outcome.counts["begun"]:
+        begun[kind] += count
+    for kind, _, count in outcome.counts["ended"]:
+        ended[kind] += count
+    for line in dict.fromkeys(outcome.complaints):
+        print(f"  the peer said: {line}")
+    return Result(
+        figures={
+            "answers": outcome.begun,
+            "answers_taken_whole": sum(ended.values()),
+            "answers_about_shards": shards,
+            "answers_kinds": sum(begun[kind] > 0 for kind in KINDS),
+            "answers_by_kind": " ".join(f"{kind}={ended[kind]}/{begun[kind]}" for kind in KINDS),
+            "answers_a_s": outcome.begun / took_s,
+            "answers_peers": outcome.phases,
+            "answers_process_grew_mib": outcome.grew_bytes / (1 << 20),
+            "answers_honest_afterwards_s": max(outcome.honest_s),
+        },
+        checks=[
+            Check("answers_read", outcome.begun, ">=", asked),
+            Check("answers_kinds_read", sum(begun[kind] > 0 for kind in KINDS), ">=", 12),
+            Check("answers_bytes_accepted", outcome.accepted_bytes, "==", 0),
+            Check("answers_blobs_wrong", outcome.blobs_wrong, "==", 0),
+            Check("answers_unsettled_exceptions", len(outcome.complaints) + outcome.broken, "==", 0),
+            Check("answers_hung", outcome.hung, "==", 0),
+            Check("answers_redirects_followed", outcome.counts["trapped"], "==", 0),
+            Check("answers_peak_rss_mib", outcome.peak_rss_bytes / (1 << 20), "<=", 250),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    alone(measure)
