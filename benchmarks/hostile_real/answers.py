@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -38,15 +39,15 @@ from dhtdata.store import Store
 
 SHAPE = Shape(4, 8, 2_000)
 HONEST_SHAPE = Shape(2, 8, 100_000)
-FULL_ANSWERS, QUICK_ANSWERS = 100_000, 4_000
-WORLDS_A_PHASE = 24
-AT_ONCE = 6
+FULL_ANSWERS, QUICK_ANSWERS = 100_000, 3_000
+WORLDS_A_PHASE, QUICK_WORLDS = 24, 12
+AT_ONCE = 8
 ADDRESSES_A_WORLD = 200
 NAMED_A_WORLD = 2
 ENDLESS_A_PHASE = 14
 BLOBS_A_PHASE = 8
 NAMED_A_BLOB = 4
-WORLD_S = 6.0
+WORLD_S = 4.0
 SEARCH_S = 30.0
 HONEST_S = 60.0
 PHASE_LIMIT_S = 300.0
@@ -77,34 +78,49 @@ class Outcome:
 class Attack:
     """Hands out addresses and datasets, each once."""
 
-    def __init__(self, seed: int, port: int) -> None:
+    def __init__(self, seed: int, port: int, worlds_a_phase: int) -> None:
+        self._worlds = worlds_a_phase
         self._port = port
         self._numbers: Counter[str] = Counter()
-        self._swift = itertools.cycle(SWIFT)
+        self._chance = random.Random(seed)
+        self._swift = self._shuffled()
         self._endless = itertools.cycle(ENDLESS)
         self.seeds = itertools.count(seed * 1_000_000)
+
+    def _shuffled(self) -> Iterator[str]:
+        """All ways, then all again in another order, for ever."""
+        while True:
+            yield from self._chance.sample(list(SWIFT), len(SWIFT))
 
     def address(self, *, endless: bool = False) -> Address:
         kind = next(self._endless if endless else self._swift)
         self._numbers[kind] += 1
         return address_of(kind, self._numbers[kind], self._port)
 
-    def worlds(self, count: int) -> Iterator[tuple[int, World, list[Address]]]:
+    def worlds(self) -> Iterator[tuple[int, World, list[Address]]]:
         """Datasets with their seeds and providers; the first of these are named by the user."""
         patient = ENDLESS_A_PHASE
-        for _ in range(count):
+        for _ in range(self._worlds):
             number = next(self.seeds)
             addresses = [self.address() for _ in range(ADDRESSES_A_WORLD)]
             if patient:
                 patient -= 1
                 addresses.insert(NAMED_A_WORLD + 1, self.address(endless=True))
-            yield number, make_world(number, SHAPE, f"hostile-{number}"), addresses
+            yield number, make_world(number, SHAPE), addresses
 
 
-async def phase(folder: Path, attack: Attack, hostile: Worker, seed: Seed, honest: World, outcome: Outcome) -> None:
+@dataclass(frozen=True)
+class Honest:
+    """Who delivers, and what."""
+
+    seed: Seed
+    world: World
+
+
+async def phase(folder: Path, attack: Attack, hostile: Worker, honest: Honest, outcome: Outcome) -> None:
     """One peer from its start to its end."""
     worlds: list[tuple[World, list[Address]]] = []
-    for number, world, addresses in attack.worlds(WORLDS_A_PHASE):
+    for number, world, addresses in attack.worlds():
         shape = (SHAPE.shards, SHAPE.blocks, SHAPE.block_bytes)
         await hostile.ask("world", seed=number, shape=shape, addresses=list(map(str, addresses)))
         worlds.append((world, addresses))
@@ -112,7 +128,7 @@ async def phase(folder: Path, attack: Attack, hostile: Worker, seed: Seed, hones
     while len(blobs) < BLOBS_A_PHASE:
         blobs.append((Digest.of(b"%d" % next(attack.seeds)), [attack.address() for _ in range(NAMED_A_BLOB)]))
     async with asyncio.timeout(PHASE_LIMIT_S):
-        await asyncio.to_thread(_live_through, folder, worlds, blobs, seed, honest, outcome)
+        await asyncio.to_thread(_live_through, folder, worlds, blobs, honest, outcome)
     outcome.phases += 1
     outcome.counts = await hostile.ask("counts")
 
@@ -121,8 +137,7 @@ def _live_through(
     folder: Path,
     worlds: list[tuple[World, list[Address]]],
     blobs: list[tuple[Digest, list[Address]]],
-    seed: Seed,
-    honest: World,
+    honest: Honest,
     outcome: Outcome,
 ) -> None:
     with fetching(folder) as peer:
@@ -138,12 +153,12 @@ def _live_through(
                 each.result()
         outcome.grew_bytes = max(outcome.grew_bytes, _resident(pid, "VmRSS") - early_bytes)
         started_s = time.perf_counter()
-        _accept_honest(peer, seed, honest)
+        _accept_honest(peer, honest)
         outcome.honest_s.append(time.perf_counter() - started_s)
         outcome.peak_rss_bytes = max(outcome.peak_rss_bytes, _resident(pid, "VmHWM"))
         outcome.broken += not alive(pid) or peer.client.status().pid != pid
         verified = peer.client.status().blocks_verified
-        outcome.accepted_bytes += SHAPE.block_bytes * max(0, verified - honest.blocks)
+        outcome.accepted_bytes += SHAPE.block_bytes * max(0, verified - honest.world.blocks)
     with Store.open(peer.settings.store) as store:
         for world, _ in worlds:
             outcome.accepted_bytes += sum(_held_bytes(store, world))
@@ -157,8 +172,8 @@ def _fetch(peer: Fetching, world: World, addresses: list[Address], outcome: Outc
     ticket = Ticket(world.manifest, tuple(addresses[:NAMED_A_WORLD]))
     try:
         contents = peer.client.resolve(ticket, SEARCH_S).contents
-    except NotFoundError:
-        return  # those named were all liars about small blobs, or pause: there is no dataset without them
+    except NotFoundError as failure:
+        raise RuntimeError(f"a dataset whose description is right was not found: {failure}") from failure
 
     def ensure(place: int) -> None:
         shard = world.shards[place]
@@ -180,12 +195,12 @@ def _look_for(peer: Fetching, digest: Digest, addresses: list[Address], outcome:
         outcome.hung += time.perf_counter() - started_s > 2 * SEARCH_S
 
 
-def _accept_honest(peer: Fetching, seed: Seed, honest: World) -> None:
-    found = peer.client.resolve(Ticket(honest.manifest, (seed.address,)), HONEST_S)
-    for shard in honest.shards:
+def _accept_honest(peer: Fetching, honest: Honest) -> None:
+    found = peer.client.resolve(Ticket(honest.world.manifest, (honest.seed.address,)), HONEST_S)
+    for shard in honest.world.shards:
         table = Digest.of(shard.table.encode())
         peer.client.ensure_blocks(found.contents, shard.digest, table, (), HONEST_S)
-    if not all(peer.store.has(shard.digest) for shard in honest.shards):
+    if not all(peer.store.has(shard.digest) for shard in honest.world.shards):
         raise RuntimeError("an honest seed's dataset did not come whole")
 
 
@@ -204,7 +219,7 @@ def _resident(pid: int, line: str) -> int:
     return next(int(each.split()[1]) << 10 for each in status.splitlines() if each.startswith(line))
 
 
-async def story(answers: int, seed: int) -> Outcome:
+async def story(answers: int, worlds_a_phase: int, seed: int) -> Outcome:
     outcome = Outcome()
     honest = make_world(seed, HONEST_SHAPE, "honest")
     with temporary_folder() as folder:
@@ -213,16 +228,16 @@ async def story(answers: int, seed: int) -> Outcome:
             honest.publish(store)
         with seeding(at, [str(honest.manifest)]) as kept:
             async with worker("benchmarks.hostile_real.answers_worker") as hostile:
-                attack = Attack(seed, (await hostile.ask("open"))["port"])
+                attack = Attack(seed, (await hostile.ask("open"))["port"], worlds_a_phase)
                 while outcome.begun < answers and outcome.phases < MAX_PHASES:
-                    await phase(folder / f"peer-{outcome.phases}", attack, hostile, kept, honest, outcome)
+                    await phase(folder / f"peer-{outcome.phases}", attack, hostile, Honest(kept, honest), outcome)
     return outcome
 
 
 def measure(quick: bool, seed: int) -> Result:
-    asked = QUICK_ANSWERS if quick else FULL_ANSWERS
+    asked, worlds_a_phase = (QUICK_ANSWERS, QUICK_WORLDS) if quick else (FULL_ANSWERS, WORLDS_A_PHASE)
     started_s = time.perf_counter()
-    outcome = asyncio.run(story(asked, seed))
+    outcome = asyncio.run(story(asked, worlds_a_phase, seed))
     took_s = time.perf_counter() - started_s
     begun, ended = Counter[str](), Counter[str]()
     shards = sum(count for _, what, count in outcome.counts["begun"] if what == "shard")
