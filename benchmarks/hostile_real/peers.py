@@ -25,8 +25,8 @@ START_S = 60.0
 END_S = 15.0
 
 
-def settings_at(folder: Path, listen: str = LOOPBACK) -> Settings:
-    return Settings(folder / "home", folder / "store", None, listen, 0)
+def settings_at(folder: Path, listen: str = LOOPBACK, bootstrap: tuple[Address, ...] = ()) -> Settings:
+    return Settings(folder / "home", folder / "store", None, listen, 0, bootstrap)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Fetching:
 
 
 @contextmanager
-def fetching(folder: Path) -> Iterator[Fetching]:
+def fetching(folder: Path, *bootstrap: Address) -> Iterator[Fetching]:
     """A private peer of an own store, as a program has it that mounts a dataset; stopped at the end."""
-    settings = settings_at(folder)
+    settings = settings_at(folder, bootstrap=bootstrap)
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(settings.store))
         client = stack.enter_context(PeerClient.connect(store, settings, start=True))
