@@ -41,10 +41,9 @@ SHAPE = Shape(4, 8, 2_000)
 HONEST_SHAPE = Shape(2, 8, 100_000)
 FULL_ANSWERS, QUICK_ANSWERS = 100_000, 3_000
 WORLDS_A_PHASE, QUICK_WORLDS = 24, 12
-AT_ONCE = 12
+AT_ONCE = 6
 ADDRESSES_A_WORLD = 200
 NAMED_A_WORLD = 2
-ENDLESS_A_PHASE = 7
 BLOBS_A_PHASE = 8
 NAMED_A_BLOB = 4
 WORLD_S = 4.0
@@ -98,14 +97,15 @@ class Attack:
         return address_of(kind, self._numbers[kind], self._port)
 
     def worlds(self) -> Iterator[tuple[int, World, list[Address]]]:
-        """Datasets with their seeds and providers; the first of these are named by the user."""
-        patient = ENDLESS_A_PHASE
-        for _ in range(self._worlds):
+        """Datasets with their seeds and providers; the first of these are named by the user.
+
+        All who never end provide the last one: each holds some of the few transfers that a peer has.
+        """
+        for place in range(self._worlds):
             number = next(self.seeds)
             addresses = [self.address() for _ in range(ADDRESSES_A_WORLD)]
-            if patient:
-                patient -= 1
-                addresses.insert(NAMED_A_WORLD + 1, self.address(endless=True))
+            if place == self._worlds - 1:
+                addresses[NAMED_A_WORLD:NAMED_A_WORLD] = [self.address(endless=True) for _ in ENDLESS]
             yield number, make_world(number, SHAPE), addresses
 
 
@@ -148,10 +148,11 @@ def _live_through(
             for each in [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[:quarter]]:
                 each.result()
             early_bytes = _resident(pid, "VmRSS")
-            later = [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[quarter:]]
+            later = [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[quarter:-1]]
             later += [pool.submit(_look_for, peer, digest, addresses, outcome) for digest, addresses in blobs]
             for each in later:
                 each.result()
+        _fetch(peer, *worlds[-1], outcome)
         outcome.grew_bytes = max(outcome.grew_bytes, _resident(pid, "VmRSS") - early_bytes)
         started_s = time.perf_counter()
         _accept_honest(peer, honest)
