@@ -37,13 +37,13 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Ticket
 from dhtdata.store import Store
 
-SHAPE = Shape(4, 8, 2_000)
+SHAPE = Shape(12, 4, 1_000)
 HONEST_SHAPE = Shape(2, 8, 100_000)
 FULL_ANSWERS, QUICK_ANSWERS = 100_000, 3_000
 WORLDS_A_PHASE, QUICK_WORLDS = 24, 12
 AT_ONCE = 6
 ADDRESSES_A_WORLD = 200
-NAMED_A_WORLD = 2
+NAMED_A_WORLD = 3
 BLOBS_A_PHASE = 8
 NAMED_A_BLOB = 4
 WORLD_S = 4.0
