@@ -28,7 +28,7 @@ from benchmarks.dht_real.process import Command, Worker, worker
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check, temporary_folder
 from benchmarks.hostile_real.answers_worker import address_of
-from benchmarks.hostile_real.peers import Fetching, Seed, alive, fetching, seeding, settings_at
+from benchmarks.hostile_real.peers import Fetching, Seed, alive, cpu_s, fetching, seeding, settings_at
 from benchmarks.hostile_real.worlds import Shape, World, make_world
 from benchmarks.hostile_real.wrong_answers import ENDLESS, KINDS, SWIFT
 from dhtdata.digest import Digest
@@ -66,6 +66,8 @@ class Outcome:
     hung: int = 0
     peak_rss_bytes: int = 0
     grew_bytes: int = 0
+    cpu_s: float = 0.0
+    lived_s: float = 0.0
     honest_s: list[float] = field(default_factory=list)
     counts: Command = field(default_factory=dict)
 
@@ -142,7 +144,7 @@ def _live_through(
 ) -> None:
     # Through the honest seed it is in a DHT: else every search would wait for hostile addresses to let it enter one.
     with fetching(folder, honest.seed.address) as peer:
-        pid = peer.client.status().pid
+        pid, lived_from_s = peer.client.status().pid, time.perf_counter()
         quarter = len(worlds) // 4
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for each in [pool.submit(_fetch, peer, world, addresses, outcome) for world, addresses in worlds[:quarter]]:
@@ -158,6 +160,8 @@ def _live_through(
         _accept_honest(peer, honest)
         outcome.honest_s.append(time.perf_counter() - started_s)
         outcome.peak_rss_bytes = max(outcome.peak_rss_bytes, _resident(pid, "VmHWM"))
+        outcome.cpu_s += cpu_s(pid)
+        outcome.lived_s += time.perf_counter() - lived_from_s
         outcome.broken += not alive(pid) or peer.client.status().pid != pid
         verified = peer.client.status().blocks_verified
         outcome.accepted_bytes += SHAPE.block_bytes * max(0, verified - honest.world.blocks)
@@ -258,6 +262,7 @@ def measure(quick: bool, seed: int) -> Result:
             "answers_by_kind": " ".join(f"{kind}={ended[kind]}/{begun[kind]}" for kind in KINDS),
             "answers_a_s": outcome.begun / took_s,
             "answers_peers": outcome.phases,
+            "answers_peer_core_share": outcome.cpu_s / outcome.lived_s,
             "answers_process_grew_mib": outcome.grew_bytes / (1 << 20),
             "answers_honest_afterwards_s": max(outcome.honest_s),
         },

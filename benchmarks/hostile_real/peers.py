@@ -125,6 +125,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of processor that a process has used."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def until(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.05) -> None:
     """Wait for another process to get there. TimeoutError if it does not."""
     deadline_s = time.monotonic() + timeout_s
