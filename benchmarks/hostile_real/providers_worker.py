@@ -52,6 +52,7 @@ class Provider:
         self.answers = 0
         self.lies = 0
         self.bytes_sent = 0
+        self.asked: list[tuple[str, int, int]] = []
         self._stage = stage
         self._slow = role == SLOW
         self._pace = Pace(stage.rate / SLOWNESS if self._slow else stage.rate)
@@ -67,6 +68,7 @@ class Provider:
             body = stage.shards[request.digest]
             start, end = request.span or (0, len(body))
             self.answers += 1
+            self.asked.append((request.digest, start, end))
             return await self._shard(body, start, min(end, len(body)), writer)
         else:
             writer.write(NOT_THERE)
@@ -130,6 +132,12 @@ class ProvidersWorker:
                         for each in self._providers
                     ]
                 }
+            case "asked":
+                # Spans of shards since this was asked last.
+                spans = [span for each in self._providers for span in each.asked]
+                for each in self._providers:
+                    each.asked.clear()
+                return {"spans": spans}
         raise RuntimeError(f"unknown command {command}")
 
     async def _open(self, command: Command) -> Command:
