@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.proxy LISTEN-IP PORT TO-IP:PORT DELAY-S BYTES-S``. TCP and UDP (the DHT's), port 0 takes a free
 one. Each direction is one link for all connections: a piece that arrives waits until the link is free, occupies it for
-its bytes / rate, and comes out ``DELAY_S`` later (0.1 both ways: a round trip of 200 ms). A connection's first bytes wait
-one round trip more, as its handshake would have. ``BYTES_S`` of 0 means no limit.
+its bytes / rate, and comes out ``DELAY_S`` later (0.1 both ways: a round trip of 200 ms). A connection's first bytes
+wait one round trip more, as its handshake would have. ``BYTES_S`` of 0 means no limit.
 
 What is on the way is bounded as in a network: the link queues `QUEUE_S` of its rate before it stops reading, and no
 connection may have more than the link's delay times its rate, and that queue, waiting for a slow reader. That is
@@ -16,7 +16,8 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import cast
 
 from benchmarks.mortal import die_with_parent, say, worker
 from dhtdata.formats.addresses import Address
@@ -85,9 +86,8 @@ class End(asyncio.BufferedProtocol):
         self._stuck = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=self.link.window_bytes)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=self.link.window_bytes)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -135,7 +135,8 @@ class End(asyncio.BufferedProtocol):
     def _out_eof(self) -> None:
         other = self.other
         if other is not None and other.transport is not None and not other.closed and other.transport.can_write_eof():
-            other.transport.write_eof()
+            with suppress(OSError):  # it is gone already
+                other.transport.write_eof()
 
     def _out_close(self) -> None:
         if self.other is not None and self.other.transport is not None:
@@ -153,8 +154,7 @@ class Front(End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert self.transport is not None
-        self.transport.pause_reading()
+        cast(asyncio.Transport, transport).pause_reading()
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
@@ -184,8 +184,7 @@ class Datagrams(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
         if source in self._behind:
@@ -233,4 +232,6 @@ async def serve(ip: str, port: int, to: Address, delay_s: float, bytes_s: float)
 
 if __name__ == "__main__":
     die_with_parent()
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Address.parse(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])))
+    asyncio.run(
+        serve(sys.argv[1], int(sys.argv[2]), Address.parse(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]))
+    )

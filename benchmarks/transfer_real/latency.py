@@ -1,6 +1,6 @@
 """Does a link of 200 ms and 1 Gbit/s stay full?
 
-A seed with 512 MiB (quick: 128) stands behind a proxy (`benchmarks.proxy`: a process, 100 ms each way, 1 Gbit/s each way
+A seed with 512 MiB (quick: 256) stands behind a proxy (`benchmarks.proxy`: a process, 100 ms and 1 Gbit/s each way
 over all connections, a round trip for every new connection); the ticket names the proxy's address alone, and whatever
 came from anywhere else would be refused as a result. Beside it, through a proxy of the same kind, one raw TCP stream:
 a process that sends the same files, received by one thread, digested, written and fsynced as in `benchmarks.ceiling`.
@@ -27,7 +27,7 @@ BYTES_S = 125e6
 
 
 def measure(quick: bool, seed_number: int) -> Result:
-    mib, repeats = (128, 1) if quick else (512, 3)
+    mib, repeats = (256, 1) if quick else (512, 3)
     with world() as folder:
         giver = Machine(folder / "giver", "127.0.0.2")
         dataset = publish_random(giver, mib * MIB, seed_number)
