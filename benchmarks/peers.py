@@ -1,8 +1,8 @@
 """Peers of a benchmark: machines with a store and an address of their own, datasets on them, and what fetching takes.
 
 A machine is a folder and an address of the loopback network. A peer on it is a real process (`peer_process`), which
-runs before any clock starts. The clock of `fetch` covers one ``fetch_dataset`` request, from the question to the answer that
-all shards are in the store: verified, fsynced, renamed. Afterwards every shard's file is digested again by the
+runs before any clock starts. The clock of `fetch` covers one ``fetch_dataset`` request, from the question to the answer
+that all shards are in the store: verified, fsynced, renamed. Afterwards every shard's file is digested again by the
 benchmark, so that a speed is never told of wrong bytes.
 """
 
