@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class Machine:
     folder: Path
     ip: str
     options: Mapping[str, str | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := self.options.keys() - {each.name for each in fields(Settings)}:
+            raise RuntimeError(f"this dhtdata has no setting {', '.join(sorted(unknown))}")
 
     @property
     def flags(self) -> dict[str, str | int]:
