@@ -1,7 +1,7 @@
 """Fetch a whole dataset, or some splits and columns of it, behind everything that somebody waits for.
 
-Order: statistics, row ranges and indexes, then shards: those that were begun, then the others at random, so that peers
-that fetch the same dataset have different parts soon and serve each other.
+Order: statistics, row ranges and indexes, then shards: those that were begun, then the ones that the fewest others have
+or fetch, so that peers that fetch the same dataset have different parts soon and serve each other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -24,7 +24,8 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import IndexSpan, Layout, entries_of
 from dhtdata.transfer.swarm import Swarm
 
-PARALLEL_SHARDS = 4
+PARALLEL_SHARDS = 8
+SAMPLED = 64
 PARALLEL_BLOBS = 4
 STALL_S = 120.0
 _WATCH_S = 5.0
@@ -104,8 +105,8 @@ class Collection:
         if new := [entry for entry in missing if entry.digest not in begun]:
             # Room for all of it or an error with the number now, not in the middle.
             await asyncio.to_thread(self.store.reserve, sum(entry.size for entry in new), new[0].digest)
-        random.shuffle(missing)
-        missing.sort(key=lambda entry: entry.digest not in begun)
+        missing.sort(key=lambda entry: entry.digest in begun)
+        begun_count = sum(entry.digest in begun for entry in missing)
 
         async def fetch(entry: ShardEntry) -> None:
             await self.fetcher.ensure(self.swarm, entry.digest, entry.table, urgent=False)
@@ -113,12 +114,25 @@ class Collection:
             tally.bytes += entry.size
             tally.told()
 
-        await self._each(missing, fetch, PARALLEL_SHARDS)
+        await self._each(self._rarest_first(missing, begun_count), fetch, PARALLEL_SHARDS)
 
-    async def _each(self, items: Sequence[_T], fetch: Callable[[_T], Awaitable[None]], parallel: int) -> None:
+    def _rarest_first(self, entries: list[ShardEntry], begun_count: int) -> Iterator[ShardEntry]:
+        """The last ``begun_count`` entries, then always one that few others have or fetch. Takes them off the list.
+
+        The rarest of a sample: to compare 30,000 shards each time would cost more than it brings.
+        """
+        while entries:
+            place = len(entries) - 1
+            if begun_count > 0:
+                begun_count -= 1
+            else:
+                sampled = random.sample(range(len(entries)), min(SAMPLED, len(entries)))
+                place = min(sampled, key=lambda each: self.swarm.members.shard_copies(entries[each].digest))
+            entries[place], entries[-1] = entries[-1], entries[place]
+            yield entries.pop()
+
+    async def _each(self, items: Iterable[_T], fetch: Callable[[_T], Awaitable[None]], parallel: int) -> None:
         """Fetch all items, some at a time; the first failure ends it."""
-        if not items:
-            return
         left = iter(items)
 
         async def worker() -> None:
@@ -133,7 +147,7 @@ class Collection:
         workers: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch(workers))
-            workers += [group.create_task(worker()) for _ in range(min(parallel, len(items)))]
+            workers += [group.create_task(worker()) for _ in range(parallel)]
             await asyncio.wait(workers)
             watch.cancel()
         if self.failure is not None:

@@ -51,9 +51,10 @@ from dhtdata.store import Store, meaning_of, version_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.members import Member
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.server import Served
-from dhtdata.transfer.swarm import Member, Swarm
+from dhtdata.transfer.swarm import Swarm
 
 LONGEST_S = 7 * 86_400.0
 PROGRESS_S = 0.5
@@ -153,11 +154,11 @@ class Desk:
         busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
         traffic = (
             Traffic(
-                address=str(remote.address),
+                address=str(remote.provider),
                 bytes=remote.bytes,
                 blocks=remote.blocks,
                 wasted=remote.wasted,
-                avoided=self.remotes.avoided(remote.address),
+                avoided=self.remotes.avoided(remote.provider),
             )
             for remote in sorted(busy, key=lambda remote: -remote.bytes)[:_MAX_TRAFFIC]
         )
@@ -268,18 +269,18 @@ class Desk:
         swarm = self.swarms.of(contents)
         swarm.glance()
         await swarm.look_once()
-        members = sorted(swarm.members.values(), key=lambda member: (not member.complete, member.address))
-        return ProviderList(providers=tuple(self._provider(member) for member in members if member.have is not None))
+        members = sorted(swarm.members, key=lambda member: (not member.complete, str(member.provider)))
+        answered = (member for member in members if member.complete or member.revision is not None)
+        return ProviderList(providers=tuple(map(self._provider, answered)))
 
     def _provider(self, member: Member) -> ProviderStatus:
-        have = member.have
         return ProviderStatus(
-            address=str(member.address),
+            address=str(member.provider),
             seed=member.complete,
-            shards=-1 if have is None or have.complete else int.from_bytes(have.shards, "little").bit_count(),
-            bytes=self.remotes.at(member.address).bytes,
+            shards=-1 if member.complete else member.shard_count,
+            bytes=self.remotes.at(member.provider).bytes,
             source=member.source,
-            avoided=self.remotes.avoided(member.address),
+            avoided=self.remotes.avoided(member.provider),
         )
 
     def _require_seed(self) -> Seeder:
@@ -296,7 +297,11 @@ class Desk:
         if swarm is None:
             return ()
         swarm.glance()
-        return [member.address for member in swarm.usable() if member.have is not None]
+        return swarm.known()
+
+    def asked(self, contents: Digest, address: Address) -> None:
+        if (swarm := self.swarms.known(contents)) is not None:
+            swarm.asked_by(address)
 
     async def lookup(self, digest: Digest) -> list[ProviderRecord]:
         return await _within(PROXY_S, self.resolver.finder.proxied(digest), "a look-up in the DHT")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.server import BlobServer
+from dhtdata.transfer.swarm import NOBODY, Fetching
+from dhtdata.transfer.threads import Carrier
 
 LINGER_S = 60.0
 HAND_OVER_S = 15.0
@@ -114,19 +116,22 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     failures: list[DhtDataError] = []
     believed = Believed()
     async with (
+        AsyncExitStack() as exits,
         HttpClient.running(network) as http,
         _node(settings, store, network, believed, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
+        carrier = exits.enter_context(Carrier.running(network))
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
-        fetcher = Fetcher(store, http, remotes, holdings)
+        fetcher = Fetcher(store, http, carrier, remotes, holdings)
+        own = Fetching(holdings.key, node.port) if seed else NOBODY
         try:
             with _signals(stop):
                 async with asyncio.TaskGroup() as group:
-                    swarms = Swarms(group, finder, http, remotes, fetcher.wake)
+                    swarms = Swarms(group, finder, http, remotes, fetcher.wake, own)
                     resolver = Resolver(settings, store, http, finder, fetcher, swarms)
                     seeder = announcer = None
                     if seed:
@@ -270,8 +275,8 @@ async def _remember(remotes: Remotes, known: Known) -> None:
     while True:
         await asyncio.sleep(REMEMBER_EVERY_S)
         for remote in remotes.everybody():
-            if remote.blocks and remotes.usable(remote.address):
-                known.remember(remote.address)
+            if remote.blocks and remotes.usable(remote.provider):
+                known.remember(remote.provider)
         await _save(known)
 
 

@@ -10,7 +10,7 @@ from dhtdata.digest import Digest
 from dhtdata.peer.finder import Finder
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.providers import Remotes
-from dhtdata.transfer.swarm import Swarm
+from dhtdata.transfer.swarm import NOBODY, Fetching, Swarm
 
 MAX_SWARMS = 256
 
@@ -19,13 +19,20 @@ class Swarms:
     """The datasets whose providers this peer keeps track of; idle ones go when there are too many."""
 
     def __init__(
-        self, group: asyncio.TaskGroup, finder: Finder, http: HttpClient, remotes: Remotes, changed: Callable[[], None]
+        self,
+        group: asyncio.TaskGroup,
+        finder: Finder,
+        http: HttpClient,
+        remotes: Remotes,
+        changed: Callable[[], None],
+        own: Fetching = NOBODY,
     ) -> None:
         self._group = group
         self._finder = finder
         self._http = http
         self._remotes = remotes
         self._changed = changed
+        self._own = own
         self._swarms: OrderedDict[Digest, tuple[Swarm, asyncio.Task[None]]] = OrderedDict()
 
     def of(self, contents: Digest) -> Swarm:
@@ -37,6 +44,7 @@ class Swarms:
                 discover=self._finder.providers,
                 guard=self._finder.guard,
                 changed=self._changed,
+                own=self._own,
             )
             swarm.add(self._finder.known.everybody(), "known", trusted=True)
             self._swarms[contents] = (swarm, self._group.create_task(swarm.run()))

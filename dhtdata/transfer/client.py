@@ -1,11 +1,11 @@
-"""HTTP client: ranges, small blobs and answers from one peer at a time (door of ``aiohttp``, with `server`).
+"""HTTP client: small blobs and answers from one peer at a time (door of ``aiohttp``, with `server`).
 
-Every answer is checked against what was asked before anybody uses it: status, exact range, length, no compression, no
-redirect. Whatever a server does ends as one of four errors, never as another exception and never as a wait without end:
+Every answer is checked against what was asked before anybody uses it: status, length, no compression, no redirect.
+Whatever a server does ends as one of four errors, never as another exception and never as a wait without end:
 
 | error | when |
 |---|---|
-| NotFoundError | 404 or 416: this peer does not have it (now) |
+| NotFoundError | 404: this peer does not have it (now) |
 | PeerError | refused, timed out, cut off, over-long, or an answer to another question |
 | IntegrityError | a blob whose bytes are not its digest's |
 | FormatError | an answer that does not parse |
@@ -77,21 +77,6 @@ class HttpClient:
         ) as session:
             yield cls(session, network)
 
-    async def read_range(self, address: Address, digest: Digest, offset: int, length: int) -> bytearray:
-        """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify."""
-        last = offset + length - 1
-        path = f"/v1/blobs/{digest}"
-        url = f"{address.url}{path}"
-        async with self._get(address, path, transfer_deadline_s(length), f"bytes={offset}-{last}") as response:
-            echoed = response.headers.get("Content-Range", "")
-            if response.status != 206 or not echoed.startswith(f"bytes {offset}-{last}/"):
-                raise PeerError(
-                    f"{url}: asked for bytes {offset}-{last}, got status {response.status}, range {echoed[:64]!r}"
-                )
-            if response.content_length != length:
-                raise PeerError(f"{url}: announces {response.content_length} bytes for a range of {length}")
-            return await _read(response, length)
-
     async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
         """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
         async with self._get(address, f"/v1/blobs/{digest}", transfer_deadline_s(limit_bytes)) as response:
@@ -100,8 +85,14 @@ class HttpClient:
             raise IntegrityError(f"{address} sent wrong bytes for blob {digest}", culprit=str(address))
         return body
 
-    async def have(self, address: Address, contents: Digest, since: int | None = None) -> HaveMap:
-        query = "" if since is None else f"?since={since}"
+    async def have(self, address: Address, contents: Digest, since: int | None = None, port: int = 0) -> HaveMap:
+        """What a peer has of some contents, or what has changed ``since`` a revision.
+
+        ``port``: where we serve while we fetch, so that it knows us as a provider; 0 if we serve nobody.
+        """
+        asked = {"since": since, "port": port or None}
+        query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+        query = f"?{query}" if query else ""
         body = await self._ask(address, f"/v1/have/{contents}{query}", answers.MAX_HAVE_BYTES)
         have = HaveMap.decode(body)
         if have.contents != contents:
@@ -131,14 +122,10 @@ class HttpClient:
             return bytes(await _read_whole(response, limit_bytes))
 
     @asynccontextmanager
-    async def _get(
-        self, address: Address, path: str, deadline_s: float, span: str = ""
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with status 200 or 206 and a plain body. The deadline covers the reading too."""
+    async def _get(self, address: Address, path: str, deadline_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with status 200 and a plain body. The deadline covers the reading too."""
         url = f"{address.url}{path}"
-        headers = member_headers(self.network, address, path, time.time(), span)
-        if span:
-            headers["Range"] = span
+        headers = member_headers(self.network, address, path, time.time())
         try:
             async with asyncio.timeout(deadline_s):
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:
@@ -156,7 +143,7 @@ class HttpClient:
 def _check(response: aiohttp.ClientResponse, url: str) -> None:
     if response.status in (404, 416):
         raise NotFoundError(f"{url}: not there")
-    if response.status not in (200, 206):
+    if response.status != 200:
         raise PeerError(f"{url}: status {response.status}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise PeerError(f"{url}: a compressed body, which was not asked for")
@@ -166,8 +153,8 @@ def _check(response: aiohttp.ClientResponse, url: str) -> None:
 
 async def _read_whole(response: aiohttp.ClientResponse, limit_bytes: int) -> bytearray:
     length = response.content_length
-    if response.status != 200 or length is None or length > limit_bytes:
-        raise PeerError(f"{response.url}: status {response.status}, {length} bytes of at most {limit_bytes}")
+    if length is None or length > limit_bytes:
+        raise PeerError(f"{response.url}: {length} bytes of at most {limit_bytes}")
     return await _read(response, length)
 
 

@@ -1,18 +1,20 @@
 """What this peer holds and may serve: whole blobs out of the store, verified blocks of shards that are being fetched.
 
 A have-map is made when somebody asks and kept for a while: blocks and shards that arrive here are noted at once, what
-others do to the store (publish, eviction) shows after `REFRESH_S`.
+others do to the store (publish, eviction) shows after `REFRESH_S`. The last `MAX_EVENTS` changes are remembered, so
+that whoever asks again soon gets only what has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhtdata.digest import Digest
+from dhtdata.digest import Digest, random_id
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError
 from dhtdata.store import Partial, Store
 from dhtdata.transfer import answers
@@ -21,6 +23,7 @@ from dhtdata.transfer.layout import Layout
 
 REFRESH_S = 30.0
 MAX_LAYOUTS = 16
+MAX_EVENTS = 8_192
 
 
 @dataclass
@@ -30,7 +33,6 @@ class _Known:
     layout: Layout
     shards: bytearray
     made_s: float
-    spans_stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +58,61 @@ class Holdings:
     """Asked by the server, told by the fetcher. Touched by the event loop's thread only."""
 
     def __init__(self, store: Store) -> None:
+        self.key = random_id(answers.FETCHER_BYTES)
         self._store = store
         self._partials: dict[Digest, Partial] = {}
+        self._coming: dict[Digest, Counter[int]] = {}
         self._known: OrderedDict[Digest, _Known] = OrderedDict()
         self._making: dict[Digest, asyncio.Lock] = {}
         # Starts at the time of day, so that a restarted peer never answers "unchanged" to an older revision.
         self._revision = time.time_ns() >> 10
+        self._events: deque[tuple[int, Digest]] = deque(maxlen=MAX_EVENTS)
+        self._told_since = self._revision
 
     def opened(self, partial: Partial) -> None:
         self._partials[partial.digest] = partial
-        self.changed()
+        self.changed(partial.digest)
 
     def closed(self, shard: Digest) -> None:
-        self._partials.pop(shard, None)
-        self.changed()
+        """A partial shard is not served any more: nobody fetches it now."""
+        self._coming.pop(shard, None)
+        if self._partials.pop(shard, None) is not None:
+            self._lost()
 
     def finished(self, shard: Digest) -> None:
         """A shard is whole now."""
         self._partials.pop(shard, None)
+        self._coming.pop(shard, None)
         for known in self._known.values():
             ordinal = known.layout.ordinal(shard)
             if ordinal is not None:
                 known.shards[ordinal >> 3] |= 1 << (ordinal & 7)
-        self.changed()
+        self.changed(shard)
 
-    def changed(self) -> None:
+    def coming(self, shard: Digest, positions: Iterable[int]) -> None:
+        """Blocks have been asked for."""
+        self._coming.setdefault(shard, Counter()).update(positions)
+        self.changed(shard)
+
+    def not_coming(self, shard: Digest, positions: Iterable[int]) -> None:
+        """They have come, or will not come from whoever was asked."""
+        if (coming := self._coming.get(shard)) is not None:
+            coming.subtract(positions)
+            self._coming[shard] = +coming
+            self.changed(shard)
+
+    def changed(self, shard: Digest) -> None:
+        """Something about a shard is not as it was."""
         self._revision += 1
+        if len(self._events) == MAX_EVENTS:
+            self._told_since = self._events[0][0]
+        self._events.append((self._revision, shard))
+
+    def _lost(self) -> None:
+        """Something is gone: changes since earlier revisions cannot be told any more."""
+        self._revision += 1
+        self._events.clear()
+        self._told_since = self._revision
 
     async def find(self, digest: Digest) -> Servable:
         """NotFoundError if neither the blob nor any block of it is here."""
@@ -95,26 +126,58 @@ class Holdings:
             return Servable(partial.path, partial.table.shard_bytes, partial)
 
     async def have(self, contents: Digest, since: int | None = None) -> HaveMap:
-        """What is held of some contents. NotFoundError if these contents are not here."""
+        """What is held of some contents, or what has changed. NotFoundError if these contents are not here."""
         known = await self._fresh(contents)
         revision = self._revision
         if since == revision:
             return HaveMap(version=answers.VERSION, contents=contents, revision=revision, unchanged=True)
+        if since is not None and self._told_since <= since < revision:
+            touched = self._touched(since)
+            if len(touched) <= answers.MAX_PARTIALS:
+                return self._changes(known, since, touched)
         count = known.layout.shard_count
         if all(bit(known.shards, ordinal) for ordinal in range(count)):
             return HaveMap(version=answers.VERSION, contents=contents, revision=revision, complete=True)
-        partials = []
-        for shard, partial in list(self._partials.items())[: answers.MAX_PARTIALS]:
-            ordinal = known.layout.ordinal(shard)
-            if ordinal is not None:
-                partials.append(PartialShard(ordinal=ordinal, blocks=partial.bitmap()))
         return HaveMap(
             version=answers.VERSION,
             contents=contents,
             revision=revision,
             shards=bytes(known.shards),
-            partials=tuple(sorted(partials, key=lambda partial: partial.ordinal)),
+            partials=self._partial_shards(known.layout, self._partials),
+            fetcher=self.key,
         )
+
+    def _touched(self, since: int) -> set[Digest]:
+        """Shards in which something has changed after a revision."""
+        touched = set()
+        for revision, shard in reversed(self._events):
+            if revision <= since:
+                break
+            touched.add(shard)
+        return touched
+
+    def _changes(self, known: _Known, since: int, touched: set[Digest]) -> HaveMap:
+        gained = (known.layout.ordinal(shard) for shard in touched if shard not in self._partials)
+        whole = (place for place in gained if place is not None and bit(known.shards, place))
+        return HaveMap(
+            version=answers.VERSION,
+            contents=known.layout.digest,
+            revision=self._revision,
+            base=since,
+            gained=tuple(sorted(whole)),
+            partials=self._partial_shards(known.layout, (shard for shard in touched if shard in self._partials)),
+            fetcher=self.key,
+        )
+
+    def _partial_shards(self, layout: Layout, shards: Iterable[Digest]) -> tuple[PartialShard, ...]:
+        described = []
+        for shard in list(shards)[: answers.MAX_PARTIALS]:
+            ordinal = layout.ordinal(shard)
+            if ordinal is not None:
+                blocks = self._partials[shard].bitmap()
+                coming = pack_bits(self._coming.get(shard, ()), 8 * len(blocks))
+                described.append(PartialShard(ordinal=ordinal, blocks=blocks, coming=coming))
+        return tuple(sorted(described, key=lambda partial: partial.ordinal))
 
     async def _fresh(self, contents: Digest) -> _Known:
         lock = self._making.setdefault(contents, asyncio.Lock())
@@ -124,7 +187,7 @@ class Holdings:
                 if known is None or time.monotonic() - known.made_s > REFRESH_S:
                     made = await asyncio.to_thread(self._make, contents)
                     if known is None or made.shards != known.shards:
-                        self.changed()
+                        self._lost()
                     self._known[contents] = known = made
                     while len(self._known) > MAX_LAYOUTS:
                         self._known.popitem(last=False)

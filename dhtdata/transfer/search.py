@@ -11,6 +11,7 @@ from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 
 PARALLEL_ASKS = 4
+HEDGE_S = 0.25
 MAX_ASKED = 256
 EXPECTED_FAILURES = (PeerError, NotFoundError, IntegrityError, FormatError)
 
@@ -19,7 +20,9 @@ _T = TypeVar("_T")
 
 
 class Search(Generic[_T]):
-    """One question to the addresses that some sources yield, a few at a time, each address once.
+    """One question to the addresses that some sources yield, each address once.
+
+    The next is asked when the last has failed or is late, so that one good answer is not sent four times.
 
     ``asked`` is who was asked and ``failures`` what they said, for the message when nobody had an answer.
     """
@@ -50,7 +53,8 @@ class Search(Generic[_T]):
                 if address not in self.asked and len(self.asked) < MAX_ASKED:
                     self.asked.add(address)
                     await self._slots.acquire()
-                    self._start(group, self._ask(address))
+                    asking = self._start(group, self._ask(address))
+                    await asyncio.wait([asking], timeout=HEDGE_S)
 
     async def _ask(self, address: Address) -> None:
         try:
@@ -63,10 +67,11 @@ class Search(Generic[_T]):
         if self._answers:
             self._end()
 
-    def _start(self, group: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> None:
+    def _start(self, group: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _end(self) -> None:
         """Stop asking. Not by an exception: a group that ends with one forgets that it was cancelled from outside."""

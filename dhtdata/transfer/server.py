@@ -3,7 +3,7 @@
 ::
 
     GET/HEAD /v1/blobs/<digest>            one Range at most; ETag is the digest, immutable
-    GET      /v1/have/<contents>?since=    `answers.HaveMap`
+    GET      /v1/have/<contents>?since=&port=  `answers.HaveMap`; ``port``: where the asker serves while it fetches
     GET      /v1/peers/<contents>          `answers.PeerExchange`
     GET      /v1/providers/<digest>        `answers.ProviderRecords`: a look-up in the DHT on behalf of the asker
     GET      /v1/names/<publisher>/<name>  bytes of the newest NameRecord known
@@ -23,6 +23,7 @@ written, no request body. A client that reads nothing is cut off.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -60,6 +61,8 @@ class Directory(Protocol):
     """What the server asks the peer, besides blobs."""
 
     def peers(self, contents: Digest) -> Sequence[Address]: ...
+
+    def asked(self, contents: Digest, address: Address) -> None: ...
 
     async def lookup(self, digest: Digest) -> list[ProviderRecord]: ...
 
@@ -218,7 +221,7 @@ class BlobServer:
         if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
             return await self._blob(request, Digest.parse(parts[2]))
         if parts[:2] == ["v1", "have"] and len(parts) == 3:
-            return _binary(await self._have(request, Digest.parse(parts[2])))
+            return _binary(await self._have(request, Digest.parse(parts[2]), directory))
         if parts[:2] == ["v1", "peers"] and len(parts) == 3:
             return _binary(PeerExchange.of(directory.peers(Digest.parse(parts[2]))).encode())
         if parts[:2] == ["v1", "providers"] and len(parts) == 3:
@@ -236,10 +239,12 @@ class BlobServer:
             return _plain(200, await directory.page())
         raise NotFoundError("no such thing here")
 
-    async def _have(self, request: web.BaseRequest, contents: Digest) -> bytes:
-        since = request.query.get("since", "")
-        if since and (not since.isascii() or not since.isdigit() or len(since) > 20):
-            raise FormatError("since must be a revision: a whole number")
+    async def _have(self, request: web.BaseRequest, contents: Digest, directory: Directory) -> bytes:
+        since, port = request.query.get("since", ""), request.query.get("port", "")
+        if (since and not _digits(since)) or (port and not (_digits(port) and 0 < int(port) < 65_536)):
+            raise FormatError("since must be a revision, a whole number, and port a port")
+        if port and request.transport is not None:
+            directory.asked(contents, Address(_plain_ip(request.transport), int(port)))
         have = await self._holdings.have(contents, int(since) if since else None)
         return await asyncio.to_thread(have.encode)
 
@@ -328,6 +333,13 @@ def _binary(body: bytes) -> web.Response:
 def _peer_ip(transport: asyncio.Transport) -> str:
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if peer else ""
+
+
+def _plain_ip(transport: asyncio.Transport) -> str:
+    """Where the other side is, as an IP literal; an IPv4 address that came through an IPv6 socket is one of IPv4."""
+    ip = ipaddress.ip_address(_peer_ip(transport).partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip)
 
 
 def _from_this_machine(transport: asyncio.Transport | None) -> bool:

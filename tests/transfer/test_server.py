@@ -190,7 +190,7 @@ def test_a_partial_shard_serves_its_verified_blocks_and_nothing_else(new_store: 
                 block = shard.table.blocks[position]
                 body = shard.body[block.offset : block.offset + block.length]
                 await asyncio.to_thread(partial.accept, position, body)
-            one.holdings.changed()
+            one.holdings.changed(shard.digest)
             have = await one.http.have(one.address, world.contents)
             assert not have.complete
             assert have.partials[0].blocks == partial.bitmap()

@@ -1,0 +1,158 @@
+"""Threads that carry runs of blocks from a provider to the disk: read, verify, write, with the GIL let go.
+
+`Carrier.carry` is one run: it waits on the event loop, the work is done by a thread of a pool of its own. Each block is
+verified in memory before it is written (`dhtdata.store.Partial.accept`), and told to the event loop at once.
+Connections are kept for the next run, a few for each provider and for a short time. A thread never outlives its run by
+more than a moment: whoever stops waiting shuts the socket that the thread waits on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from dhtdata.errors import PeerError
+from dhtdata.network import Network
+from dhtdata.store import Partial
+from dhtdata.transfer.picker import Run
+from dhtdata.transfer.providers import Provider
+from dhtdata.transfer.wire import Connection, blob_path
+
+MAX_THREADS = 32
+IDLE_S = 10.0
+MAX_IDLE = 64
+SLOWEST_BYTES_S = 16_000
+_SLACK_S = 15.0
+_PIECE_BYTES = 256 << 10
+_KEPT_BUFFER_BYTES = 4 << 20
+_KEPT_BUFFERS = 16
+
+
+def deadline_s(length: int) -> float:
+    """How long a run may take in all: silence alone would permit a byte every few seconds."""
+    return length / SLOWEST_BYTES_S + _SLACK_S
+
+
+@dataclass(eq=False)
+class Cargo:
+    """One run on its way. ``received``: body bytes so far, verified or not; written by the thread, read by all."""
+
+    provider: Provider
+    run: Run
+    partial: Partial
+    on_began: Callable[[], None]
+    on_block: Callable[[int, bool], None]
+    """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
+    received: int = 0
+    stopped: bool = False
+    connection: Connection | None = field(default=None, repr=False)
+
+    def stop(self) -> None:
+        """Give up; from any thread."""
+        self.stopped = True
+        if self.connection is not None:
+            self.connection.abort()
+
+
+class Carrier:
+    """Threads, connections and buffers of one peer's fetches. Use `running`."""
+
+    def __init__(self, network: Network, source_ip: str | None, pool: ThreadPoolExecutor) -> None:
+        self._network = network
+        self._source_ip = source_ip
+        self._pool = pool
+        self._idle: deque[tuple[Provider, Connection]] = deque()
+        self._buffers: list[bytearray] = []
+
+    @classmethod
+    @contextmanager
+    def running(cls, network: Network, source_ip: str | None = None) -> Iterator[Carrier]:
+        pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="fetch")
+        carrier = cls(network, source_ip, pool)
+        try:
+            yield carrier
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for _, connection in carrier._idle:
+                connection.close()
+
+    async def carry(self, cargo: Cargo) -> None:
+        """Returns when every block of the run is verified on disk.
+
+        NotFoundError, `dhtdata.transfer.wire.Busy` or PeerError if the provider does not deliver, IntegrityError at the
+        first wrong block, StoreError if the disk is full.
+        """
+        cargo.connection = self._connection(cargo.provider)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._pool, self._work, cargo, cargo.connection, loop)
+        try:
+            async with asyncio.timeout(deadline_s(cargo.run.length)):
+                await asyncio.shield(work)
+        except TimeoutError as failure:
+            raise PeerError(f"{cargo.provider}: {cargo.run.length} bytes took too long") from failure
+        finally:
+            if not work.done():
+                cargo.stop()
+                await asyncio.wait([work])
+            if not work.cancelled():
+                # Mark an error as seen: the wait for it may have been given up.
+                work.exception()
+            self._keep(cargo.provider, cargo.connection)
+
+    def _work(self, cargo: Cargo, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: from the request to the last block on disk."""
+        run, partial = cargo.run, cargo.partial
+        connection.open(blob_path(run.shard), run.offset, run.length)
+        loop.call_soon_threadsafe(cargo.on_began)
+        blocks = [partial.table.blocks[position] for position in run.positions]
+        with self._buffer(max(block.length for block in blocks)) as memory:
+            for position, block in zip(run.positions, blocks, strict=True):
+                view = memory[: block.length]
+                for first in range(0, block.length, _PIECE_BYTES):
+                    piece = view[first : first + _PIECE_BYTES]
+                    connection.read_into(piece)
+                    cargo.received += len(piece)
+                new = not partial.has(position)
+                if new:
+                    partial.accept(position, view, str(cargo.provider))
+                loop.call_soon_threadsafe(cargo.on_block, position, new)
+
+    @contextmanager
+    def _buffer(self, size: int) -> Iterator[memoryview]:
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = bytearray()
+        if len(buffer) < size:
+            buffer = bytearray(max(size, 1 << 20))
+        yield memoryview(buffer)
+        if len(buffer) <= _KEPT_BUFFER_BYTES and len(self._buffers) < _KEPT_BUFFERS:
+            self._buffers.append(buffer)
+
+    def _connection(self, provider: Provider) -> Connection:
+        """One that is idle, the one used last first; else a new one."""
+        self._drop_old()
+        for place in range(len(self._idle) - 1, -1, -1):
+            if self._idle[place][0] == provider:
+                connection = self._idle[place][1]
+                del self._idle[place]
+                return connection
+        return Connection(provider, self._network, self._source_ip)
+
+    def _keep(self, provider: Provider, connection: Connection) -> None:
+        if connection.reusable:
+            self._idle.append((provider, connection))
+        else:
+            connection.close()
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        # Servers end idle connections after 15 s.
+        oldest_s = time.monotonic() - IDLE_S
+        while self._idle and (len(self._idle) > MAX_IDLE or self._idle[0][1].used_s < oldest_s):
+            self._idle.popleft()[1].close()
