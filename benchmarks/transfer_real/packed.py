@@ -3,10 +3,10 @@
 Rows are the source files of Python's standard library (path, text, size, package), about 30 MiB; the full run has them
 four times, each time in another order and under other paths, because one pass would be over in 3 s: no block occurs
 twice, and compression works within blocks, so it gains nothing by that. A seed with all of it stands behind a proxy of
-100 Mbit/s each way (`benchmarks.proxy`, no delay). The same seed gives to peers that ask for raw shards alone (``packed``
-is ``never``), for packed ones alone (``always``) and that choose (``auto``), in turns, medians of 3 (quick: 1). What the
-very first packed fetch took, in which the seed may have had to pack, is told apart. Every peer stores, and verifies,
-raw shards in the end: the digests are compared.
+100 Mbit/s each way (`benchmarks.proxy`, no delay). The same seed gives to peers that ask for raw shards alone
+(``packed`` is ``never``), for packed ones alone (``always``) and that choose (``auto``), in turns, medians of 3 (quick:
+1). What the very first packed fetch took, in which the seed may have had to pack, is told apart. Every peer has raw
+shards in the end: their digests are compared.
 """
 
 from __future__ import annotations
