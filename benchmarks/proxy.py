@@ -144,12 +144,16 @@ class End(asyncio.BufferedProtocol):
 
 
 class Front(End):
-    """The end that was connected to. The other one is made a round trip later, nothing is read until then."""
+    """The end that was connected to. The other one is made a round trip later, nothing is read until then.
 
-    def __init__(self, forth: Link, back: Link, to: Address) -> None:
+    ``source_ip``: the address to connect from.
+    """
+
+    def __init__(self, forth: Link, back: Link, to: Address, source_ip: str = "") -> None:
         super().__init__(forth)
         self._back = back
         self._to = to
+        self._source = (source_ip, 0) if source_ip else None
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -161,7 +165,9 @@ class Front(End):
         await asyncio.sleep(self.link.delay_s + self._back.delay_s)
         loop = asyncio.get_running_loop()
         try:
-            _, behind = await loop.create_connection(lambda: End(self._back), self._to.ip, self._to.port)
+            _, behind = await loop.create_connection(
+                lambda: End(self._back), self._to.ip, self._to.port, local_addr=self._source
+            )
         except OSError:
             if self.transport is not None:
                 self.transport.abort()

@@ -1,11 +1,11 @@
 """How soon is the first batch of a dataset of 1 TB there, on a machine that has nothing of it?
 
-`benchmarks.terabyte`: 30,000 shards, of which those that are read first are real. A seed has it; on the mounting machine
-a private peer runs over an empty store. The clock starts in a fresh process before ``import dhtdata`` and stops when the
-first batch of 64 rows is there: the version found, 2.2 MB of indexes fetched and read, the first blocks fetched and
-verified, the publisher's first shard checked. Over loopback, and through a proxy of 100 Mbit/s each way
-(`benchmarks.proxy`); in source order and shuffled. Medians of 3 (quick: 1), each on a new store; the worse order counts.
-The rows of the batch are compared with what was published.
+`benchmarks.terabyte`: 30,000 shards, of which those that are read first are real. A seed has it; on the mounting
+machine a private peer runs over an empty store. The clock starts in a fresh process before ``import dhtdata`` and stops
+when the first batch of 64 rows is there: the version found, 2.2 MB of indexes fetched and read, the first blocks
+fetched and verified, the publisher's first shard checked. Over loopback, and through a proxy of 100 Mbit/s each way
+(`benchmarks.proxy`); in source order and shuffled. Medians of 3 (quick: 1), each on a new store; the worse order
+counts. The rows of the batch are compared with what was published.
 """
 
 from __future__ import annotations
