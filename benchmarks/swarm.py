@@ -12,7 +12,7 @@ from benchmarks.questions import Question, ask, tell
 
 NEEDS_LIBTORRENT = True
 QUESTIONS = (
-    Question("crowd", ("benchmarks.swarm_real.crowd",), limit_s=600.0),
+    Question("crowd", ("benchmarks.swarm_real.crowd",), limit_s=600.0, quick_limit_s=90.0),
     Question("simulated", ("benchmarks.swarm_simulated",), limit_s=1_200.0),
 )
 

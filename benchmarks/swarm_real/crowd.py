@@ -1,6 +1,6 @@
 """How fast does one seed's dataset spread to 1, 4 and 8 peers, beside libtorrent in the same run?
 
-One seed with 256 MiB (quick: 96) and N peers with empty stores, every one a process of its own with a loopback address
+One seed with 256 MiB (quick: 48) and N peers with empty stores, every one a process of its own with a loopback address
 of its own, all running before the clock starts. Ours are seeds that are told ``seed TICKET`` at the same moment: each
 fetches, and serves what it has by then; the ticket names the seed alone, the others they must find by themselves. The
 clock stops when the last one's dataset is complete: verified, fsynced, renamed (looked at every 50 ms).
@@ -47,7 +47,7 @@ class Spread:
 
 
 def measure(quick: bool, seed_number: int) -> Result:
-    mib, repeats = (96, 1) if quick else (256, 3)
+    mib, repeats = (48, 1) if quick else (256, 3)
     ours: dict[int, list[Spread]] = {count: [] for count in CROWDS}
     theirs: dict[int, list[Spread]] = {count: [] for count in CROWDS}
     with world() as folder:
