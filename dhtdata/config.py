@@ -11,6 +11,11 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``port`` | ``DHTDATA_PORT`` | UDP and TCP port of a seed; 0 takes a free one |
 | ``bootstrap`` | ``DHTDATA_BOOTSTRAP`` | addresses of known peers, ``IP:PORT``, separated by commas |
 | ``network`` | ``DHTDATA_NETWORK`` | file with the secret of a private network; the public network by default |
+| ``up`` | ``DHTDATA_UP`` | bytes of blobs per second that are sent, such as ``50MB/s``; ``unlimited`` by default |
+| ``down`` | ``DHTDATA_DOWN`` | the same of what is fetched |
+| ``peer_up`` | ``DHTDATA_PEER_UP`` | the same of what is sent to any one peer |
+| ``peer_down`` | ``DHTDATA_PEER_DOWN`` | the same of what is fetched from any one peer |
+| ``web_seeds`` | ``DHTDATA_WEB_SEEDS`` | base URLs of mirrors, separated by white space; any that this user may reach |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -33,6 +38,7 @@ import platformdirs
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Target, Ticket
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import Network, keep_network, load_network
 
 DEFAULT_PORT = 8470
@@ -40,7 +46,9 @@ MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network")
+RATES = ("up", "down", "peer_up", "peer_down")
+LEAST_RATE_BYTES_S = 64_000
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", *RATES)
 _NETWORKS = "networks"
 
 
@@ -55,6 +63,11 @@ class Settings:
     port: int = DEFAULT_PORT
     bootstrap: tuple[Address, ...] = ()
     network: Path | None = None
+    up: int | None = None
+    down: int | None = None
+    peer_up: int | None = None
+    peer_down: int | None = None
+    web_seeds: tuple[WebSeed, ...] = ()
 
     @property
     def keys(self) -> Path:
@@ -79,6 +92,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         port=_port(merged.pop("port", Settings.port)),
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
+        **{name: parse_rate(name, merged[name]) for name in RATES if name in merged},
+        web_seeds=_web_seeds(merged.pop("web_seeds", ())),
     )
 
 
@@ -110,6 +125,34 @@ def parse_size(text: str | int) -> int:
     unit = _UNITS[match[2].upper()]
     below: int = 10 ** len(fraction)
     return int(whole) * unit + int(fraction or 0) * unit // below
+
+
+def parse_rate(name: str, value: object) -> int | None:
+    """Bytes per second from ``50MB/s``, ``1.5 MiB`` or a plain number; None for ``unlimited``.
+
+    ConfigError names the limit if it is no size, or so low that whoever fetches would give up.
+    """
+    text = str(value).strip()
+    if text.lower() == "unlimited":
+        return None
+    try:
+        rate = parse_size(text[:-2] if text.lower().endswith("/s") else text)
+    except ConfigError as failure:
+        raise ConfigError(f"{name}: {text[:80]!r} is no rate: write it like 50MB/s, 2MiB/s or unlimited") from failure
+    if rate < LEAST_RATE_BYTES_S:
+        raise ConfigError(
+            f"{name}: {text[:80]} is too low: other peers give up below {LEAST_RATE_BYTES_S // 1_000}KB/s; "
+            "write unlimited for no limit, or end the peer with dhtdata stop"
+        )
+    return rate
+
+
+def rate_text(rate_bytes_s: int | None) -> str:
+    """What `parse_rate` reads: ``50MB/s``, ``unlimited``."""
+    if rate_bytes_s is None:
+        return "unlimited"
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if rate_bytes_s % _UNITS[unit] == 0), "B")
+    return f"{rate_bytes_s // _UNITS[unit]}{unit}/s"
 
 
 def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -211,3 +254,14 @@ def _addresses(value: object) -> tuple[Address, ...]:
         return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure
+
+
+def _web_seeds(value: object) -> tuple[WebSeed, ...]:
+    """What the user names himself: folders and his own networks too."""
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | WebSeed) for item in items):
+        raise ConfigError(f"web_seeds: {value!r} is not a list of URLs: write them separated by spaces")
+    try:
+        return tuple(dict.fromkeys(WebSeed.parse(str(item), named=True) for item in items))
+    except FormatError as failure:
+        raise ConfigError(f"web_seeds: {failure}") from failure

@@ -35,6 +35,7 @@ listen = "127.0.0.1"
 port = 1
 bootstrap = ["192.0.2.1:1", "[2001:db8::1]:1"]
 network = "/from/file.network"
+web_seeds = ["https://a.example.org", "file:///from/file"]
 """
 ENVIRONMENT = {
     "DHTDATA_STORE": "/from/environment",
@@ -43,6 +44,7 @@ ENVIRONMENT = {
     "DHTDATA_PORT": "2",
     "DHTDATA_BOOTSTRAP": "192.0.2.2:2, 192.0.2.3:2,",
     "DHTDATA_NETWORK": "/from/environment.network",
+    "DHTDATA_WEB_SEEDS": " https://b.example.org  http://127.0.0.1:81/x\n",
 }
 FLAGS = {
     "store": Path("/from/flag"),
@@ -51,6 +53,7 @@ FLAGS = {
     "port": 3,
     "bootstrap": (Address("192.0.2.4", 3),),
     "network": Path("/from/flag.network"),
+    "web_seeds": ["https://c.example.org/"],
 }
 
 
@@ -83,6 +86,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     assert (found.store, found.cache_limit, found.listen, found.port) == (Path("/from/file"), 10**9, "127.0.0.1", 1)
     assert found.bootstrap == (Address("192.0.2.1", 1), Address("2001:db8::1", 1))
     assert found.network == Path("/from/file.network")
+    assert [seed.url for seed in found.web_seeds] == ["https://a.example.org", "file:///from/file"]
     found = settings(tmp_path, {}, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/environment"),
@@ -92,6 +96,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     )
     assert found.bootstrap == (Address("192.0.2.2", 2), Address("192.0.2.3", 2))
     assert found.network == Path("/from/environment.network")
+    assert [seed.url for seed in found.web_seeds] == ["https://b.example.org", "http://127.0.0.1:81/x"]
     found = settings(tmp_path, FLAGS, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/flag"),
@@ -101,6 +106,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     )
     assert found.bootstrap == (Address("192.0.2.4", 3),)
     assert found.network == Path("/from/flag.network")
+    assert [(seed.url, seed.named) for seed in found.web_seeds] == [("https://c.example.org", True)]
 
 
 @pytest.mark.parametrize("field", FLAGS)
@@ -146,6 +152,9 @@ def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch:
         ("port = []", "port: .* is not in"),
         ('port = "²"', "port: '²' is not in"),
         ("bootstrap = 5", "bootstrap: 5 is not a list"),
+        ("web_seeds = 5", "web_seeds: 5 is not a list of URLs"),
+        ("web_seeds = [5]", "web_seeds: .* is not a list of URLs"),
+        ('web_seeds = "mirror"', "web_seeds: 'mirror' is no web seed"),
         ("bootstrap = [5]", "bootstrap: .* is not a list"),
         ("bootstrap = {}", "bootstrap: .* is not a list"),
         ('bootstrap = "example.org:80"', "bootstrap: 'example.org' is not an IP address"),

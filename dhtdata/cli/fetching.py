@@ -16,13 +16,18 @@ from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
     CacheLimitOption,
+    DownOption,
     HomeOption,
     JsonOption,
     NetworkOption,
+    PeerDownOption,
+    PeerUpOption,
     Session,
     StoreOption,
     TargetArgument,
     TimeoutOption,
+    UpOption,
+    WebSeedsOption,
     session,
 )
 from dhtdata.errors import ConfigError
@@ -61,7 +66,12 @@ def get(
     cache_limit: CacheLimitOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
+    up: UpOption = None,
+    down: DownOption = None,
+    peer_up: PeerUpOption = None,
+    peer_down: PeerDownOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a dataset into the store; optionally write it elsewhere too.
@@ -72,8 +82,16 @@ def get(
     """
     if mirror is not None and (split or columns):
         raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, cache_limit=cache_limit)
-    opened = opened.entering(parse_target(target))
+    opened = session(
+        store,
+        home,
+        as_json,
+        bootstrap=bootstrap,
+        network=network,
+        web_seeds=web_seeds,
+        cache_limit=cache_limit,
+        rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
+    ).entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout, newest=True)
         contents = contents_of(entry)

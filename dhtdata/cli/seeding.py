@@ -68,6 +68,8 @@ def _add(
     targets: Sequence[Target],
     before: tuple[dict[str, Any], Sequence[RenderableType]],
 ) -> None:
+    if opened.rates:
+        peer.limit(opened.rates)
     seeded = [peer.seed(target, SEARCH_S) for target in targets]
     status = peer.status()
     document, shown = before

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dhtdata.cli.output import Output
-from dhtdata.config import Settings, entering, load_settings
+from dhtdata.config import Settings, entering, load_settings, parse_rate
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import MAX_ADDRESSES
 from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.store import Store
 
-_COMMON, _NETWORK = "Common options", "Network"
+_COMMON, _NETWORK, _LIMITS = "Common options", "Network", "Limits (bytes of blobs per second)"
 SEARCH_S = 60.0
 
 StoreOption = Annotated[
@@ -49,6 +49,15 @@ NetworkOption = Annotated[
         metavar="FILE",
     ),
 ]
+WebSeedsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--web-seed",
+        help="Mirror to fetch from as well: https://..., http://... or file:///folder; may be repeated.",
+        rich_help_panel=_NETWORK,
+        metavar="URL",
+    ),
+]
 ListenOption = Annotated[
     str | None,
     typer.Option("--listen", help="IP address to listen on.", rich_help_panel=_NETWORK, metavar="IP"),
@@ -68,6 +77,40 @@ CacheLimitOption = Annotated[
         metavar="SIZE",
     ),
 ]
+UpOption = Annotated[
+    str | None,
+    typer.Option(
+        "--up",
+        help="Most to send, such as 50MB/s; unlimited for no limit.",
+        rich_help_panel=_LIMITS,
+        metavar="RATE",
+        show_default=False,
+    ),
+]
+DownOption = Annotated[
+    str | None,
+    typer.Option("--down", help="Most to fetch.", rich_help_panel=_LIMITS, metavar="RATE", show_default=False),
+]
+PeerUpOption = Annotated[
+    str | None,
+    typer.Option(
+        "--peer-up",
+        help="Most to send to any one peer.",
+        rich_help_panel=_LIMITS,
+        metavar="RATE",
+        show_default=False,
+    ),
+]
+PeerDownOption = Annotated[
+    str | None,
+    typer.Option(
+        "--peer-down",
+        help="Most to fetch from any one peer.",
+        rich_help_panel=_LIMITS,
+        metavar="RATE",
+        show_default=False,
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
@@ -84,11 +127,15 @@ TargetArgument = Annotated[
 
 @dataclass(frozen=True)
 class Session:
-    """One command's surroundings. ``port``: what ``--port`` said; the settings' own may come from elsewhere."""
+    """One command's surroundings. ``port``: what ``--port`` said; the settings' own may come from elsewhere.
+
+    ``rates``: the limits that flags named; they hold for a peer that runs already, too.
+    """
 
     settings: Settings
     output: Output
     port: int | None = None
+    rates: Mapping[str, int | None] = field(default_factory=dict)
 
     def entering(self, *targets: Target) -> Session:
         """The same command in the private network that a ticket's secret leads into. ConfigError if in another one."""
@@ -107,6 +154,8 @@ class Session:
     def peer(self, store: Store) -> Iterator[PeerClient]:
         """The store's peer, started as a private one if none runs."""
         with PeerClient.connect(store, self.settings, start=True) as peer:
+            if self.rates:
+                peer.limit(self.rates)
             yield peer
 
     def asking(self, target: Target) -> Target:
@@ -115,7 +164,7 @@ class Session:
             return target
         given = target if isinstance(target, Ticket) else Ticket(target)
         addresses = dict.fromkeys([*given.addresses, *self.settings.bootstrap])
-        return Ticket(given.target, tuple(addresses)[:MAX_ADDRESSES], given.secret)
+        return replace(given, addresses=tuple(addresses)[:MAX_ADDRESSES])
 
     @contextmanager
     def running_peer(self, store: Store, *, any_network: bool = True) -> Iterator[PeerClient | None]:
@@ -136,9 +185,11 @@ def session(
     *,
     bootstrap: str | None = None,
     network: Path | None = None,
+    web_seeds: list[str] | None = None,
     listen: str | None = None,
     port: int | None = None,
     cache_limit: str | None = None,
+    rates: Mapping[str, str | None] | None = None,
 ) -> Session:
     """Settings of a command from its flags; None means not given."""
     flags = {
@@ -146,8 +197,11 @@ def session(
         "home": home,
         "bootstrap": bootstrap,
         "network": network,
+        "web_seeds": web_seeds or None,
         "listen": listen,
         "port": port,
         "cache_limit": cache_limit,
     }
-    return Session(load_settings(flags), Output(as_json), port)
+    named = {name: rate for name, rate in (rates or {}).items() if rate is not None}
+    settings = load_settings(flags | named)
+    return Session(settings, Output(as_json), port, {name: parse_rate(name, rate) for name, rate in named.items()})

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from dhtdata.cli.dht_view import summary
+from dhtdata.cli.limits import limits_text
 from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
@@ -57,6 +58,8 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
         ("DHT", summary(seen.dht)),
         ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
         ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests"),
+        ("uploads", f"{number(seen.uploads)} under way, {number(seen.uploads_waiting)} waiting"),
+        ("limits", limits_text(seen.limits)),
     ]
     pieces: list[RenderableType] = [facts(shown)]
     if seen.datasets:

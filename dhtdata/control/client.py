@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +85,7 @@ class _Link:
         self.welcome = welcome
 
     @classmethod
-    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "") -> _Link:
+    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "", web_seeds: tuple[str, ...] = ()) -> _Link:
         """NotFoundError if no peer listens, PeerError if it is none of ours, ConfigError if in another network."""
         path = socket_path(store_id)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -99,6 +99,7 @@ class _Link:
                 store=store_id,
                 keeps_alive=keeps_alive,
                 network=network,
+                web_seeds=web_seeds,
             )
             connection.sendall(protocol.pack(hello))
             answer = _receive(connection)
@@ -292,6 +293,11 @@ class PeerClient:
         """Who is at an address. PeerError says why nobody answers."""
         return self._ask(lambda _: DhtPing(address=str(address)), DhtPong, DEFAULT_TIMEOUT_S)
 
+    def limit(self, changes: Mapping[str, int | None]) -> protocol.LimitsNow:
+        """Change these limits (``up``, ``down``, ``peer_up``, ``peer_down``) while it runs; those that hold then."""
+        request = protocol.SetLimits(changes=dict(changes))
+        return self._ask(lambda _: request, protocol.LimitsNow, DEFAULT_TIMEOUT_S)
+
     def stop(self) -> None:
         """Ask the peer to end, and wait until it closes its socket."""
         with self._open() as link, contextlib.suppress(_EndOfFile):
@@ -369,7 +375,12 @@ class PeerClient:
 
     def _open(self) -> _Link:
         def connect() -> _Link:
-            return _Link.open(self._store_id, keeps_alive=self._keeps_alive, network=self._network)
+            return _Link.open(
+                self._store_id,
+                keeps_alive=self._keeps_alive,
+                network=self._network,
+                web_seeds=tuple(seed.url for seed in self._settings.web_seeds),
+            )
 
         return elect(self._settings, connect) if self._start else connect()
 

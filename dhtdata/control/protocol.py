@@ -18,6 +18,7 @@ sends one request at a time and reads answers until the one that ends it:
 | `AskDht` | `DhtStatus` |
 | `DhtLookup` | `DhtTrace` |
 | `DhtPing` | `DhtPong` |
+| `SetLimits` | `LimitsNow` |
 
 Any request may be answered by `Failure`, which carries the error's class by name. The socket belongs to one user (mode
 0600 in a 0700 folder), and `Hello` states program version, user and store, so that a stranger's peer is never believed.
@@ -38,7 +39,7 @@ from dhtdata.errors import DhtDataError, FormatError, IntegrityError
 from dhtdata.formats.codec import Format, encode_msgpack
 from dhtdata.formats.names import Name
 
-PROTOCOL = 3
+PROTOCOL = 4
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 60.0
@@ -47,7 +48,8 @@ DEFAULT_TIMEOUT_S = 60.0
 class Hello(Format, frozen=True, tag="hello"):
     """``store`` is the store's id. ``keeps_alive``: the private peer lives as long as such a connection does.
 
-    ``network``: fingerprint of the network that the program means; empty if it means none.
+    ``network``: fingerprint of the network that the program means; empty if it means none. ``web_seeds``: URLs of
+    mirrors that the user named; the peer asks them as well from then on.
     """
 
     protocol: int
@@ -56,6 +58,7 @@ class Hello(Format, frozen=True, tag="hello"):
     store: bytes
     keeps_alive: bool = True
     network: str = ""
+    web_seeds: tuple[str, ...] = ()
 
 
 class Welcome(Format, frozen=True, tag="welcome"):
@@ -187,6 +190,21 @@ class Stop(Format, frozen=True, tag="stop"):
     pass
 
 
+class SetLimits(Format, frozen=True, tag="set_limits"):
+    """Change limits of the running peer, those that are named: bytes per second, None for no limit."""
+
+    changes: dict[str, int | None] = {}
+
+
+class LimitsNow(Format, frozen=True, tag="limits"):
+    """Bytes per second of blobs, for all together and for each other peer; None: no limit."""
+
+    up: int | None
+    down: int | None
+    peer_up: int | None
+    peer_down: int | None
+
+
 class Done(Format, frozen=True, tag="done"):
     pass
 
@@ -230,6 +248,8 @@ class HeldDataset(Format, frozen=True):
 class PeerStatus(Format, frozen=True, tag="peer_status"):
     """``addresses``: where others reach this peer (none if private). ``clients``: programs that keep it alive.
 
+    ``uploads`` of large pieces are under way, ``uploads_waiting`` wait for a slot.
+
     ``network``: ``public``, or the fingerprint of a private one.
     """
 
@@ -252,6 +272,9 @@ class PeerStatus(Format, frozen=True, tag="peer_status"):
     requests_served: int
     uptime_s: float
     clients: int
+    limits: LimitsNow
+    uploads: int
+    uploads_waiting: int
 
 
 class ProviderStatus(Format, frozen=True):
@@ -282,6 +305,7 @@ Request = (
     | AskDht
     | DhtLookup
     | DhtPing
+    | SetLimits
     | HandOver
     | Stop
 )
@@ -297,6 +321,7 @@ Answer = (
     | DhtStatus
     | DhtTrace
     | DhtPong
+    | LimitsNow
     | Failure
 )
 Message = Hello | Welcome | Request | Answer

@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
-from dhtdata.config import Settings
+from dhtdata.config import RATES, Settings, rate_text
 from dhtdata.control import protocol
 from dhtdata.control.lock import ELECTION_LOCK, FileLock
 from dhtdata.errors import FormatError, NotFoundError, PeerError
@@ -96,6 +96,10 @@ def private_command(settings: Settings, ready: int, *, elect_itself: bool) -> li
     if settings.network is not None:
         # The path alone: arguments can be read by everybody on the machine.
         command += ["--network", str(settings.network)]
+    for name in RATES:
+        command += [f"--{name.replace('_', '-')}", rate_text(getattr(settings, name))]
+    for seed in settings.web_seeds:
+        command += ["--web-seed", seed.url]
     if elect_itself:
         command.append("--elect")
     return command

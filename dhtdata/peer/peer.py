@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dhtdata.config import Settings
+from dhtdata.config import RATES, Settings
 from dhtdata.control.client import RELEASE, answers, ask_running, socket_path
 from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
 from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Believed
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.ticket import Target
 from dhtdata.network import Network, network_of_store
 from dhtdata.peer.addresses import free_port, own_addresses
@@ -43,6 +43,7 @@ from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.server import BlobServer
 from dhtdata.transfer.swarm import NOBODY, Fetching
 from dhtdata.transfer.threads import Carrier
@@ -111,18 +112,19 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     empty = not await asyncio.to_thread(store.manifests)
     network = await asyncio.to_thread(network_of_store, store.path, settings.network, empty=empty)
     holdings = Holdings(store)
-    front = BlobServer(holdings, network)
+    limits = Limits(Rates(**{name: getattr(settings, name) for name in RATES}))
+    front = BlobServer(holdings, network, limits)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
     failures: list[DhtDataError] = []
     believed = Believed()
     async with (
         AsyncExitStack() as exits,
-        HttpClient.running(network) as http,
+        HttpClient.running(network, settings.listen) as http,
         _node(settings, store, network, believed, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
-        carrier = exits.enter_context(Carrier.running(network))
+        carrier = exits.enter_context(Carrier.running(network, settings.listen, limits))
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
@@ -131,7 +133,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
         try:
             with _signals(stop):
                 async with asyncio.TaskGroup() as group:
-                    swarms = Swarms(group, finder, http, remotes, fetcher.wake, own)
+                    swarms = Swarms(group, store, finder, http, remotes, fetcher.wake, own)
                     resolver = Resolver(settings, store, http, finder, fetcher, swarms)
                     seeder = announcer = None
                     if seed:
@@ -149,6 +151,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         remotes=remotes,
                         seeder=seeder,
                         served=front.served,
+                        uploads=front.uploads,
+                        limits=limits,
                         addresses=own_addresses(settings.listen, node.port) if seed else (),
                         port=node.port,
                         clients=lambda: control.clients,
@@ -166,7 +170,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))
                     else:
                         group.create_task(_end_when_unused(control, stop))
-                    await control.serve(group, desk.handle)
+                    await control.serve(group, desk.handle, desk.greet)
                     events.on_listening(await desk.status())
                     await stop.wait()
                     if announcer is not None:
@@ -216,6 +220,7 @@ async def _acquaintances(
     known = Known(store.path, believed)
     await asyncio.to_thread(known.load)
     known.trust(settings.bootstrap)
+    known.name_web_seeds(settings.web_seeds)
     return known, Finder(node, http, known, believed)
 
 
@@ -275,7 +280,7 @@ async def _remember(remotes: Remotes, known: Known) -> None:
     while True:
         await asyncio.sleep(REMEMBER_EVERY_S)
         for remote in remotes.everybody():
-            if remote.blocks and remotes.usable(remote.provider):
+            if isinstance(remote.provider, Address) and remote.blocks and remotes.usable(remote.provider):
                 known.remember(remote.provider)
         await _save(known)
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dhtdata.config import Settings, load_settings
+from dhtdata.config import RATES, Settings, load_settings
 from dhtdata.control import protocol
 from dhtdata.control.protocol import PeerStatus, Seeded
 from dhtdata.errors import DhtDataError
@@ -52,6 +52,8 @@ def run_private(arguments: Sequence[str]) -> int:
             "cache_limit": options.cache_limit,
             "bootstrap": options.bootstrap,
             "network": options.network,
+            **{name: getattr(options, name) for name in RATES},
+            "web_seeds": options.web_seed,
         },
         environment={},
     )
@@ -111,5 +113,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache-limit")
     parser.add_argument("--bootstrap")
     parser.add_argument("--network")
+    for name in RATES:
+        parser.add_argument(f"--{name.replace('_', '-')}")
+    parser.add_argument("--web-seed", action="append")
     parser.add_argument("--elect", action="store_true")
     return parser.parse_args(arguments)

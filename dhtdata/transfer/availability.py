@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from dhtdata.digest import Digest
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.picker import Copies
-from dhtdata.transfer.providers import Provider
 
 MAX_SHARDS = 256
 EVERY_BLOCK = -1

@@ -11,7 +11,9 @@ Whatever a server does ends as one of four errors, never as another exception an
 | FormatError | an answer that does not parse |
 
 In a private network every request carries the code that `membership` describes; another network's peer stays silent,
-which is a PeerError.
+which is a PeerError. Web seeds are no members and get no code. Those that the user named may redirect and be anywhere;
+the others are asked over connections of their own, which lead to global addresses only (`dialling`). Folders are read
+in a thread (`folders`).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Self
 
 import aiohttp
+from yarl import URL
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
@@ -30,14 +33,15 @@ from dhtdata.formats import records
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
 from dhtdata.formats.records import MAX_RECORD_BYTES, NameRecord, Signed
+from dhtdata.formats.web_seeds import MAX_REDIRECTS, REDIRECTS, Hop, Provider, WebSeed, first_hop, next_hop
 from dhtdata.network import PUBLIC, Network
-from dhtdata.transfer import answers
+from dhtdata.transfer import answers, folders
 from dhtdata.transfer.answers import HaveMap, PeerExchange, ProviderRecord, ProviderRecords
+from dhtdata.transfer.dialling import CONNECT_S, socket_maker
 from dhtdata.transfer.membership import member_headers
 
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_ADDRESS = 6
-CONNECT_S = 5.0
 SILENCE_S = 10.0
 SLOWEST_BYTES_S = 64_000
 _SLACK_S = 10.0
@@ -54,38 +58,27 @@ def transfer_deadline_s(length: int) -> float:
 class HttpClient:
     """Connections to other peers of one network. Use `running`."""
 
-    def __init__(self, session: aiohttp.ClientSession, network: Network) -> None:
+    def __init__(self, session: aiohttp.ClientSession, guarded: aiohttp.ClientSession, network: Network) -> None:
         self.network = network
         self._session = session
+        self._guarded = guarded
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, network: Network = PUBLIC) -> AsyncIterator[Self]:
-        connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS, limit_per_host=MAX_CONNECTIONS_PER_ADDRESS, use_dns_cache=False
-        )
-        async with aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
-            headers={"Accept-Encoding": "identity", "User-Agent": "dhtdata"},
-            auto_decompress=False,
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            max_line_size=2_048,
-            max_field_size=4_096,
-            max_headers=32,
-        ) as session:
-            yield cls(session, network)
+    async def running(cls, network: Network = PUBLIC, source_ip: str = "::") -> AsyncIterator[Self]:
+        """Connects from ``source_ip`` where that can be, so that others see one address of this peer; ``::``: any."""
+        trusting, guarding = _session(source_ip, trusted=True), _session(source_ip, trusted=False)
+        async with trusting as session, guarding as guarded:
+            yield cls(session, guarded, network)
 
-    async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
+    async def read_blob(self, address: Provider, digest: Digest, limit_bytes: int) -> bytes:
         """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
-        async with self._get(address, f"/v1/blobs/{digest}", transfer_deadline_s(limit_bytes)) as response:
-            body = bytes(await _read_whole(response, limit_bytes))
+        body = await self._ask(address, f"/v1/blobs/{digest}", limit_bytes, transfer_deadline_s(limit_bytes))
         if await asyncio.to_thread(Digest.of, body) != digest:
             raise IntegrityError(f"{address} sent wrong bytes for blob {digest}", culprit=str(address))
         return body
 
-    async def have(self, address: Address, contents: Digest, since: int | None = None, port: int = 0) -> HaveMap:
+    async def have(self, address: Provider, contents: Digest, since: int | None = None, port: int = 0) -> HaveMap:
         """What a peer has of some contents, or what has changed ``since`` a revision.
 
         ``port``: where we serve while we fetch, so that it knows us as a provider; 0 if we serve nobody.
@@ -108,7 +101,7 @@ class HttpClient:
         path = f"/v1/providers/{digest}"
         return ProviderRecords.decode(await self._ask(address, path, answers.MAX_PROVIDERS_BYTES, LOOKUP_S))
 
-    async def name(self, address: Address, name: Name) -> Signed:
+    async def name(self, address: Provider, name: Name) -> Signed:
         """The newest NameRecord that this peer knows, verified."""
         path = f"/v1/names/{encode_key(name.publisher)}/{name.name}"
         signed = records.decode(await self._ask(address, path, MAX_RECORD_BYTES))
@@ -117,20 +110,26 @@ class HttpClient:
             raise FormatError(f"{address}: record of another name than asked")
         return signed
 
-    async def _ask(self, address: Address, path: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+    async def _ask(self, address: Provider, path: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+        if isinstance(address, WebSeed) and address.folder is not None:
+            return await asyncio.to_thread(folders.read_whole, address, path, limit_bytes)
         async with self._get(address, path, deadline_s) as response:
             return bytes(await _read_whole(response, limit_bytes))
 
     @asynccontextmanager
-    async def _get(self, address: Address, path: str, deadline_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _get(self, address: Provider, path: str, deadline_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with status 200 and a plain body. The deadline covers the reading too."""
         url = f"{address.url}{path}"
-        headers = member_headers(self.network, address, path, time.time())
         try:
             async with asyncio.timeout(deadline_s):
-                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
-                    _check(response, url)
-                    yield response
+                if isinstance(address, WebSeed):
+                    async with self._get_web(address, path) as response:
+                        yield response
+                else:
+                    headers = member_headers(self.network, address, path, time.time())
+                    async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                        _check(response, url)
+                        yield response
         except TimeoutError as failure:
             raise PeerError(f"{url}: too slow or silent") from failure
         except aiohttp.ClientConnectorError as failure:
@@ -138,6 +137,47 @@ class HttpClient:
             raise PeerError(f"{address}: no connection ({reason})") from failure
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             raise PeerError(f"{url}: {failure or type(failure).__name__}") from failure
+
+    @asynccontextmanager
+    async def _get_web(self, seed: WebSeed, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        """From a web seed; redirects are followed as far as `next_hop` lets them."""
+        hop = first_hop(seed, path)
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._request(hop) as response:
+                if response.status not in REDIRECTS:
+                    _check(response, hop.url)
+                    yield response
+                    return
+                try:
+                    hop = next_hop(seed, hop, response.headers.get("Location", ""))
+                except FormatError as failure:
+                    raise PeerError(str(failure)) from failure
+        raise PeerError(f"{seed.url}{path}: more than {MAX_REDIRECTS} redirects")
+
+    def _request(self, hop: Hop) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        session = self._session if hop.trusted else self._guarded
+        # Asked for as it stands: the library's own ideas of escapes would make it another path.
+        return session.get(URL(hop.url, encoded=True), allow_redirects=False)
+
+
+def _session(source_ip: str, *, trusted: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS,
+            limit_per_host=MAX_CONNECTIONS_PER_ADDRESS,
+            use_dns_cache=False,
+            socket_factory=socket_maker(trusted=trusted, source_ip=source_ip),
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+        headers={"Accept-Encoding": "identity", "User-Agent": "dhtdata"},
+        auto_decompress=False,
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Buckets send more headers than peers do.
+        max_line_size=4_096,
+        max_field_size=8_190,
+        max_headers=64,
+    )
 
 
 def _check(response: aiohttp.ClientResponse, url: str) -> None:

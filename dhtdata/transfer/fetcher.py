@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
 from dhtdata.transfer.picker import BACKGROUND
 from dhtdata.transfer.planner import Order, Planner
-from dhtdata.transfer.providers import Provider, Remotes
+from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import Search
 from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.threads import Cargo, Carrier

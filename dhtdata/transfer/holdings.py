@@ -71,6 +71,10 @@ class Holdings:
 
     def opened(self, partial: Partial) -> None:
         self._partials[partial.digest] = partial
+        for known in self._known.values():
+            if not known.layout.placed and known.layout.ordinal(partial.digest) is None:
+                # The index that lists it may have come since.
+                known.made_s = float("-inf")
         self.changed(partial.digest)
 
     def closed(self, shard: Digest) -> None:

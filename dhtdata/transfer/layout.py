@@ -49,6 +49,11 @@ class Layout:
     def shard_count(self) -> int:
         return self.contents.shard_count
 
+    @property
+    def placed(self) -> bool:
+        """Whether every index has been taken up."""
+        return len(self._placed) == len(self.spans)
+
     def place_stored(self, store: Store) -> None:
         """Take up indexes that have come into the store since."""
         for position, span in enumerate(self.spans):

@@ -5,8 +5,9 @@ stranger's map of shards that do not exist takes no memory. Until the layout is 
 
 Those who fetch at the same time share the work without a word about it: every missing block *falls to* one of them,
 the one with the highest score for it (rendezvous hashing: Thaler and Ravishankar, "Using name-based mappings to
-increase hit rates", 1998). A block that falls to somebody else counts as if it were on its way there, so that it is the last to be
-asked of a seed. Who knows other members reckons otherwise; that costs a block sent twice, and nothing else.
+increase hit rates", 1998). A block that falls to somebody else counts as if it were on its way there, so
+that it is the last to be asked of a seed. Who knows other members reckons otherwise; that costs a block sent twice, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from dataclasses import dataclass, field
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
+from dhtdata.formats.web_seeds import Provider, WebSeed
 from dhtdata.transfer.answers import MAX_PARTIALS, HaveMap, bit, set_bits
 from dhtdata.transfer.availability import EVERY_BLOCK, Availability
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.picker import Run
-from dhtdata.transfer.providers import Provider
 
 MAX_MEMBERS = 256
 _MASK = (1 << 64) - 1
@@ -55,6 +56,10 @@ class Member:
     def fetches(self) -> bool:
         """Whether it is known to fetch, as we do: blocks may fall to it."""
         return self.revision is not None and not self.complete and bool(self.key)
+
+    @property
+    def web_seed(self) -> bool:
+        return isinstance(self.provider, WebSeed)
 
     @property
     def shard_count(self) -> int:
@@ -130,9 +135,9 @@ class Members:
         self._tell(member)
 
     def refused(self, provider: Provider, run: Run) -> None:
-        """It said that it has not got these blocks, whatever it said before."""
-        if provider in self._members:
-            self.have.lacks(provider, run.shard, run.mask)
+        """It said that it has not got these blocks, whatever it said before. A web seed has whole shards or nothing."""
+        if (member := self._members.get(provider)) is not None:
+            self.have.lacks(provider, run.shard, EVERY_BLOCK if member.web_seed else run.mask)
 
     def shard_copies(self, shard: Digest) -> int:
         """How many members have a shard, or some of it, beside those that have everything."""

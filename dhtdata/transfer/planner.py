@@ -35,9 +35,10 @@ from typing import Protocol
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.availability import Availability
 from dhtdata.transfer.picker import Run, Wanted, any_of
-from dhtdata.transfer.providers import Provider, Remote, Remotes
+from dhtdata.transfer.providers import Remote, Remotes
 
 MAX_TRANSFERS = 32
 MAX_OUTSTANDING_BYTES = 96 << 20

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import Provider
 
 MAX_REMOTES = 4_096
 LIAR_S = 600.0
@@ -40,10 +40,6 @@ _SHORTEST_SAMPLE_S = 1e-3
 _SMALLEST_SAMPLE = 64 << 10
 _LATENCY_SMOOTHING = 0.3
 _FLOOR_DRIFT = 0.05
-
-
-Provider = Address
-"""Whoever has blobs at ``<url>/v1/blobs/<digest>``."""
 
 
 @dataclass

@@ -16,8 +16,9 @@ In a private network a request without the code of a member (`membership`) gets 
 request: the connection is dropped and not one byte is sent. The last three paths are open to this machine itself
 without a code, for its monitors and people.
 
-Bounds: connections per address and in all, 15 s for a header or an idle connection, a deadline for every piece that is
-written, no request body. A client that reads nothing is cut off.
+Bounds: connections per address and in all, 15 s for a header or an idle connection, no request body, and a client that
+reads next to nothing is cut off. When all connections are taken, the address that has most of them loses its oldest to
+a newcomer that has fewer. Large pieces of blobs wait for a slot (`uploads`); everything else is answered at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import ipaddress
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -40,16 +42,21 @@ from dhtdata.errors import ConfigError, DhtDataError, FormatError, NotFoundError
 from dhtdata.formats.addresses import Address, scope
 from dhtdata.formats.names import Name, check_name, decode_key
 from dhtdata.network import PUBLIC, Network
+from dhtdata.transfer import sending
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
-from dhtdata.transfer.holdings import Holdings, Servable
+from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
+from dhtdata.transfer.rates import Limits
+from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
+from dhtdata.transfer.uploads import Busy, Upload, Uploads, peer_of
 
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 32
+# Several peers of one machine share its address.
+MAX_CONNECTIONS_OF_THIS_MACHINE = 128
 IDLE_S = 15.0
-WRITE_S = 15.0
 MAX_LOOKUPS = 4
-_PIECE_BYTES = 256 << 10
+SMALL_BYTES = 256 << 10
 _SHUTDOWN_S = 1.0
 _BINARY = "application/octet-stream"
 _LOOPBACK = "loopback"
@@ -75,12 +82,16 @@ class Directory(Protocol):
 
 @dataclass
 class Served:
-    """Counters since the start. ``strangers``: requests to a private network that had no code of a member."""
+    """Counters since the start. ``strangers``: requests to a private network that had no code of a member.
+
+    ``cut_readers``: connections that were dropped because they took next to nothing.
+    """
 
     bytes: int = 0
     requests: int = 0
     strangers: int = 0
     refused_connections: int = 0
+    cut_readers: int = 0
 
 
 class _Silence(web.Response):
@@ -95,11 +106,54 @@ class _Silence(web.Response):
 class _Conversation(web.RequestHandler):
     """One connection. What a stranger sends that is no request is neither logged nor sent back: both were floods."""
 
-    __slots__ = ("_private",)
+    __slots__ = ("_private", "_served", "_unread", "_watch", "_watched")
 
-    def __init__(self, gate: _Gate, private: bool, **options: Any) -> None:
+    def __init__(self, gate: _Gate, served: Served, private: bool, **options: Any) -> None:
         super().__init__(gate, **options)
         self._private = private
+        self._served = served
+        self._watched: asyncio.Transport | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._unread = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            self._watched = transport
+            sending.prepare(transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._look_away()
+        self._watched = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """An answer waits for the reader, other than a span of a file, which `Sending` watches."""
+        super().pause_writing()
+        self._keep_watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._look_away()
+
+    def _keep_watch(self) -> None:
+        if self._watched is not None:
+            self._unread = self._watched.get_write_buffer_size()
+            self._watch = self._loop.call_later(sending.WRITE_S, self._judge)
+
+    def _look_away(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _judge(self) -> None:
+        if self._watched is None:
+            return
+        if self._unread - self._watched.get_write_buffer_size() < SLOWEST_BYTES_S * sending.WRITE_S:
+            self._served.cut_readers += 1
+            cut(self._watched)
+        else:
+            self._keep_watch()
 
     def handle_error(
         self,
@@ -137,24 +191,44 @@ class _Gate(web.Server):
         )
         self._served = served
         self._private = private
+        self._most = MAX_CONNECTIONS
+        # Connections by address, oldest first.
+        self._by_peer: dict[str, dict[web.RequestHandler, asyncio.Transport]] = {}
 
     def __call__(self) -> _Conversation:
-        return _Conversation(self, self._private, loop=self._loop, **self._kwargs)
+        return _Conversation(self, self._served, self._private, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        address = _peer_ip(transport)
-        same = sum(_peer_ip(other) == address for other in self._connections.values())
-        if same > MAX_CONNECTIONS_PER_ADDRESS or len(self._connections) > MAX_CONNECTIONS:
-            self._served.refused_connections += 1
-            transport.abort()
+        peer = _peer(transport)
+        of_peer = self._by_peer.setdefault(peer, {})
+        of_peer[handler] = transport
+        if len(of_peer) > _most_connections(transport):
+            self._refuse(transport)
+        elif len(self._connections) > self._most:
+            most = max(self._by_peer.values(), key=len)
+            # Its oldest, if it can spare one more than the newcomer's address has.
+            self._refuse(next(iter(most.values())) if len(most) > len(of_peer) else transport)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        for peer, of_peer in self._by_peer.items():
+            if of_peer.pop(handler, None) is not None:
+                if not of_peer:
+                    del self._by_peer[peer]
+                return
+
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        self._served.refused_connections += 1
+        cut(transport)
 
 
 class BlobServer:
     """The interface over what `Holdings` has. Use `running`; answers 503 until it has a ``directory``."""
 
-    def __init__(self, holdings: Holdings, network: Network = PUBLIC) -> None:
+    def __init__(self, holdings: Holdings, network: Network = PUBLIC, limits: Limits | None = None) -> None:
         self.served = Served()
+        self.uploads = Uploads(limits or Limits())
         self._network = network
         self.directory: Directory | None = None
         self._holdings = holdings
@@ -213,8 +287,11 @@ class BlobServer:
             return _plain(404, f"{failure}\n")
         except FormatError as failure:
             return _plain(400, f"{failure}\n")
+        except Busy as failure:
+            headers = {"Retry-After": str(failure.retry_s)}
+            return _plain(429 if failure.own_doing else 503, f"{failure}\n", headers)
         except DhtDataError as failure:
-            return _plain(503, f"{failure}\n")
+            return _plain(503, f"{failure}\n", {"Retry-After": "1"})
 
     async def _route(self, request: web.BaseRequest, directory: Directory) -> web.StreamResponse:
         parts = request.path.split("/")[1:]
@@ -265,40 +342,80 @@ class BlobServer:
             return web.Response(status=304, headers=_HEADERS | headers)
         if ranged:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{servable.size}"
-        response = web.StreamResponse(status=206 if ranged else 200, headers=_HEADERS | headers)
+        return await self._send(request, 206 if ranged else 200, headers, servable.path, (start, end))
+
+    async def _send(
+        self, request: web.BaseRequest, status: int, headers: dict[str, str], path: Path, span: tuple[int, int]
+    ) -> web.StreamResponse:
+        """A half-open span of a file as the body of an answer: at once if it is small, else when there is a slot.
+
+        `Busy` or NotFoundError before anything is sent. Later the connection is dropped if anything goes wrong.
+        """
+        start, end = span
+        transport = request.transport
+        response = web.StreamResponse(status=status, headers=_HEADERS | headers)
         response.content_type = _BINARY
         response.content_length = end - start
-        if request.method == "HEAD":
+        if request.method == "HEAD" or transport is None:
             # A HEAD's answer states the length of the body that it leaves out.
             await response.prepare(request)
             return response
-        await self._send(request, response, servable, start, end)
+        peer = _peer(transport)
+        self.uploads.check(peer)
+        if end - start < SMALL_BYTES:
+            body = await asyncio.to_thread(_read, path, start, end)
+            await self.uploads.pay(peer, len(body))
+            self.served.bytes += len(body)
+            return web.Response(status=status, body=body, content_type=_BINARY, headers=_HEADERS | headers)
+        async with self.uploads.slot(peer) as upload:
+            descriptor = await asyncio.to_thread(_open, path)
+            try:
+                writer = await response.prepare(request)
+                if writer is not None:
+                    writer.send_headers()
+                    await writer.drain()
+                    await self._send_pieces(transport, descriptor, span, upload)
+                await response.write_eof()
+            except ConnectionError as failure:
+                # Gone, or takes nothing: nothing can be said to it any more.
+                self.served.cut_readers += isinstance(failure, SlowReader)
+                cut(transport)
+            finally:
+                os.close(descriptor)
         return response
 
-    async def _send(
-        self, request: web.BaseRequest, response: web.StreamResponse, servable: Servable, start: int, end: int
+    async def _send_pieces(
+        self, transport: asyncio.Transport, descriptor: int, span: tuple[int, int], upload: Upload
     ) -> None:
-        try:
-            descriptor = await asyncio.to_thread(os.open, servable.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as failure:
-            raise NotFoundError("just gone: ask again") from failure
-        try:
-            await response.prepare(request)
+        start, end = span
+        with closing(Sending(transport, descriptor)) as out:
             while start < end:
-                piece = await asyncio.to_thread(os.pread, descriptor, min(_PIECE_BYTES, end - start), start)
-                if not piece:
-                    raise ConnectionResetError("the file is shorter than it was")
-                async with asyncio.timeout(WRITE_S):
-                    await response.write(piece)
-                start += len(piece)
-                self.served.bytes += len(piece)
-            await response.write_eof()
-        except (ConnectionError, TimeoutError):
-            # Gone, or reads nothing: nothing can be said to it any more.
-            if request.transport is not None:
-                request.transport.abort()
-        finally:
-            os.close(descriptor)
+                length = min(self.uploads.piece_bytes(PIECE_BYTES, LEAST_PIECE_BYTES), end - start)
+                out.waited(await self.uploads.pay(upload.peer.name, length))
+                await out.send(start, start + length)
+                self.uploads.sent(upload, length)
+                self.served.bytes += length
+                start += length
+                # Other connections have their turn, however fast this one is read.
+                await asyncio.sleep(0)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as failure:
+        raise NotFoundError("just gone: ask again") from failure
+
+
+def _read(path: Path, start: int, end: int) -> bytes:
+    descriptor = _open(path)
+    try:
+        body = os.pread(descriptor, end - start, start)
+    finally:
+        os.close(descriptor)
+    if len(body) < end - start:
+        raise NotFoundError("the file is shorter than it was: ask again")
+    return body
 
 
 def _range(headers: Sequence[str], size: int) -> tuple[int, int, bool] | None:
@@ -331,8 +448,19 @@ def _binary(body: bytes) -> web.Response:
 
 
 def _peer_ip(transport: asyncio.Transport) -> str:
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if peer else ""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if name else ""
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    """What counts as one peer; empty if the connection is gone already."""
+    ip = _peer_ip(transport)
+    return peer_of(ip) if ip else ""
+
+
+def _most_connections(transport: asyncio.Transport) -> int:
+    """How many connections the peer of this one may have."""
+    return MAX_CONNECTIONS_OF_THIS_MACHINE if _from_this_machine(transport) else MAX_CONNECTIONS_PER_ADDRESS
 
 
 def _plain_ip(transport: asyncio.Transport) -> str:

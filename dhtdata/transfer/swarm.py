@@ -3,6 +3,10 @@
 Addresses come from tickets, DHT claims, other providers (peer exchange) and memory. None is believed more than another:
 what a provider has is asked of itself, and what it sends is verified. Whoever is still fetching is asked every
 `FOLLOW_S` what has changed, so that a crowd spreads blocks instead of asking one seed for the same ones.
+
+Web seeds come from the user, from tickets and from the manifest, and are told to nobody. They are raced from the start:
+until its have-map is here a web seed counts as having everything. Once peers suffice they are left out, for somebody
+pays for what they send: when usable peers have it all between them, and deliver well.
 """
 
 from __future__ import annotations
@@ -17,17 +21,23 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.contents import MAX_CONTENTS_BYTES
+from dhtdata.formats.web_seeds import MAX_WEB_SEEDS, Provider, WebSeed
+from dhtdata.transfer.answers import VERSION, HaveMap
 from dhtdata.transfer.availability import Availability
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.members import Member, Members
-from dhtdata.transfer.providers import Provider, Remotes
-from dhtdata.transfer.search import EXPECTED_FAILURES, Source
+from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
 FOLLOW_S = 0.25
 MAX_FOLLOWED = 32
 POLL_PARTIAL_S = 3.0
 POLL_COMPLETE_S = 60.0
+POLL_WEB_SEED_S = 600.0
+AMPLE_BYTES_S = 16 << 20
+AMPLE_RATIO = 2.0
 FIRST_EXCHANGE_S = 0.1
 EXCHANGE_S = 20.0
 HEARD_S = 120.0
@@ -38,6 +48,7 @@ _POLL_DEADLINE_S = 10.0
 _LOOK_DEADLINE_S = 15.0
 _EXCHANGE_PARTNERS = 3
 _MAX_MISSES = 5
+_MAX_NAMED = 64
 
 Discover = Callable[[Digest], Source]
 Guard = Callable[[Address], bool]
@@ -149,13 +160,63 @@ class Swarm:
         return [
             member.provider
             for member in self._reachable()
-            if (member.complete or member.revision is not None or member.heard_s > oldest_s)
+            if isinstance(member.provider, Address)
+            and (member.complete or member.revision is not None or member.heard_s > oldest_s)
         ]
 
+    def add_web_seeds(self, seeds: Iterable[WebSeed], source: str) -> None:
+        """Take up mirrors, a few of those that strangers name. What the user names is believed from then on."""
+        added = False
+        for seed in seeds:
+            known = self.members.get(seed)
+            if known is not None and isinstance(known.provider, WebSeed) and (known.provider.named or not seed.named):
+                continue
+            if known is None and self._web_seeds(named=seed.named) >= (_MAX_NAMED if seed.named else 2 * MAX_WEB_SEEDS):
+                continue
+            if known is not None:
+                # A key that is equal would stay, and with it what it was refused before.
+                self.members.drop(known)
+            added |= self.members.add(seed, source)
+        if added:
+            self._wake.set()
+            self._tell()
+
+    def _web_seeds(self, *, named: bool) -> int:
+        providers = (member.provider for member in self.members)
+        return sum(isinstance(provider, WebSeed) and provider.named == named for provider in providers)
+
     def usable(self) -> list[Provider]:
-        """Providers that are not avoided now, complete ones first; doubtful ones only if there are no others."""
+        """Providers that may be asked for blocks now, complete ones first.
+
+        Doubtful ones only if there are no others, web seeds only while peers do not suffice.
+        """
         members = self._reachable()
-        return [member.provider for member in members if not member.doubtful] or [member.provider for member in members]
+        peers = [member for member in members if not member.web_seed and not member.doubtful]
+        seeds = [member for member in members if member.web_seed]
+        if not (seeds and self._suffice(peers, seeds)):
+            peers = [member for member in members if not member.doubtful] or members
+        return [member.provider for member in peers]
+
+    def _suffice(self, peers: list[Member], seeds: list[Member]) -> bool:
+        """Whether these peers have every shard between them, and deliver well: plainly, or beside the web seeds."""
+        beside = self._rate(seeds)
+        ample = min(AMPLE_BYTES_S, AMPLE_RATIO * beside) if beside else AMPLE_BYTES_S
+        if self._rate(peers) < ample:
+            return False
+        if any(peer.complete for peer in peers):
+            return True
+        if self.layout is None:
+            return False
+        union = 0
+        for peer in peers:
+            union |= int.from_bytes(peer.shards, "little")
+        everything = (1 << self.layout.shard_count) - 1
+        return union & everything == everything
+
+    def _rate(self, members: list[Member]) -> float:
+        """Bytes per second of those that were measured."""
+        remotes = (self._remotes.at(member.provider) for member in members)
+        return sum(remote.rate_bytes_s for remote in remotes if remote.blocks)
 
     @property
     def have(self) -> Availability:
@@ -164,9 +225,9 @@ class Swarm:
 
     def _reachable(self) -> list[Member]:
         members = [member for member in self.members if self._remotes.usable(member.provider)]
-        return sorted(members, key=lambda member: (member.doubtful, not member.complete))
+        return sorted(members, key=lambda member: (member.doubtful, not member.complete, member.web_seed))
 
-    async def addresses(self) -> Source:
+    async def addresses(self) -> ProviderSource:
         """Members as they become known, until a whole round of searching brought nobody new."""
         seen: set[Provider] = set()
         with self.interest():
@@ -252,7 +313,8 @@ class Swarm:
         partners = 0
         async with asyncio.TaskGroup() as group:
             for member in self._reachable():
-                exchange = partners < _EXCHANGE_PARTNERS and now_s - member.exchanged_s >= self._exchange_s
+                exchange = not member.web_seed and partners < _EXCHANGE_PARTNERS
+                exchange = exchange and now_s - member.exchanged_s >= self._exchange_s
                 if (exchange or now_s - member.asked_s >= _poll_every_s(member)) and not member.asking:
                     partners += exchange
                     group.create_task(self._poll(member, exchange=exchange))
@@ -264,10 +326,13 @@ class Swarm:
         member.asking = True
         try:
             async with self._slots, asyncio.timeout(_POLL_DEADLINE_S):
-                have = await self._http.have(member.provider, self.contents, member.revision, self._port)
-                if exchange:
-                    member.exchanged_s = time.monotonic()
-                    self.add(await self._http.peers(member.provider, self.contents), "exchange")
+                if isinstance(member.provider, WebSeed):
+                    have = await self._have_of_mirror(member.provider)
+                else:
+                    have = await self._http.have(member.provider, self.contents, member.revision, self._port)
+                    if exchange:
+                        member.exchanged_s = time.monotonic()
+                        self.add(await self._http.peers(member.provider, self.contents), "exchange")
         except NotFoundError:
             self.members.denied(member)
         except (*EXPECTED_FAILURES, TimeoutError) as failure:
@@ -279,10 +344,23 @@ class Swarm:
             member.asked_s, member.asking = time.monotonic(), False
         self._tell()
 
+    async def _have_of_mirror(self, seed: WebSeed) -> HaveMap:
+        """What a web seed has. One without a have-map may have everything, unless it lacks these contents too."""
+        try:
+            return await self._http.have(seed, self.contents)
+        except NotFoundError:
+            complete = True
+            try:
+                await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
+            except NotFoundError:
+                complete = False
+            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=complete)
+
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
         self._remotes.failed(member.provider, str(failure))
-        if member.misses >= _MAX_MISSES:
+        # A web seed is never found again, so it stays; it is left alone longer each time.
+        if member.misses >= _MAX_MISSES and not member.web_seed:
             self.members.drop(member)
 
     def _tell(self) -> None:
@@ -294,6 +372,8 @@ class Swarm:
 
 def _poll_every_s(member: Member) -> float:
     """Complete ones rarely; those that had nothing yet ever more rarely."""
+    if member.web_seed and not member.misses:
+        return POLL_WEB_SEED_S
     if member.denials:
         return min(2.0 ** min(member.denials, 8) / 2, POLL_COMPLETE_S)
     return POLL_COMPLETE_S if member.complete else POLL_PARTIAL_S

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 
 from dhtdata.errors import PeerError
-from dhtdata.network import Network
+from dhtdata.formats.web_seeds import Provider, WebSeed
+from dhtdata.network import PUBLIC, Network
 from dhtdata.store import Partial
+from dhtdata.transfer.folders import FolderConnection
 from dhtdata.transfer.picker import Run
-from dhtdata.transfer.providers import Provider
+from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.wire import Connection, blob_path
 
 MAX_THREADS = 32
@@ -49,31 +52,44 @@ class Cargo:
     on_block: Callable[[int, bool], None]
     """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
     received: int = 0
-    stopped: bool = False
-    connection: Connection | None = field(default=None, repr=False)
+    connection: Connection | FolderConnection | None = field(default=None, repr=False)
+    _stopped: Event = field(default_factory=Event, repr=False)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """Give up; from any thread."""
-        self.stopped = True
+        self._stopped.set()
         if self.connection is not None:
             self.connection.abort()
+
+    def rest(self, seconds: float) -> None:
+        """Wait, unless it is given up."""
+        if seconds > 0:
+            self._stopped.wait(seconds)
 
 
 class Carrier:
     """Threads, connections and buffers of one peer's fetches. Use `running`."""
 
-    def __init__(self, network: Network, source_ip: str | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, network: Network, source_ip: str, limits: Limits, pool: ThreadPoolExecutor) -> None:
         self._network = network
         self._source_ip = source_ip
+        self._limits = limits
         self._pool = pool
         self._idle: deque[tuple[Provider, Connection]] = deque()
         self._buffers: list[bytearray] = []
 
     @classmethod
     @contextmanager
-    def running(cls, network: Network, source_ip: str | None = None) -> Iterator[Carrier]:
+    def running(
+        cls, network: Network = PUBLIC, source_ip: str = "::", limits: Limits | None = None
+    ) -> Iterator[Carrier]:
+        """``source_ip``: where connections start, ``::`` for any; ``limits``: bytes per second."""
         pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="fetch")
-        carrier = cls(network, source_ip, pool)
+        carrier = cls(network, source_ip, limits or Limits(), pool)
         try:
             yield carrier
         finally:
@@ -87,9 +103,9 @@ class Carrier:
         NotFoundError, `dhtdata.transfer.wire.Busy` or PeerError if the provider does not deliver, IntegrityError at the
         first wrong block, StoreError if the disk is full.
         """
-        cargo.connection = self._connection(cargo.provider)
+        cargo.connection = connection = self._connection(cargo.provider)
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._pool, self._work, cargo, cargo.connection, loop)
+        work = loop.run_in_executor(self._pool, self._work, cargo, connection, loop)
         try:
             async with asyncio.timeout(deadline_s(cargo.run.length)):
                 await asyncio.shield(work)
@@ -102,11 +118,12 @@ class Carrier:
             if not work.cancelled():
                 # Mark an error as seen: the wait for it may have been given up.
                 work.exception()
-            self._keep(cargo.provider, cargo.connection)
+            self._keep(cargo.provider, connection)
 
-    def _work(self, cargo: Cargo, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, cargo: Cargo, connection: Connection | FolderConnection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: from the request to the last block on disk."""
         run, partial = cargo.run, cargo.partial
+        peer = self._limits.peer_down(cargo.provider)
         connection.open(blob_path(run.shard), run.offset, run.length)
         loop.call_soon_threadsafe(cargo.on_began)
         blocks = [partial.table.blocks[position] for position in run.positions]
@@ -117,6 +134,7 @@ class Carrier:
                     piece = view[first : first + _PIECE_BYTES]
                     connection.read_into(piece)
                     cargo.received += len(piece)
+                    cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
                 new = not partial.has(position)
                 if new:
                     partial.accept(position, view, str(cargo.provider))
@@ -134,8 +152,10 @@ class Carrier:
         if len(buffer) <= _KEPT_BUFFER_BYTES and len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(buffer)
 
-    def _connection(self, provider: Provider) -> Connection:
+    def _connection(self, provider: Provider) -> Connection | FolderConnection:
         """One that is idle, the one used last first; else a new one."""
+        if isinstance(provider, WebSeed) and provider.folder is not None:
+            return FolderConnection(provider)
         self._drop_old()
         for place in range(len(self._idle) - 1, -1, -1):
             if self._idle[place][0] == provider:
@@ -144,8 +164,8 @@ class Carrier:
                 return connection
         return Connection(provider, self._network, self._source_ip)
 
-    def _keep(self, provider: Provider, connection: Connection) -> None:
-        if connection.reusable:
+    def _keep(self, provider: Provider, connection: Connection | FolderConnection) -> None:
+        if isinstance(connection, Connection) and connection.reusable:
             self._idle.append((provider, connection))
         else:
             connection.close()

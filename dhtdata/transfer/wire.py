@@ -21,17 +21,20 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Mapping
+from functools import cache
 from threading import Lock
 
 from dhtdata.digest import Digest
-from dhtdata.errors import NotFoundError, PeerError
+from dhtdata.errors import FormatError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import MAX_REDIRECTS, REDIRECTS, Hop, WebSeed, first_hop, next_hop
 from dhtdata.network import Network
+from dhtdata.transfer.dialling import dial
 from dhtdata.transfer.membership import member_headers
 
-CONNECT_S = 5.0
 SILENCE_S = 10.0
 MAX_RETRY_S = 60.0
 _MAX_REASON = 80
@@ -46,13 +49,14 @@ class Busy(PeerError):
 
 
 class Connection:
-    """A keep-alive connection to one peer. Use from one thread at a time; `abort` from any."""
+    """A keep-alive connection to one provider. Use from one thread at a time; `abort` from any."""
 
-    def __init__(self, address: Address, network: Network, source_ip: str | None = None) -> None:
-        self._address = address
+    def __init__(self, provider: Address | WebSeed, network: Network, source_ip: str = "::") -> None:
+        self._provider = provider
         self._network = network
         self._source_ip = source_ip
         self._http: http.client.HTTPConnection | None = None
+        self._there: tuple[str, str, int, bool] | None = None
         self._response: http.client.HTTPResponse | None = None
         self._lock = Lock()
         self._socket: socket.socket | None = None
@@ -69,28 +73,82 @@ class Connection:
     def open(self, path: str, first: int, length: int, headers: Mapping[str, str] | None = None) -> None:
         """Ask for bytes ``[first, first + length)`` of a path and check the head of the answer."""
         span = f"bytes={first}-{first + length - 1}"
-        fields = {
-            "Range": span,
-            "Accept-Encoding": "identity",
-            "User-Agent": "dhtdata",
-            **member_headers(self._network, self._address, path, time.time(), span),
-            **(headers or {}),
-        }
-        fresh = not self.reusable
-        try:
-            response = self._ask(path, fields)
-        except (http.client.RemoteDisconnected, ConnectionError, BrokenPipeError) as failure:
-            if fresh or self._aborted:
-                self.close()
-                raise PeerError(f"{self._address}: no answer ({_reason(failure)})") from failure
-            # An idle connection may have been closed by the other side at any time: one new try.
-            self.close()
-            return self.open(path, first, length, headers)
-        except (OSError, http.client.HTTPException, ValueError) as failure:
-            self.close()
-            raise PeerError(f"{self._address}: no answer ({_reason(failure)})") from failure
+        fields = {"Range": span, "Accept-Encoding": "identity", "User-Agent": "dhtdata", **(headers or {})}
+        if isinstance(self._provider, WebSeed):
+            response = self._ask_web(self._provider, path, fields)
+        else:
+            hop = Hop("http", self._provider.ip, self._provider.port, path, trusted=True)
+            fields |= member_headers(self._network, self._provider, path, time.time(), span)
+            response = self._ask(hop, fields)
         self._check(response, path, first, length)
         self._response, self._left = response, length
+
+    def _ask_web(self, seed: WebSeed, path: str, fields: Mapping[str, str]) -> http.client.HTTPResponse:
+        """From a web seed; redirects are followed as far as `next_hop` lets them."""
+        hop = first_hop(seed, path)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._ask(hop, fields)
+            if response.status not in REDIRECTS:
+                return response
+            location = response.getheader("Location", "")
+            self.close()
+            try:
+                hop = next_hop(seed, hop, location)
+            except FormatError as failure:
+                raise PeerError(str(failure)) from failure
+        raise PeerError(f"{seed.url}{path}: more than {MAX_REDIRECTS} redirects")
+
+    def _ask(self, hop: Hop, fields: Mapping[str, str]) -> http.client.HTTPResponse:
+        there = (hop.scheme, hop.host, hop.port, hop.trusted)
+        if not self.reusable or there != self._there:
+            self.close()
+        fresh = self._http is None
+        try:
+            return self._request(hop, fields)
+        except (http.client.RemoteDisconnected, ConnectionError) as failure:
+            self.close()
+            if fresh or self._aborted:
+                raise PeerError(f"{self._provider}: no answer ({_reason(failure)})") from failure
+            # An idle connection may have been closed by the other side at any time: one new try.
+            return self._ask(hop, fields)
+        except (OSError, http.client.HTTPException, ValueError) as failure:
+            self.close()
+            raise PeerError(f"{self._provider}: no answer ({_reason(failure)})") from failure
+
+    def _request(self, hop: Hop, fields: Mapping[str, str]) -> http.client.HTTPResponse:
+        if self._http is None:
+            self._http = self._connected(hop)
+            self._there = (hop.scheme, hop.host, hop.port, hop.trusted)
+        self._http.putrequest("GET", hop.target, skip_accept_encoding=True, skip_host="Host" in fields)
+        for name, value in fields.items():
+            self._http.putheader(name, value)
+        self._http.endheaders()
+        return self._http.getresponse()
+
+    def _connected(self, hop: Hop) -> http.client.HTTPConnection:
+        plain = dial(hop.host, hop.port, trusted=hop.trusted, source_ip=self._source_ip, made=self._watch)
+        try:
+            plain.settimeout(SILENCE_S)
+            made: http.client.HTTPConnection
+            if hop.scheme == "https":
+                made = http.client.HTTPSConnection(hop.host, hop.port, timeout=SILENCE_S)
+                made.sock = _tls().wrap_socket(plain, server_hostname=hop.host)
+            else:
+                made = http.client.HTTPConnection(hop.host, hop.port, timeout=SILENCE_S)
+                made.sock = plain
+        except BaseException:
+            plain.close()
+            raise
+        # Else it would connect anew by itself, past what is checked here.
+        made.auto_open = 0
+        return made
+
+    def _watch(self, plain: socket.socket) -> None:
+        """This is the socket to shut, from its making on."""
+        with self._lock:
+            self._socket = plain
+            if self._aborted:
+                plain.close()
 
     def read_into(self, view: memoryview) -> None:
         """Exactly ``len(view)`` bytes of the body. PeerError if they do not come."""
@@ -102,11 +160,11 @@ class Connection:
             while filled < len(view):
                 count = response.readinto(view[filled:])
                 if not count:
-                    raise PeerError(f"{self._address}: the answer broke off {self._left - filled} bytes early")
+                    raise PeerError(f"{self._provider}: the answer broke off {self._left - filled} bytes early")
                 filled += count
         except (OSError, http.client.HTTPException, ValueError) as failure:
             self.close()
-            raise PeerError(f"{self._address}: broke off ({_reason(failure)})") from failure
+            raise PeerError(f"{self._provider}: broke off ({_reason(failure)})") from failure
         except PeerError:
             self.close()
             raise
@@ -137,41 +195,6 @@ class Connection:
                     # Not connected yet or closed by the other side: nobody waits on it.
                     return
 
-    def _ask(self, path: str, fields: Mapping[str, str]) -> http.client.HTTPResponse:
-        if self._http is None or self._http.sock is None:
-            self._http = self._connected()
-        self._http.putrequest("GET", path, skip_accept_encoding=True, skip_host="Host" in fields)
-        for name, value in fields.items():
-            self._http.putheader(name, value)
-        self._http.endheaders()
-        return self._http.getresponse()
-
-    def _connected(self) -> http.client.HTTPConnection:
-        family = socket.AF_INET6 if ":" in self._address.ip else socket.AF_INET
-        plain = socket.socket(family, socket.SOCK_STREAM)
-        with self._lock:
-            if self._aborted:
-                plain.close()
-                raise ConnectionAbortedError("given up")
-            self._socket = plain
-        try:
-            plain.settimeout(CONNECT_S)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._source_ip is not None and (":" in self._source_ip) == (":" in self._address.ip):
-                plain.bind((self._source_ip, 0))
-            plain.connect((self._address.ip, self._address.port))
-            plain.settimeout(SILENCE_S)
-        except BaseException:
-            with self._lock:
-                self._socket = None
-            plain.close()
-            raise
-        made = http.client.HTTPConnection(self._address.ip, self._address.port, timeout=SILENCE_S)
-        made.sock = plain
-        # Else it would connect anew by itself, past what is checked here.
-        made.auto_open = 0
-        return made
-
     def _check(self, response: http.client.HTTPResponse, path: str, first: int, length: int) -> None:
         try:
             self._judge(response, path, first, length)
@@ -190,7 +213,7 @@ class Connection:
             raise
 
     def _judge(self, response: http.client.HTTPResponse, path: str, first: int, length: int) -> None:
-        where = f"{self._address.url}{path}"
+        where = f"{self._provider.url}{path}"
         if response.status in (404, 416):
             raise NotFoundError(f"{where}: not there")
         if response.status in (429, 503):
@@ -206,6 +229,12 @@ class Connection:
         lengths = response.headers.get_all("Content-Length", [])
         if len(set(lengths)) != 1 or response.length != length:
             raise PeerError(f"{where}: announces {lengths} bytes for a range of {length}")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """The system's certificates; made once, since that takes a while."""
+    return ssl.create_default_context()
 
 
 def blob_path(digest: Digest) -> str:

@@ -16,6 +16,7 @@ from dhtdata.errors import ConfigError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
 from dhtdata.network import Network, new_network
+from dhtdata.transfer import sending
 from dhtdata.transfer import server as server_module
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.holdings import Holdings
@@ -245,7 +246,7 @@ def test_peers_and_providers_are_passed_on(new_store: NewStore) -> None:
 
 
 def test_too_many_connections_of_one_address_are_dropped(new_store: NewStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS_PER_ADDRESS", 3)
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS_OF_THIS_MACHINE", 3)
 
     store = new_store("store")
 
@@ -268,7 +269,7 @@ def test_too_many_connections_of_one_address_are_dropped(new_store: NewStore, mo
 
 
 def test_a_client_that_reads_nothing_is_cut_off(new_store: NewStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "WRITE_S", 0.2)
+    monkeypatch.setattr(sending, "WRITE_S", 0.2)
     body = random.Random(6).randbytes(16 << 20)
 
     store = new_store("store")
