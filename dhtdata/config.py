@@ -16,6 +16,7 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``peer_up`` | ``DHTDATA_PEER_UP`` | the same of what is sent to any one peer |
 | ``peer_down`` | ``DHTDATA_PEER_DOWN`` | the same of what is fetched from any one peer |
 | ``web_seeds`` | ``DHTDATA_WEB_SEEDS`` | base URLs of mirrors, separated by white space; any that this user may reach |
+| ``packed`` | ``DHTDATA_PACKED`` | packed shards on the wire: ``auto``, ``always``, ``never``; ``only``: on disk, too |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -31,7 +32,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import platformdirs
 
@@ -48,8 +49,9 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 RATES = ("up", "down", "peer_up", "peer_down")
 LEAST_RATE_BYTES_S = 64_000
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", *RATES)
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", "packed", *RATES)
 _NETWORKS = "networks"
+PackedPolicy = Literal["auto", "always", "never", "only"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Settings:
     peer_up: int | None = None
     peer_down: int | None = None
     web_seeds: tuple[WebSeed, ...] = ()
+    packed: PackedPolicy = "auto"
 
     @property
     def keys(self) -> Path:
@@ -94,6 +97,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         network=_path("network", merged["network"]) if "network" in merged else None,
         **{name: parse_rate(name, merged[name]) for name in RATES if name in merged},
         web_seeds=_web_seeds(merged.pop("web_seeds", ())),
+        packed=_packed(merged.pop("packed", Settings.packed)),
     )
 
 
@@ -242,6 +246,13 @@ def _port(value: object) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65_535:
         raise ConfigError(f"port: {value!r} is not in 0 to 65535")
     return int(text)
+
+
+def _packed(value: object) -> PackedPolicy:
+    for policy in get_args(PackedPolicy):
+        if value == policy:
+            return cast(PackedPolicy, policy)
+    raise ConfigError(f"packed: {value!r} is none of {', '.join(get_args(PackedPolicy))}")
 
 
 def _addresses(value: object) -> tuple[Address, ...]:

@@ -19,7 +19,9 @@ from dhtdata.config import (
     launched_ranks,
     load_settings,
     local_folders,
+    parse_rate,
     parse_size,
+    rate_text,
     runtime_folder,
 )
 from dhtdata.digest import Digest
@@ -36,6 +38,9 @@ port = 1
 bootstrap = ["192.0.2.1:1", "[2001:db8::1]:1"]
 network = "/from/file.network"
 web_seeds = ["https://a.example.org", "file:///from/file"]
+up = "1MB/s"
+down = 1000000
+peer_up = "unlimited"
 """
 ENVIRONMENT = {
     "DHTDATA_STORE": "/from/environment",
@@ -45,6 +50,8 @@ ENVIRONMENT = {
     "DHTDATA_BOOTSTRAP": "192.0.2.2:2, 192.0.2.3:2,",
     "DHTDATA_NETWORK": "/from/environment.network",
     "DHTDATA_WEB_SEEDS": " https://b.example.org  http://127.0.0.1:81/x\n",
+    "DHTDATA_UP": "2MB/s",
+    "DHTDATA_PEER_UP": "2MB/s",
 }
 FLAGS = {
     "store": Path("/from/flag"),
@@ -54,6 +61,8 @@ FLAGS = {
     "bootstrap": (Address("192.0.2.4", 3),),
     "network": Path("/from/flag.network"),
     "web_seeds": ["https://c.example.org/"],
+    "up": "unlimited",
+    "peer_up": "3MB/s",
 }
 
 
@@ -107,6 +116,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     assert found.bootstrap == (Address("192.0.2.4", 3),)
     assert found.network == Path("/from/flag.network")
     assert [(seed.url, seed.named) for seed in found.web_seeds] == [("https://c.example.org", True)]
+    assert (found.up, found.down, found.peer_up, found.peer_down) == (None, 10**6, 3 * 10**6, None)
 
 
 @pytest.mark.parametrize("field", FLAGS)
@@ -159,6 +169,9 @@ def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch:
         ("bootstrap = {}", "bootstrap: .* is not a list"),
         ('bootstrap = "example.org:80"', "bootstrap: 'example.org' is not an IP address"),
         ('bootstrap = "192.0.2.1"', "bootstrap: .* is not an address"),
+        ("up = true", "up: 'True' is no rate"),
+        ("down = 0", "down: 0 is too low"),
+        ("peer_down = []", "peer_down: '\\[\\]' is no rate"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -212,6 +225,38 @@ def short_path() -> Iterator[Path]:
     """A folder whose path leaves room for a Unix socket's name; pytest's own are too long for that."""
     with tempfile.TemporaryDirectory(prefix="d") as folder:
         yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    {
+        "unlimited": None,
+        "Unlimited ": None,
+        "64000": 64_000,
+        "50MB/s": 50_000_000,
+        "1.5 MiB/s": 3 << 19,
+        "2gb": 2 * 10**9,
+    }.items(),
+)
+def test_a_rate_is_read(text: str, rate: int | None) -> None:
+    assert parse_rate("up", text) == rate
+
+
+@given(rate=st.one_of(st.none(), st.integers(64_000, 10**18 - 1)))
+def test_a_rate_that_is_shown_is_read_back(rate: int | None) -> None:
+    assert parse_rate("down", rate_text(rate)) == rate
+
+
+@pytest.mark.parametrize("text", ["0", "0MB/s", "63KB/s", "63999"])
+def test_a_rate_that_lets_next_to_nothing_pass_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="peer_up: .* is too low: .*unlimited"):
+        parse_rate("peer_up", text)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "50MB/h", "50Mbit/s", "/s", "None"])
+def test_other_text_is_no_rate(text: str) -> None:
+    with pytest.raises(ConfigError, match="up: .* is no rate: write it like 50MB/s"):
+        parse_rate("up", text)
 
 
 def test_sockets_live_in_the_sessions_folder_if_it_is_ours(short_path: Path) -> None:
@@ -302,3 +347,13 @@ def test_a_ticket_of_another_network_than_the_named_one_is_refused(tmp_path: Pat
     with pytest.raises(ConfigError, match=f"{other.fingerprint}.*{named.fingerprint}.*--network"):
         entering(found, Ticket(Digest.of(b"m"), (), other.secret))
     assert not (tmp_path / "store").exists()
+
+
+def test_the_policy_of_packed_shards_is_one_of_four(tmp_path: Path) -> None:
+    assert settings(tmp_path).packed == "auto"
+    (tmp_path / "config.toml").write_text('packed = "never"')
+    assert settings(tmp_path).packed == "never"
+    assert settings(tmp_path, {}, {"DHTDATA_PACKED": "auto"}).packed == "auto"
+    assert settings(tmp_path, {"packed": "always"}, {"DHTDATA_PACKED": "auto"}).packed == "always"
+    with pytest.raises(ConfigError, match="'sometimes' is none of auto, always, never, only"):
+        settings(tmp_path, {"packed": "sometimes"})

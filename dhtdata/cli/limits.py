@@ -12,8 +12,7 @@ from dhtdata.cli.session import (
     UpOption,
     session,
 )
-from dhtdata.cli.values import as_document
-from dhtdata.config import rate_text
+from dhtdata.config import RATES, rate_text
 from dhtdata.control.protocol import LimitsNow
 from dhtdata.errors import NotFoundError
 
@@ -39,7 +38,7 @@ def limit(
         if peer is None:
             raise NotFoundError(f"no peer runs on the store {blobs.path}: start one with dhtdata seed")
         now = peer.limit(opened.rates)
-    opened.output.result(as_document(now), f"Limits: {limits_text(now)}.")
+    opened.output.result({name: getattr(now, name) for name in RATES}, f"Limits: {limits_text(now)}.")
 
 
 def limits_text(now: LimitsNow) -> str:

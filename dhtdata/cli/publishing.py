@@ -20,6 +20,7 @@ from dhtdata.cli.session import (
     JsonOption,
     ListenOption,
     NetworkOption,
+    PackedOption,
     PeerDownOption,
     PeerUpOption,
     PortOption,
@@ -166,6 +167,7 @@ def seed(
     peer_up: PeerUpOption = None,
     peer_down: PeerDownOption = None,
     web_seeds: WebSeedsOption = None,
+    packed: PackedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
@@ -188,6 +190,7 @@ def seed(
         port=port,
         cache_limit=cache_limit,
         rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
+        packed=packed,
     )
     run_seed(opened, expand_targets(targets), {}, [])
 

@@ -111,6 +111,16 @@ PeerDownOption = Annotated[
         show_default=False,
     ),
 ]
+PackedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--packed",
+        help="Serve shards packed (zstd), too: auto packs what is asked for, always everything, never nothing; "
+        "only keeps nothing but packed ones.",
+        rich_help_panel=_NETWORK,
+        metavar="auto|always|never|only",
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
@@ -190,6 +200,7 @@ def session(
     port: int | None = None,
     cache_limit: str | None = None,
     rates: Mapping[str, str | None] | None = None,
+    packed: str | None = None,
 ) -> Session:
     """Settings of a command from its flags; None means not given."""
     flags = {
@@ -201,6 +212,7 @@ def session(
         "listen": listen,
         "port": port,
         "cache_limit": cache_limit,
+        "packed": packed,
     }
     named = {name: rate for name, rate in (rates or {}).items() if rate is not None}
     settings = load_settings(flags | named)

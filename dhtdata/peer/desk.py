@@ -300,7 +300,7 @@ class Desk:
         swarm.glance()
         await swarm.look_once()
         members = sorted(swarm.members, key=lambda member: (not member.complete, str(member.provider)))
-        answered = (member for member in members if member.complete or member.revision is not None)
+        answered = (member for member in members if member.answered)
         return ProviderList(providers=tuple(map(self._provider, answered)))
 
     def _provider(self, member: Member) -> ProviderStatus:

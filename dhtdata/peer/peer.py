@@ -42,6 +42,7 @@ from dhtdata.store import Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.packer import Packer
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.server import BlobServer
@@ -111,7 +112,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     stop = asyncio.Event()
     empty = not await asyncio.to_thread(store.manifests)
     network = await asyncio.to_thread(network_of_store, store.path, settings.network, empty=empty)
-    holdings = Holdings(store)
+    packer = Packer(store, settings.packed)
+    holdings = Holdings(store, packer)
     limits = Limits(Rates(**{name: getattr(settings, name) for name in RATES}))
     front = BlobServer(holdings, network, limits)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
@@ -138,7 +140,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     seeder = announcer = None
                     if seed:
                         announcer = Announcer(node, store)
-                        seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known)
+                        seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known, packer)
                     desk = Desk(
                         release=RELEASE,
                         settings=settings,
@@ -165,6 +167,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     group.create_task(_watch_store(store, stop, failures))
                     if seeder is not None and announcer is not None:
                         group.create_task(announcer.sweep())
+                        group.create_task(packer.run())
                         group.create_task(seeder.follow_all())
                         group.create_task(seeder.watch_pins())
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))

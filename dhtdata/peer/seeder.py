@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dhtdata.control.protocol import HeldDataset
@@ -24,6 +25,7 @@ from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.swarms import Swarms
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
+from dhtdata.transfer.packer import Packer
 
 RETRY_S = 30.0
 FOLLOW_S = 600.0
@@ -54,6 +56,7 @@ class Seeder:
         resolver: Resolver,
         announcer: Announcer,
         known: Known,
+        packer: Packer,
     ) -> None:
         self._group = group
         self._store = store
@@ -62,6 +65,7 @@ class Seeder:
         self._resolver = resolver
         self._announcer = announcer
         self._known = known
+        self._packer = packer
         self._kept: dict[Digest, _Kept] = {}
         self._changing = asyncio.Lock()
 
@@ -194,6 +198,8 @@ class Seeder:
             announced.nudge.set()
             self._announcer.shards_changed()
             while announced.complete:
+                with suppress(DhtDataError):  # lost again just now: the next look finds out
+                    await self._packer.completed(announced.contents)
                 await asyncio.sleep(LOSS_S * random.uniform(1 - _JITTER, 1 + _JITTER))
                 announced.complete = await self._whole(announced.manifest)
 

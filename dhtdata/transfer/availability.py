@@ -1,8 +1,8 @@
-"""What every provider of one dataset holds and is fetching, block by block, and how many copies there are in the crowd.
+"""What every provider of one dataset holds and is fetching, block by block, and how many copies there are.
 
-Kept as masks (`dhtdata.transfer.picker`), so that the planner asks about a whole shard at once. A have-map speaks of all
+Kept as masks (`dhtdata.transfer.masks`), so that the planner asks about a whole shard at once. A have-map speaks of all
 shards of a dataset, but only those that are being fetched matter: masks are looked up when a shard is first asked about
-and kept until the next have-map. Bit order is the have-map's: ``int.from_bytes(bitmap, "little")``.
+and kept until the next have-map.
 
 Providers that hold everything are no copies: they are where a crowd gets its copies from. Who was never told about
 holds nothing.
@@ -11,11 +11,12 @@ holds nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from dhtdata.digest import Digest
 from dhtdata.formats.web_seeds import Provider
-from dhtdata.transfer.picker import Copies
+from dhtdata.transfer.masks import Copies
 
 MAX_SHARDS = 256
 EVERY_BLOCK = -1
@@ -36,7 +37,7 @@ class _Shard:
 class Availability:
     """Who has which blocks of one dataset. Touched by the event loop's thread only.
 
-    ``elsewhere``: blocks of a shard that others are about to fetch, by what they are; they count as copies.
+    ``elsewhere``: blocks of a shard that fall to others (`dhtdata.transfer.members`); they count as one copy more.
     """
 
     def __init__(self, elsewhere: Callable[[Digest], int] = lambda _: 0) -> None:
@@ -112,6 +113,17 @@ class Availability:
             if len(self._shards) > MAX_SHARDS:
                 self._shards.popitem(last=False)
         return shard
+
+
+class Crowd(Protocol):
+    """The providers of one dataset. ``have``: what they hold."""
+
+    @property
+    def have(self) -> Availability: ...
+
+    def usable(self) -> Sequence[Provider]:
+        """Those that may be asked now."""
+        ...
 
 
 def _update(shard: _Shard, provider: Provider, held: int, coming: int) -> None:

@@ -80,12 +80,13 @@ def dial(
     *,
     trusted: bool,
     source_ip: str = "::",
+    timeout_s: float = CONNECT_S,
     made: Callable[[socket.socket], None] = lambda _: None,
 ) -> socket.socket:
     """A connected TCP socket, blocking and without a timeout. Blocks: call it in a thread. ``made`` sees it before.
 
     Every address that a name leads to is checked unless ``trusted``, and the checked address itself is dialled.
-    PeerError if none of them answers within `CONNECT_S` in all; how long a look-up of a name takes is the system's
+    PeerError if none of them answers within ``timeout_s`` in all; how long a look-up of a name takes is the system's
     matter.
     """
     try:
@@ -93,7 +94,7 @@ def dial(
     except (OSError, UnicodeError) as failure:
         raise PeerError(f"{host}: the name cannot be looked up ({failure})") from failure
     make = socket_maker(trusted=trusted, source_ip=source_ip)
-    deadline_s = time.monotonic() + CONNECT_S
+    deadline_s = time.monotonic() + timeout_s
     reason: OSError = TimeoutError(errno.ETIMEDOUT, "timed out")
     for info in found[:_MAX_TRIED]:
         left_s = deadline_s - time.monotonic()

@@ -20,6 +20,7 @@ from dhtdata.store import Partial, Store
 from dhtdata.transfer import answers
 from dhtdata.transfer.answers import HaveMap, PartialShard, bit, pack_bits
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.packer import Packer
 
 REFRESH_S = 30.0
 MAX_LAYOUTS = 16
@@ -37,11 +38,15 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class Servable:
-    """A file to serve bytes of. ``partial`` is None if all of it may be served."""
+    """A file to serve bytes of. ``partial`` is None if all of it may be served.
+
+    ``etag`` names its bytes where the digest that was asked for does not: a packed form is one of many.
+    """
 
     path: Path
     size: int
     partial: Partial | None = None
+    etag: Digest | None = None
 
     def covers(self, start: int, end: int) -> bool:
         """Whether every byte of ``[start, end)`` is verified."""
@@ -57,9 +62,10 @@ class Servable:
 class Holdings:
     """Asked by the server, told by the fetcher. Touched by the event loop's thread only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, packer: Packer | None = None) -> None:
         self.key = random_id(answers.FETCHER_BYTES)
         self._store = store
+        self._packer = packer
         self._partials: dict[Digest, Partial] = {}
         self._coming: dict[Digest, Counter[int]] = {}
         self._known: OrderedDict[Digest, _Known] = OrderedDict()
@@ -87,6 +93,8 @@ class Holdings:
         """A shard is whole now."""
         self._partials.pop(shard, None)
         self._coming.pop(shard, None)
+        if self._packer is not None:
+            self._packer.arrived(shard)
         for known in self._known.values():
             ordinal = known.layout.ordinal(shard)
             if ordinal is not None:
@@ -122,12 +130,22 @@ class Holdings:
         """NotFoundError if neither the blob nor any block of it is here."""
         try:
             path = await asyncio.to_thread(self._store.path_of, digest)
-            return Servable(path, await asyncio.to_thread(_size, path))
+            size = await asyncio.to_thread(_size, path)
+            if self._packer is not None:
+                self._packer.used(digest, size)
+            return Servable(path, size)
         except (NotFoundError, IntegrityError):
             partial = self._partials.get(digest)
             if partial is None:
                 raise NotFoundError(f"blob {digest} is not here") from None
             return Servable(partial.path, partial.table.shard_bytes, partial)
+
+    async def find_packed(self, shard: Digest) -> Servable:
+        """The packed form of a whole shard. NotFoundError if this peer has none."""
+        if self._packer is None:
+            raise NotFoundError("nothing is packed here")
+        found = await self._packer.find(shard)
+        return Servable(found.path, found.size, etag=found.digest)
 
     async def have(self, contents: Digest, since: int | None = None) -> HaveMap:
         """What is held of some contents, or what has changed. NotFoundError if these contents are not here."""
@@ -135,13 +153,13 @@ class Holdings:
         revision = self._revision
         if since == revision:
             return HaveMap(version=answers.VERSION, contents=contents, revision=revision, unchanged=True)
+        count = known.layout.shard_count
+        if all(bit(known.shards, ordinal) for ordinal in range(count)):
+            return HaveMap(version=answers.VERSION, contents=contents, revision=revision, complete=True)
         if since is not None and self._told_since <= since < revision:
             touched = self._touched(since)
             if len(touched) <= answers.MAX_PARTIALS:
                 return self._changes(known, since, touched)
-        count = known.layout.shard_count
-        if all(bit(known.shards, ordinal) for ordinal in range(count)):
-            return HaveMap(version=answers.VERSION, contents=contents, revision=revision, complete=True)
         return HaveMap(
             version=answers.VERSION,
             contents=contents,

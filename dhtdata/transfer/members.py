@@ -62,6 +62,11 @@ class Member:
         return isinstance(self.provider, WebSeed)
 
     @property
+    def answered(self) -> bool:
+        """Whether it has said what it has."""
+        return self.complete or self.revision is not None
+
+    @property
     def shard_count(self) -> int:
         """Whole shards that it has, unless it has everything; -1 if it has not said."""
         return -1 if self.revision is None else int.from_bytes(self.shards, "little").bit_count()

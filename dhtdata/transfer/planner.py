@@ -6,8 +6,8 @@ this order it gives out:
 1. **What somebody waits for**, earliest turn first, to the provider that will have sent it first: least (outstanding
    bytes + block) / rate, plus latency. If that one has no room now, the block goes to another that will not be clearly
    later, else it waits for the fast one. What is late is asked of one more provider.
-2. **Background**: the rarest blocks, random among equals, from the provider with the least backlog. Adjacent blocks make
-   one run.
+2. **Background**: the rarest blocks, random among equals, from the provider with the least backlog. Adjacent blocks
+   make one run.
 3. **The end game**: nothing unasked is left that a provider with room has, so blocks that another is slow with are
    asked of it too.
 
@@ -15,9 +15,9 @@ this order it gives out:
 first still needs. That time is estimated from the order's own progress, and grows with its silence: whoever stalls is
 overtaken, whoever is only slow too, when others have nothing better to do.
 
-**A crowd at one seed.** Of complete members a block is fetched that no partial member holds or is fetching: so everybody
-brings something else into the crowd, and the seed sends little more than one copy. What partial members have is fetched
-from them; only who would otherwise idle asks a complete member for it.
+**A crowd at one seed.** Of complete members a block is fetched that no partial member holds or is fetching: so
+everybody brings something else into the crowd, and the seed sends little more than one copy. What partial members have
+is fetched from them; only who would otherwise idle asks a complete member for it.
 
 **How much at once.** Per provider what `Remote.window_bytes` says: one block for a stranger, one or two on slow links,
 so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers. In
@@ -27,17 +27,19 @@ all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from heapq import merge
 from itertools import islice
-from typing import Protocol
+from operator import or_
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.formats.web_seeds import Provider
-from dhtdata.transfer.availability import Availability
-from dhtdata.transfer.picker import Run, Wanted, any_of
+from dhtdata.transfer.availability import Crowd
+from dhtdata.transfer.masks import any_of
+from dhtdata.transfer.picker import Run, Wanted
 from dhtdata.transfer.providers import Remote, Remotes
 
 MAX_TRANSFERS = 32
@@ -57,22 +59,10 @@ _CLEARLY = 2.0
 _WORTH_S = 0.1
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
-_HUNGRY_S = 0.5
 _URGENT_SCAN = 32
 _METER_S = 0.5
 _METER_WEIGHT = 0.3
 _SHORTEST_S = 1e-3
-
-
-class Crowd(Protocol):
-    """The providers of one dataset. ``have``: what they hold."""
-
-    @property
-    def have(self) -> Availability: ...
-
-    def usable(self) -> Sequence[Provider]:
-        """Those that may be asked now."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +179,7 @@ class Planner:
             # One transfer of each provider is kept free for what somebody waits for.
             limit = TRANSFERS_PER_PROVIDER - urgent
             free = [helper for helper in helpers if _room(helper, limit)]
-            if self._outstanding < max(self._meter.rate_bytes_s * HORIZON_S, MIN_PIPELINE_BYTES):
+            if self._outstanding < self._pipeline_bytes(helpers):
                 free.sort(key=lambda helper: (helper.remote.backlog_s, self._chance.random()))
                 chosen = self._background(free, now_s)
             chosen = chosen or self._end_game(free, now_s)
@@ -268,6 +258,11 @@ class Planner:
             if self._remotes.usable(provider)
         ]
 
+    def _pipeline_bytes(self, helpers: Sequence[_Helper]) -> float:
+        """How much to have outstanding in the background: what will come soon, or what one provider is good for."""
+        widest = max(helper.remote.window_bytes for helper in helpers)
+        return max(self._meter.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
+
     def _urgent(
         self, wants: Sequence[Wanted], helpers: Sequence[_Helper], now_s: float
     ) -> tuple[_Helper, Wanted, Run] | None:
@@ -276,7 +271,7 @@ class Planner:
         for want in wants:
             masks = [(helper, helper.offers(want)) for helper in helpers if not helper.stalled and want in helper.wants]
             offers[want.shard] = [(helper, mask) for helper, mask in masks if mask & want.missing]
-        for position, want in self._by_turn(wants, now_s):
+        for position, want in self._by_turn(wants, offers, now_s):
             length = want.table.blocks[position].length
             soonest: tuple[float, _Helper] | None = None
             free: tuple[float, _Helper] | None = None
@@ -299,13 +294,18 @@ class Planner:
                 waiting[soonest[1].provider] = waiting.get(soonest[1].provider, 0) + length
         return None
 
-    def _by_turn(self, wants: Sequence[Wanted], now_s: float) -> Iterator[tuple[int, Wanted]]:
-        """Urgent blocks that are open or late, soonest first; only so many: what is behind them can wait."""
+    def _by_turn(
+        self, wants: Sequence[Wanted], offers: Mapping[Digest, Sequence[tuple[_Helper, int]]], now_s: float
+    ) -> Iterator[tuple[int, Wanted]]:
+        """Urgent blocks on offer, open or late, soonest first; only so many: what is behind them can wait."""
         late: dict[Digest, int] = {}
         for asked in self._asked.values():
             if now_s >= asked.due_s:
                 late[asked.want.shard] = late.get(asked.want.shard, 0) | asked.left
-        maybe = [want.open | late.get(want.shard, 0) & ~want.twice for want in wants]
+        maybe = []
+        for want in wants:
+            offered = reduce(or_, (mask for _, mask in offers[want.shard]), 0)
+            maybe.append(offered & (want.open | late.get(want.shard, 0) & ~want.twice))
 
         def turns(place: int) -> Iterator[tuple[int, int, int]]:
             for turn, position in wants[place].urgent:
@@ -326,7 +326,7 @@ class Planner:
 
     def _urgent_run(self, want: Wanted, position: int, helper: _Helper, helper_count: int) -> Run:
         """With the urgent blocks right behind it, as long as it is no gain to give those to others."""
-        among = want.urgent_mask & want.open & helper.offers(want)
+        among = (want.urgent_mask & want.open & helper.offers(want)) >> position << position
         share = among.bit_count() * want.mean_bytes // helper_count
         return want.run(position, among, self._limit_bytes(helper.remote, URGENT_RUN_S, share))
 
@@ -339,15 +339,16 @@ class Planner:
         return min(int(remote.rate_bytes_s * seconds), share, room, left, MAX_RUN_BYTES)
 
     def _background(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
-        if not any(want.open for want in self._wants.values()):
+        if not any(want.open & ~want.urgent_mask for want in self._wants.values()):
             return None
         for helper in free:
             seed = helper.crowd.have.is_complete(helper.provider)
             if (found := self._rarest(helper, only_new=seed)) is not None:
                 return helper, found[0], self._run(*found, helper, len(free))
-        if not self._hungry(now_s):
-            return None
+        soon_s = self._lasts_s(now_s)
         for helper in free:
+            if soon_s and not _worth(_cautious_s(helper.remote, 0), soon_s):
+                continue
             if (found := self._rarest(helper, only_new=False)) is not None:
                 return helper, found[0], self._run(*found, helper, len(free))
         return None
@@ -357,7 +358,7 @@ class Planner:
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
         for want in helper.wants:
-            offered = want.open & helper.offers(want)
+            offered = want.open & ~want.urgent_mask & helper.offers(want)
             if not offered:
                 continue
             copies = helper.crowd.have.copies(want.shard)
@@ -381,12 +382,13 @@ class Planner:
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
         return want.run(any_of(rarest, self._chance), rarest, limit)
 
-    def _hungry(self, now_s: float) -> bool:
-        """Whether little is on its way that will come soon."""
-        lively = sum(
-            asked.order.run.length - asked.received for asked in self._asked.values() if now_s - asked.last_s < STALL_S
+    def _lasts_s(self, now_s: float) -> float:
+        """How long what is on its way will go on coming; who stalls does not count."""
+        lively = [asked for asked in self._asked.values() if now_s - asked.last_s < STALL_S]
+        left_bytes = sum(asked.order.run.length - asked.received for asked in lively)
+        return left_bytes / max(
+            sum({asked.remote.provider: asked.remote.rate_bytes_s for asked in lively}.values()), 1.0
         )
-        return lively <= self._meter.rate_bytes_s * _HUNGRY_S
 
     def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
         """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""

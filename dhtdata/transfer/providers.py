@@ -27,7 +27,8 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MAX_WINDOW_BYTES = 64 << 20
 PIPELINE_S = 1.0
-"""What is on its way should last this long beyond the round trips: shorter starves fast links, longer ties blocks up."""
+"""What is on its way should last this long beyond the round trips: shorter starves fast links, longer ties
+blocks up."""
 
 _FIRST_RATE = 8 << 20
 _FIRST_LATENCY_S = 0.1
@@ -44,9 +45,10 @@ _FLOOR_DRIFT = 0.05
 
 @dataclass
 class _Sample:
-    """Bytes since when, while ``bodies`` transfers are receiving."""
+    """Bytes since when, while ``bodies`` transfers are receiving. ``taken``: one was taken since they began."""
 
     bodies: int = 0
+    taken: bool = False
     bytes: int = 0
     since_s: float = 0.0
 
@@ -56,8 +58,8 @@ class Remote:
     """One provider: verified bytes and blocks it delivered, bytes it made us throw away, and what it is doing now.
 
     ``outstanding_bytes``: asked for and not received. ``rate_bytes_s``: all its transfers together, a guess until
-    ``measured``. ``latency_s``: from a request to its first byte, queueing included; ``path_s``: the shortest of late.
-    ``credit_bytes``: how much may be outstanding by trust; 0 before the first verified block.
+    ``measured``. ``latency_s``: from a request to its first byte, queueing included; ``path_s``: the shortest lately,
+    0 until one began. ``credit_bytes``: how much may be outstanding by trust; 0 before the first verified block.
     """
 
     provider: Provider
@@ -68,7 +70,7 @@ class Remote:
     requests: int = 0
     rate_bytes_s: float = _FIRST_RATE
     latency_s: float = _FIRST_LATENCY_S
-    path_s: float = _FIRST_LATENCY_S
+    path_s: float = 0.0
     measured: bool = False
     credit_bytes: int = 0
     failures: int = 0
@@ -96,10 +98,13 @@ class Remote:
 
     def began(self, waited_s: float, now_s: float) -> None:
         """The first byte of a body is here."""
-        self.latency_s += _LATENCY_SMOOTHING * (waited_s - self.latency_s)
-        self.path_s = min(waited_s, self.path_s + _FLOOR_DRIFT * (waited_s - self.path_s), _LONGEST_PATH_S)
+        if self.path_s:
+            self.latency_s += _LATENCY_SMOOTHING * (waited_s - self.latency_s)
+            self.path_s = min(waited_s, self.path_s + _FLOOR_DRIFT * (waited_s - self.path_s), _LONGEST_PATH_S)
+        else:
+            self.latency_s, self.path_s = waited_s, min(waited_s, _LONGEST_PATH_S)
         if self._sample.bodies == 0:
-            self._sample.bytes, self._sample.since_s = 0, now_s
+            self._sample = _Sample(since_s=now_s)
         self._sample.bodies += 1
 
     def received(self, byte_count: int, now_s: float) -> None:
@@ -115,7 +120,8 @@ class Remote:
         self.outstanding_bytes -= left_bytes
         if began:
             self._sample.bodies -= 1
-            if self._sample.bodies == 0:
+            if self._sample.bodies == 0 and not self._sample.taken:
+                # What is left after a whole sample is too little to say anything.
                 self._measure(now_s)
 
     def verified(self, byte_count: int) -> None:
@@ -133,7 +139,7 @@ class Remote:
             weight = _FASTER if rate > self.rate_bytes_s else _SLOWER
             self.rate_bytes_s += (weight if self.measured else 1.0) * (rate - self.rate_bytes_s)
             self.measured = True
-        sample.bytes, sample.since_s = 0, now_s
+        sample.bytes, sample.since_s, sample.taken = 0, now_s, True
 
 
 class Remotes:

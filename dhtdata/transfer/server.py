@@ -3,6 +3,7 @@
 ::
 
     GET/HEAD /v1/blobs/<digest>            one Range at most; ETag is the digest, immutable
+    GET/HEAD /v1/blobs/<shard>.zst         `formats.packed`, if held; ETag is the digest of these bytes, for If-Match
     GET      /v1/have/<contents>?since=&port=  `answers.HaveMap`; ``port``: where the asker serves while it fetches
     GET      /v1/peers/<contents>          `answers.PeerExchange`
     GET      /v1/providers/<digest>        `answers.ProviderRecords`: a look-up in the DHT on behalf of the asker
@@ -26,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
@@ -44,7 +46,7 @@ from dhtdata.formats.names import Name, check_name, decode_key
 from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer import sending
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
-from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.holdings import Holdings, Servable
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
@@ -58,6 +60,7 @@ IDLE_S = 15.0
 MAX_LOOKUPS = 4
 SMALL_BYTES = 256 << 10
 _SHUTDOWN_S = 1.0
+_OTHER_DESCRIPTORS = 512
 _BINARY = "application/octet-stream"
 _LOOPBACK = "loopback"
 _OPEN_PATHS = ("/", "/healthz", "/metrics")
@@ -191,7 +194,7 @@ class _Gate(web.Server):
         )
         self._served = served
         self._private = private
-        self._most = MAX_CONNECTIONS
+        self._most = _room_for_connections()
         # Connections by address, oldest first.
         self._by_peer: dict[str, dict[web.RequestHandler, asyncio.Transport]] = {}
 
@@ -204,23 +207,29 @@ class _Gate(web.Server):
         of_peer = self._by_peer.setdefault(peer, {})
         of_peer[handler] = transport
         if len(of_peer) > _most_connections(transport):
-            self._refuse(transport)
-        elif len(self._connections) > self._most:
+            self._refuse(handler)
+        elif sum(map(len, self._by_peer.values())) > self._most:
             most = max(self._by_peer.values(), key=len)
             # Its oldest, if it can spare one more than the newcomer's address has.
-            self._refuse(next(iter(most.values())) if len(most) > len(of_peer) else transport)
+            self._refuse(next(iter(most)) if len(most) > len(of_peer) else handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
+        self._forget(handler)
+
+    def _refuse(self, handler: web.RequestHandler) -> None:
+        self._served.refused_connections += 1
+        if (transport := self._forget(handler)) is not None:
+            cut(transport)
+
+    def _forget(self, handler: web.RequestHandler) -> asyncio.Transport | None:
+        """Its transport, if it counted until now."""
         for peer, of_peer in self._by_peer.items():
-            if of_peer.pop(handler, None) is not None:
+            if (transport := of_peer.pop(handler, None)) is not None:
                 if not of_peer:
                     del self._by_peer[peer]
-                return
-
-    def _refuse(self, transport: asyncio.Transport) -> None:
-        self._served.refused_connections += 1
-        cut(transport)
+                return transport
+        return None
 
 
 class BlobServer:
@@ -296,7 +305,10 @@ class BlobServer:
     async def _route(self, request: web.BaseRequest, directory: Directory) -> web.StreamResponse:
         parts = request.path.split("/")[1:]
         if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
-            return await self._blob(request, Digest.parse(parts[2]))
+            name = parts[2].removesuffix(".zst")
+            find = self._holdings.find if name == parts[2] else self._holdings.find_packed
+            digest = Digest.parse(name)
+            return await self._blob(request, digest, await find(digest))
         if parts[:2] == ["v1", "have"] and len(parts) == 3:
             return _binary(await self._have(request, Digest.parse(parts[2]), directory))
         if parts[:2] == ["v1", "peers"] and len(parts) == 3:
@@ -325,13 +337,14 @@ class BlobServer:
         have = await self._holdings.have(contents, int(since) if since else None)
         return await asyncio.to_thread(have.encode)
 
-    async def _blob(self, request: web.BaseRequest, digest: Digest) -> web.StreamResponse:
-        servable = await self._holdings.find(digest)
+    async def _blob(self, request: web.BaseRequest, digest: Digest, servable: Servable) -> web.StreamResponse:
         headers = {
-            "ETag": f'"{digest}"',
+            "ETag": f'"{servable.etag or digest}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "public, max-age=31536000, immutable",
         }
+        if request.headers.get("If-Match", headers["ETag"]) not in (headers["ETag"], "*"):
+            return _plain(412, "these are other bytes than before: start again\n", headers)
         span = _range(request.headers.getall("Range", []), servable.size)
         if span is None:
             return _plain(416, "no such range\n", headers | {"Content-Range": f"bytes */{servable.size}"})
@@ -398,6 +411,21 @@ class BlobServer:
                 start += length
                 # Other connections have their turn, however fast this one is read.
                 await asyncio.sleep(0)
+
+
+def _room_for_connections() -> int:
+    """`MAX_CONNECTIONS`, or as many as the system grants this process descriptors for.
+
+    Many systems grant 1,024 at first and more to whoever asks. A connection takes up to three: its own, another one and
+    a file's while a piece is sent.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * MAX_CONNECTIONS + _OTHER_DESCRIPTORS
+    if resource.RLIM_INFINITY != soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return min(MAX_CONNECTIONS, max(1, (soft - _OTHER_DESCRIPTORS) // 3))
+    return MAX_CONNECTIONS
 
 
 def _open(path: Path) -> int:

@@ -48,7 +48,7 @@ _POLL_DEADLINE_S = 10.0
 _LOOK_DEADLINE_S = 15.0
 _EXCHANGE_PARTNERS = 3
 _MAX_MISSES = 5
-_MAX_NAMED = 64
+_MAX_NAMED = 32
 
 Discover = Callable[[Digest], Source]
 Guard = Callable[[Address], bool]
@@ -160,8 +160,7 @@ class Swarm:
         return [
             member.provider
             for member in self._reachable()
-            if isinstance(member.provider, Address)
-            and (member.complete or member.revision is not None or member.heard_s > oldest_s)
+            if isinstance(member.provider, Address) and (member.answered or member.heard_s > oldest_s)
         ]
 
     def add_web_seeds(self, seeds: Iterable[WebSeed], source: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dhtdata.control.dht import DhtFound, DhtStatus, DhtStep, DhtTrace
-from dhtdata.control.protocol import PeerStatus
+from dhtdata.control.protocol import LimitsNow, PeerStatus
 from dhtdata.dht.envelope import CALL_END, CODED, VERSION, notice
 from dhtdata.formats.addresses import Address
 from dhtdata.network import PUBLIC
@@ -70,6 +70,9 @@ def peer_status(kind: str = "seed", **changes: Any) -> PeerStatus:
         bytes_fetched=0,
         bytes_served=0,
         requests_served=0,
+        limits=LimitsNow(up=None, down=None, peer_up=None, peer_down=None),
+        uploads=0,
+        uploads_waiting=0,
         uptime_s=1.0,
         clients=0,
     )

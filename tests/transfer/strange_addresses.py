@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
+import pytest
+
 IPV4 = """
 127.0.0.1 127.0.0.2 127.255.255.255 0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255
 192.168.0.1 192.168.255.255 169.254.169.254 169.254.0.1 100.64.0.1 100.127.255.255 192.0.0.1 192.0.2.1
@@ -29,3 +34,17 @@ SCOPED = "fe80::1%lo fe80::1%25lo ::1%lo".split()
 
 HOSTS = [*IPV4, *ODD_IPV4, *NAMES, *(f"[{ip}]" for ip in (*IPV6, *SCOPED))]
 IPS = [*IPV4, *IPV6]
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, ip: str) -> None:
+    """A name server of a stranger: names below example.org are at this address."""
+    real = socket.getaddrinfo
+
+    def answer(host: Any, port: Any, *arguments: Any, **more: Any) -> Any:
+        if isinstance(host, str) and host.endswith(".example.org"):
+            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+            address = (ip, int(port or 0), 0, 0) if ":" in ip else (ip, int(port or 0))
+            return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)]
+        return real(host, port, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)

@@ -20,6 +20,7 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.search import each
 from dhtdata.transfer.server import BlobServer
 from dhtdata.transfer.swarm import Fetching, Swarm
@@ -112,10 +113,10 @@ def _not(own: Address) -> Callable[[Address], bool]:
 
 
 @asynccontextmanager
-async def node(store: Store, network: Network = PUBLIC) -> AsyncIterator[Node]:
+async def node(store: Store, network: Network = PUBLIC, limits: Limits | None = None) -> AsyncIterator[Node]:
     holdings = Holdings(store)
     remotes = Remotes()
-    server = BlobServer(holdings, network)
+    server = BlobServer(holdings, network, limits)
     server.directory = directory = Table()
     async with (
         AsyncExitStack() as exits,

@@ -16,7 +16,8 @@ from dhtdata.errors import DhtDataError, FormatError, PeerError
 from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.dialling import dial, socket_maker
-from tests.transfer.strange_addresses import HOSTS, IPS
+from tests.transfer.ranges import read_range
+from tests.transfer.strange_addresses import HOSTS, IPS, resolve_to
 from tests.transfer.swarming import run
 
 BLOB = b"not for strangers"
@@ -59,20 +60,6 @@ def listener() -> Iterator[int]:
             yield port
 
 
-def _resolve_to(monkeypatch: pytest.MonkeyPatch, ip: str) -> None:
-    """A name server of a stranger: every name is at this address now."""
-    real = socket.getaddrinfo
-
-    def answer(host: Any, port: Any, *arguments: Any, **more: Any) -> Any:
-        if isinstance(host, str) and host.endswith(".example.org"):
-            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-            address = (ip, int(port or 0), 0, 0) if ":" in ip else (ip, int(port or 0))
-            return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)]
-        return real(host, port, *arguments, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
-
-
 @asynccontextmanager
 async def serving(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
     """The port of a web server on loopback that answers everything like this."""
@@ -93,7 +80,7 @@ async def _ask(seed: WebSeed) -> None:
         with pytest.raises(DhtDataError):
             await http.read_blob(seed, DIGEST, 1_000)
         with pytest.raises(DhtDataError):
-            await http.read_range(seed, DIGEST, 0, 10)
+            await read_range(seed, DIGEST, 0, 10)
 
 
 def test_sixty_forms_of_forbidden_addresses_are_tried() -> None:
@@ -115,7 +102,7 @@ def test_a_strangers_url_leads_to_no_connection(host: str, listener: int) -> Non
 def test_a_name_that_leads_elsewhere_when_it_is_dialled_leads_to_no_connection(
     ip: str, listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _resolve_to(monkeypatch, ip)
+    resolve_to(monkeypatch, ip)
     with dialled() as seen:
         run(_ask(WebSeed.parse(f"http://data.example.org:{listener}/mirror")))
         with pytest.raises(PeerError, match="data.example.org"):
@@ -146,7 +133,7 @@ def test_a_redirect_leads_to_no_other_connection(host: str, status: int, listene
 def test_a_redirect_to_a_name_that_leads_home_leads_to_no_other_connection(
     listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _resolve_to(monkeypatch, "127.0.0.1")
+    resolve_to(monkeypatch, "127.0.0.1")
 
     async def redirect(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": f"http://cdn.example.org:{listener}{request.path}"})

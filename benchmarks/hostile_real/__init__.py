@@ -1,0 +1,1 @@
+"""What hostile peers do to real processes on real sockets of this machine."""
