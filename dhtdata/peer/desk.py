@@ -39,12 +39,12 @@ from dhtdata.control.protocol import (
 )
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import ConfigError, DhtDataError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
 from dhtdata.formats.web_seeds import WebSeed
-from dhtdata.peer.collect import Collection
+from dhtdata.peer.collect import PARALLEL_BLOBS, Collection
 from dhtdata.peer.dht_desk import DhtDesk, gauges
 from dhtdata.peer.figures import FetchFigures, Figures
 from dhtdata.peer.resolve import Resolver
@@ -209,8 +209,22 @@ class Desk:
 
     async def _fetch_blobs(self, request: FetchBlobs) -> Done:
         swarm = self.swarms.of(request.contents)
-        for digest, limit_bytes in request.blobs:
-            await self.fetcher.blob(swarm, digest, limit_bytes)
+        slots = asyncio.Semaphore(PARALLEL_BLOBS)
+        failures: list[DhtDataError] = []
+
+        async def fetch(digest: Digest, limit_bytes: int) -> None:
+            async with slots:
+                try:
+                    if not failures:
+                        await self.fetcher.blob(swarm, digest, limit_bytes)
+                except DhtDataError as failure:
+                    failures.append(failure)
+
+        async with asyncio.TaskGroup() as group:
+            for blob in request.blobs:
+                group.create_task(fetch(*blob))
+        if failures:
+            raise failures[0]
         return Done()
 
     async def _ensure(self, request: EnsureBlocks) -> Ensured:

@@ -111,7 +111,7 @@ def seeding(dataset_count: int = 1, uploads: int = 1, **changes: Any) -> SeedVie
     status = peer_status()
     values = {name: getattr(status, name) for name in status.__struct_fields__} | {
         "datasets": tuple(dataset(number) for number in range(dataset_count)),
-        "uploads": tuple(
+        "fetchers": tuple(
             Upload(address=f"203.0.113.{number}", bytes=9 * MIB, rate_bytes_s=2.0 * MIB) for number in range(uploads)
         ),
         "traffic": (traffic(7, share=None), traffic(8, rate_bytes_s=0.0, outstanding=0, wasted=MIB)),
