@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dhtdata.control.dht import DhtFound, DhtStatus, DhtStep, DhtTrace
-from dhtdata.control.protocol import PeerStatus
+from dhtdata.control.protocol import LimitsNow, PeerStatus
 from dhtdata.dht.envelope import CALL_END, CODED, VERSION, notice
 from dhtdata.formats.addresses import Address
 from dhtdata.network import PUBLIC
@@ -72,6 +72,9 @@ def peer_status(kind: str = "seed", **changes: Any) -> PeerStatus:
         requests_served=0,
         uptime_s=1.0,
         clients=0,
+        limits=LimitsNow(up=50_000_000, down=None, peer_up=None, peer_down=None),
+        uploads=3,
+        uploads_waiting=1,
     )
 
 
