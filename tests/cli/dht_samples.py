@@ -75,6 +75,9 @@ def peer_status(kind: str = "seed", **changes: Any) -> PeerStatus:
         uploads_waiting=0,
         uptime_s=1.0,
         clients=0,
+        limits=LimitsNow(up=50_000_000, down=None, peer_up=None, peer_down=None),
+        uploads=3,
+        uploads_waiting=1,
     )
 
 
