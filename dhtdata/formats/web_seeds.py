@@ -112,7 +112,10 @@ def next_hop(seed: WebSeed, hop: Hop, location: str) -> Hop:
         raise FormatError(f"{hop.url} redirects, which only web seeds that the user names may do (--web-seed)")
     if len(location) > MAX_LOCATION_CHARACTERS:
         raise FormatError(f"{hop.url} redirects to an address of {len(location)} characters")
-    base, _, query = urljoin(hop.url, location).partition("#")[0].partition("?")
+    try:
+        base, _, query = urljoin(hop.url, location).partition("#")[0].partition("?")
+    except ValueError as failure:
+        raise FormatError(f"{hop.url} redirects to a malformed address") from failure
     if query and not _printable(query):
         raise FormatError(f"{hop.url} redirects to a malformed address")
     parts = _split(base, MAX_LOCATION_CHARACTERS)

@@ -19,6 +19,7 @@ from dhtdata.formats.blocks import MAX_TABLE_BYTES
 from dhtdata.formats.index import MAX_INDEX_BYTES, MAX_RANGES_BYTES, ShardEntry
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.statistics import MAX_SHARD_STATISTICS_BYTES, MAX_STATISTICS_BYTES, Statistics
+from dhtdata.peer.tally import Tally
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import IndexSpan, Layout, entries_of
@@ -30,17 +31,6 @@ PARALLEL_BLOBS = 4
 STALL_S = 120.0
 _WATCH_S = 5.0
 _T = TypeVar("_T")
-
-
-@dataclass
-class Tally:
-    """How far a fetch is. Bytes count whole shards."""
-
-    shards: int = 0
-    shards_total: int = 0
-    bytes: int = 0
-    bytes_total: int = 0
-    told: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass
@@ -96,10 +86,7 @@ class Collection:
         begun = set(await asyncio.to_thread(self.store.partials))
         held = await asyncio.to_thread(lambda: {entry.digest for entry in entries if self.store.has(entry.digest)})
         tables = await asyncio.to_thread(lambda: {entry.table for entry in entries if self.store.has(entry.table)})
-        tally = self.tally
-        tally.shards_total, tally.bytes_total = len(entries), sum(entry.size for entry in entries)
-        tally.shards, tally.bytes = len(held), sum(entry.size for entry in entries if entry.digest in held)
-        tally.told()
+        self.tally.begin([(entry.digest, entry.size) for entry in entries], held)
         await self._blobs([(e.table, MAX_TABLE_BYTES) for e in entries if e.digest in held and e.table not in tables])
         missing = [entry for entry in entries if entry.digest not in held]
         if new := [entry for entry in missing if entry.digest not in begun]:
@@ -110,9 +97,7 @@ class Collection:
 
         async def fetch(entry: ShardEntry) -> None:
             await self.fetcher.ensure(self.swarm, entry.digest, entry.table, urgent=False)
-            tally.shards += 1
-            tally.bytes += entry.size
-            tally.told()
+            self.tally.whole(entry.digest)
 
         await self._each(self._rarest_first(missing, begun_count), fetch, PARALLEL_SHARDS)
 

@@ -27,7 +27,6 @@ from dhtdata.control.protocol import (
     LimitsNow,
     MakeTicket,
     PeerStatus,
-    Progress,
     ProviderList,
     ProviderStatus,
     Request,
@@ -37,7 +36,6 @@ from dhtdata.control.protocol import (
     SetLimits,
     Stop,
     TicketText,
-    Traffic,
 )
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
@@ -46,11 +44,13 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
 from dhtdata.formats.web_seeds import WebSeed
-from dhtdata.peer.collect import PARALLEL_BLOBS, Collection, Tally
+from dhtdata.peer.collect import PARALLEL_BLOBS, Collection
 from dhtdata.peer.dht_desk import DhtDesk, gauges
+from dhtdata.peer.figures import FetchFigures, Figures
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
 from dhtdata.peer.swarms import Swarms
+from dhtdata.peer.tally import Tally
 from dhtdata.store import Store, meaning_of, version_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
@@ -63,9 +63,8 @@ from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.uploads import Uploads
 
 LONGEST_S = 7 * 86_400.0
-PROGRESS_S = 0.5
+PROGRESS_S = 0.25
 PROXY_S = 20.0
-_MAX_TRAFFIC = 1_024
 _T = TypeVar("_T")
 
 
@@ -86,6 +85,7 @@ class Desk:
     served: Served
     uploads: Uploads
     limits: Limits
+    figures: Figures
     addresses: Sequence[Address]
     port: int
     clients: Callable[[], int]
@@ -165,18 +165,8 @@ class Desk:
 
     async def status(self) -> PeerStatus:
         dht = self.dht.status()
-        datasets = await self.seeder.describe() if self.seeder is not None else []
-        busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
-        traffic = (
-            Traffic(
-                address=str(remote.provider),
-                bytes=remote.bytes,
-                blocks=remote.blocks,
-                wasted=remote.wasted,
-                avoided=self.remotes.avoided(remote.provider),
-            )
-            for remote in sorted(busy, key=lambda remote: -remote.bytes)[:_MAX_TRAFFIC]
-        )
+        partials = self.figures.holdings.begun()
+        datasets = await self.seeder.describe(partials) if self.seeder is not None else []
         return PeerStatus(
             version=self.release,
             pid=os.getpid(),
@@ -190,7 +180,7 @@ class Desk:
             dht_contacts=dht.contacts,
             dht=dht,
             datasets=tuple(datasets),
-            traffic=tuple(traffic),
+            traffic=self.figures.traffic(),
             blocks_verified=self.fetcher.blocks_verified,
             bytes_fetched=self.fetcher.bytes_fetched,
             bytes_served=self.served.bytes,
@@ -200,6 +190,9 @@ class Desk:
             limits=self._limits_now(),
             uploads=self.uploads.under_way,
             uploads_waiting=self.uploads.queued,
+            down_bytes_s=self.fetcher.received.total().bytes_s,
+            up_bytes_s=self.served.sent.total().bytes_s,
+            fetchers=self.figures.uploads(),
         )
 
     def _limit(self, request: SetLimits) -> LimitsNow:
@@ -259,39 +252,19 @@ class Desk:
     async def _fetch_dataset(self, request: FetchDataset, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         resolved = await self.resolver.resolve(request.manifest)
         swarm = self.swarms.of(resolved.contents)
-        news = asyncio.Event()
-        tally = Tally(told=news.set)
+        tally = Tally()
         collection = Collection(
             self.store, self.fetcher, swarm, request.manifest, request.splits, request.columns, tally
         )
-        async with asyncio.TaskGroup() as group:
-            telling = group.create_task(self._tell(tally, news, send))
-            failure = await group.create_task(collection.settle())
-            telling.cancel()
-        if failure is not None:
-            raise failure
-        await send(self._progress(tally))
+        with self.figures.fetching(swarm, tally) as figures:
+            async with asyncio.TaskGroup() as group:
+                telling = group.create_task(_tell(figures, send))
+                failure = await group.create_task(collection.settle())
+                telling.cancel()
+            if failure is not None:
+                raise failure
+            await send(figures.progress())
         return Done()
-
-    async def _tell(self, tally: Tally, news: asyncio.Event, send: Callable[[Answer], Awaitable[None]]) -> None:
-        while True:
-            await news.wait()
-            news.clear()
-            try:
-                await send(self._progress(tally))
-            except (ConnectionError, TimeoutError):
-                # The watch on the connection ends the request.
-                return
-            await asyncio.sleep(PROGRESS_S)
-
-    def _progress(self, tally: Tally) -> Progress:
-        return Progress(
-            shards=tally.shards,
-            shards_total=tally.shards_total,
-            bytes=tally.bytes,
-            bytes_total=tally.bytes_total,
-            providers=sum(remote.blocks > 0 for remote in self.remotes.everybody()),
-        )
 
     async def _ticket(self, target: Target, with_secret: bool) -> str:
         self._require_seed()
@@ -313,11 +286,13 @@ class Desk:
         swarm = self.swarms.of(contents)
         swarm.glance()
         await swarm.look_once()
-        members = sorted(swarm.members, key=lambda member: (not member.complete, str(member.provider)))
+        others = (member for member in swarm.members if member.provider not in self.addresses)
+        members = sorted(others, key=lambda member: (not member.complete, str(member.provider)))
         answered = (member for member in members if member.answered)
         return ProviderList(providers=tuple(map(self._provider, answered)))
 
     def _provider(self, member: Member) -> ProviderStatus:
+        measured = self.fetcher.received.rate(member.provider)
         return ProviderStatus(
             address=str(member.provider),
             seed=member.complete,
@@ -325,6 +300,8 @@ class Desk:
             bytes=self.remotes.at(member.provider).bytes,
             source=member.source,
             avoided=self.remotes.avoided(member.provider),
+            rate_bytes_s=measured.bytes_s,
+            latency_s=measured.latency_s,
         )
 
     def _require_seed(self) -> Seeder:
@@ -385,6 +362,17 @@ class Desk:
                 f"  shards {held.shards_held}/{held.shards}, bytes {held.bytes_held}/{held.bytes}, {held.state}"
             )
         return "\n".join(lines) + "\n"
+
+
+async def _tell(figures: FetchFigures, send: Callable[[Answer], Awaitable[None]]) -> None:
+    """Progress, for as long as the fetch lasts: whoever looks sees rates fall when nothing comes any more."""
+    while True:
+        try:
+            await send(figures.progress())
+        except (ConnectionError, TimeoutError):
+            # The watch on the connection ends the request.
+            return
+        await asyncio.sleep(PROGRESS_S)
 
 
 def _search_for(target: Target) -> str:

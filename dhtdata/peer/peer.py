@@ -32,6 +32,7 @@ from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
 from dhtdata.peer.desk import Desk
 from dhtdata.peer.dht_desk import DhtDesk
+from dhtdata.peer.figures import Figures
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
@@ -155,6 +156,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         served=front.served,
                         uploads=front.uploads,
                         limits=limits,
+                        figures=Figures(fetcher, remotes, holdings, front.served),
                         addresses=own_addresses(settings.listen, node.port) if seed else (),
                         port=node.port,
                         clients=lambda: control.clients,

@@ -19,10 +19,11 @@ from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord
 from dhtdata.peer.announcer import Announced, Announcer
-from dhtdata.peer.collect import Collection, Tally
+from dhtdata.peer.collect import Collection
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.swarms import Swarms
+from dhtdata.peer.tally import Spans, Tally
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.packer import Packer
@@ -157,8 +158,8 @@ class Seeder:
                     # Unreachable now; the next round asks again.
                     continue
 
-    async def describe(self) -> list[HeldDataset]:
-        """For the status."""
+    async def describe(self, partials: Spans) -> list[HeldDataset]:
+        """For the status. ``partials``: what is here of shards that are being fetched."""
         names = {record.manifest: str(record.target) for record in await asyncio.to_thread(self._names)}
         described = []
         for manifest, kept in self._kept.items():
@@ -171,10 +172,11 @@ class Seeder:
                     shards=tally.shards_total,
                     shards_held=tally.shards,
                     bytes=tally.bytes_total,
-                    bytes_held=tally.bytes,
+                    bytes_held=tally.held_bytes(partials),
                     announced=announced.announced,
                     holders=announced.holders,
                     state=kept.state,
+                    have=tally.have(partials),
                 )
             )
         return described

@@ -24,7 +24,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
-from dhtdata.store.filesystem import require_room
+from dhtdata.store.filesystem import free_bytes, require_room
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.packed import PackedFile, PackedShards
 from dhtdata.store.partial import PartialEntry, Partials
@@ -232,13 +232,12 @@ class Room:
 
     def _require_room(self, needed_bytes: int) -> None:
         """Room on the disk, for which packed copies go if need be."""
-        try:
-            require_room(self._database.path.parent, needed_bytes)
-        except StoreError:
+        free, kept = free_bytes(self._database.path.parent)
+        if (lacking := needed_bytes + kept - free) > 0:
             census = self._census(GRACE_S)
-            if not self._drop(census, _first(census.copies, needed_bytes)):
-                raise
-            require_room(self._database.path.parent, needed_bytes)
+            if lacking <= sum(item.size for item in census.copies):
+                self._drop(census, _first(census.copies, lacking))
+        require_room(self._database.path.parent, needed_bytes)
 
     def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census) -> None:
         excess = census.cache_bytes + needed_bytes - limit_bytes

@@ -26,6 +26,7 @@ from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
+from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.picker import BACKGROUND
 from dhtdata.transfer.planner import Order, Planner
 from dhtdata.transfer.providers import Remotes
@@ -62,6 +63,7 @@ class Fetcher:
     ) -> None:
         self.blocks_verified = 0
         self.bytes_fetched = 0
+        self.received: Meters[Provider] = Meters()
         self._store = store
         self._http = http
         self._carrier = carrier
@@ -228,6 +230,7 @@ class Fetcher:
             order.provider,
             order.run,
             partial,
+            heard=self.received.asked(order.provider),
             on_began=lambda: self._planner.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
         )
@@ -275,6 +278,8 @@ class Fetcher:
             self.bytes_fetched += length
             self._planner.delivered(order, position, time.monotonic())
             self._holdings.changed(job.shard)
+            for swarm in job.swarms:
+                swarm.delivered(length)
             job.arrived(partial, position)
         else:
             self._remotes.at(order.provider).wasted += length

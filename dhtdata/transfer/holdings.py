@@ -126,6 +126,15 @@ class Holdings:
         self._events.clear()
         self._told_since = self._revision
 
+    def begun(self) -> dict[Digest, list[tuple[int, int]]]:
+        """Verified blocks, (offset, length), of each shard that is being fetched."""
+        return {
+            shard: [
+                (block.offset, block.length) for place, block in enumerate(partial.table.blocks) if partial.has(place)
+            ]
+            for shard, partial in self._partials.items()
+        }
+
     async def find(self, digest: Digest) -> Servable:
         """NotFoundError if neither the blob nor any block of it is here."""
         try:

@@ -66,6 +66,11 @@ class Layout:
                     self._ordinals.setdefault(shard, span.first + place)
                 self._placed.add(position)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every index was stored when last looked for."""
+        return len(self._placed) == len(self.spans)
+
     def ordinal(self, shard: Digest) -> int | None:
         """None while the index that lists the shard is not stored."""
         return self._ordinals.get(shard)

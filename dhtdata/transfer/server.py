@@ -31,7 +31,7 @@ import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ from dhtdata.transfer import sending
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
 from dhtdata.transfer.holdings import Holdings, Servable
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
+from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
 from dhtdata.transfer.uploads import Busy, Upload, Uploads, peer_of
@@ -88,6 +89,7 @@ class Served:
     """Counters since the start. ``strangers``: requests to a private network that had no code of a member.
 
     ``cut_readers``: connections that were dropped because they took next to nothing.
+    ``sent``: what goes out to which IP address.
     """
 
     bytes: int = 0
@@ -95,6 +97,7 @@ class Served:
     strangers: int = 0
     refused_connections: int = 0
     cut_readers: int = 0
+    sent: Meters[str] = field(default_factory=Meters)
 
 
 class _Silence(web.Response):
@@ -379,6 +382,7 @@ class BlobServer:
             body = await asyncio.to_thread(_read, path, start, end)
             await self.uploads.pay(peer, len(body))
             self.served.bytes += len(body)
+            self.served.sent.add(peer, len(body))
             return web.Response(status=status, body=body, content_type=_BINARY, headers=_HEADERS | headers)
         async with self.uploads.slot(peer) as upload:
             descriptor = await asyncio.to_thread(_open, path)
@@ -408,6 +412,7 @@ class BlobServer:
                 await out.send(start, start + length)
                 self.uploads.sent(upload, length)
                 self.served.bytes += length
+                self.served.sent.add(upload.peer.name, length)
                 start += length
                 # Other connections have their turn, however fast this one is read.
                 await asyncio.sleep(0)

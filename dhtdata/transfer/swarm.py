@@ -83,6 +83,7 @@ class Swarm:
         self.contents = contents
         self.members = Members(own.key)
         self.rounds = 0
+        self.blocks_verified = self.bytes_verified = self.bytes_reused = 0
         self._http = http
         self._remotes = remotes
         self._discover = discover
@@ -242,6 +243,11 @@ class Swarm:
                 if all(member.provider in seen for member in self._reachable()):
                     await news.wait()
 
+    def delivered(self, byte_count: int) -> None:
+        """A block of this dataset came and was verified."""
+        self.blocks_verified += 1
+        self.bytes_verified += byte_count
+
     async def news(self) -> None:
         """Wait until something about the providers has changed."""
         await self._news.wait()
@@ -283,6 +289,7 @@ class Swarm:
                 continue
             due_s = time.monotonic() - FOLLOW_S
             partial = [member for member in self._reachable() if member.revision is not None and not member.complete]
+            partial = [member for member in partial if not member.web_seed]
             for member in random.sample(partial, min(MAX_FOLLOWED, len(partial))):
                 if member.asked_s <= due_s and not member.asking:
                     group.create_task(self._poll(member, exchange=False))
@@ -348,12 +355,8 @@ class Swarm:
         try:
             return await self._http.have(seed, self.contents)
         except NotFoundError:
-            complete = True
-            try:
-                await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
-            except NotFoundError:
-                complete = False
-            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=complete)
+            await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
+            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=True)
 
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
@@ -371,7 +374,7 @@ class Swarm:
 
 def _poll_every_s(member: Member) -> float:
     """Complete ones rarely; those that had nothing yet ever more rarely."""
-    if member.web_seed and not member.misses:
+    if member.web_seed and member.answered and not member.misses:
         return POLL_WEB_SEED_S
     if member.denials:
         return min(2.0 ** min(member.denials, 8) / 2, POLL_COMPLETE_S)

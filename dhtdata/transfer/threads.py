@@ -48,6 +48,8 @@ class Cargo:
     provider: Provider
     run: Run
     partial: Partial
+    heard: Callable[[int], None]
+    """Told the length of each piece by the thread."""
     on_began: Callable[[], None]
     on_block: Callable[[int, bool], None]
     """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
@@ -134,6 +136,7 @@ class Carrier:
                     piece = view[first : first + _PIECE_BYTES]
                     connection.read_into(piece)
                     cargo.received += len(piece)
+                    cargo.heard(len(piece))
                     cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
                 new = not partial.has(position)
                 if new:

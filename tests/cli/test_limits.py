@@ -24,16 +24,15 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def test_limits_of_a_running_seed_are_shown_and_changed(machine: Machine) -> None:
-    with machine.seeding("publish", "rows.parquet", "--name", "rows", "--seed", "--up", "50MB/s") as (published, _):
+    with machine.seeding("publish", "rows.parquet", "--name", "rows", "--seed", "--up", "50MB/s"):
         assert machine.document("limit") == NONE | {"up": 50_000_000}
         assert machine.document("limit", "--up", "2MiB/s", "--peer-down", "1MB") == NONE | {
             "up": 2 << 20,
             "peer_down": 1_000_000,
         }
         assert machine.document("limit", "--up", "unlimited") == NONE | {"peer_down": 1_000_000}
-        # Adding to a seed that runs, and fetching through it, say what shall hold from then on.
-        machine.document("seed", "rows", "--down", "3MB/s")
-        machine.document("get", published["ticket"], "--up", "4MB/s")
+        # Adding to a seed that runs says what shall hold from then on.
+        machine.document("seed", "rows", "--up", "4MB/s", "--down", "3MB/s")
         status = machine.document("status")
         limits = {"up": 4_000_000, "down": 3_000_000, "peer_up": None, "peer_down": 1_000_000}
         assert status["limits"] == {"type": "limits"} | limits

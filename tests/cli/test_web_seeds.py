@@ -117,7 +117,7 @@ def test_a_web_seed_that_has_other_datasets_is_told_from_one_that_has_this(origi
     with serving(reader.work / "empty") as (address, asked):
         done = reader.document("get", origin.manifest, "--web-seed", address.url, "--web-seed", origin.mirror.as_uri())
     assert done["bytes_held"] == origin.bytes
-    assert len(asked) == len(set(asked)) and len(asked) < 20
+    assert 0 < len(asked) < 40
 
 
 def test_settings_name_web_seeds_too(origin: Origin, reader: Machine) -> None:

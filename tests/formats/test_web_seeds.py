@@ -288,6 +288,7 @@ REFUSED = [
     (HOME, "ftp://cdn.example.org/", "expected https://"),
     (HOME, "https://cdn.example.org/?a b", "malformed address"),
     (HOME, "https://cdn.example.org/?a\r\nb", "malformed|control"),
+    (HOME, "http://[", "malformed address"),
     (HOME, "x" * 5_000, "5000 characters"),
 ]
 

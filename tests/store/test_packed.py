@@ -22,7 +22,7 @@ from dhtdata.packing import unpack_into
 from dhtdata.store import NotWorthPacking, PackedFile, Store
 from dhtdata.store.room import GRACE_S
 from tests.store.samples import Clock, Dataset, Shard, dataset, files_under, of_shards, rot, shard
-from tests.store.test_crash import check_sound, dies_at_step
+from tests.store.test_crash import check_sound, dies_at_step, small_disk  # noqa: F401
 from tests.test_packing import text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -310,6 +310,23 @@ def test_no_shard_is_evicted_for_a_packed_copy_only_other_copies_are(tmp_path: P
         with pytest.raises(StoreError, match="no room for a packed copy under the cache limit"):
             store.pack(sample.shards[0].digest)
         assert all(store.has(item.digest) for item in sample.shards)
+
+
+def test_packed_copies_go_when_the_disk_is_full(small_disk: Path) -> None:  # noqa: F811
+    sample = of_shards([text_shard(i * 10, 100, *[100_000] * 6, 60) for i in range(2)])
+    with Store.open(small_disk / "store") as store:
+        sample.put(store)
+        store.pin(sample.manifest)
+        files = [store.pack(item.digest) for item in sample.shards]
+        status = os.statvfs(small_disk)
+        free = status.f_bavail * status.f_frsize - status.f_blocks * status.f_frsize // 16
+        store.reserve(free - 4_096)
+        assert all(file.path.exists() for file in files)
+        store.reserve(free + files[0].size // 2)
+        assert [file.path.exists() for file in files] == [False, True]
+        with pytest.raises(StoreError, match="no room for"):
+            store.reserve(free + (1 << 20))
+        assert all(store.path_of(item.digest).exists() for item in sample.shards)
 
 
 # Crashes

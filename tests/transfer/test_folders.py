@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
@@ -42,6 +42,7 @@ def connection(seed: WebSeed) -> Iterator[FolderConnection]:
     made.close()
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_ranges_are_slices_however_they_are_read(seed: WebSeed, data: st.DataObject) -> None:
     made = FolderConnection(seed)
