@@ -137,7 +137,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
             with _signals(stop):
                 async with asyncio.TaskGroup() as group:
                     swarms = Swarms(group, store, finder, http, remotes, fetcher.wake, own)
-                    resolver = Resolver(settings, store, http, finder, fetcher, swarms)
+                    resolver = Resolver(group, settings, store, http, finder, fetcher, swarms)
                     seeder = announcer = None
                     if seed:
                         announcer = Announcer(node, store)

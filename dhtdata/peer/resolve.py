@@ -10,12 +10,13 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from dhtdata.config import Settings
 from dhtdata.control.protocol import Resolved
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, IntegrityError, NotFoundError
+from dhtdata.errors import ConfigError, DhtDataError, IntegrityError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -36,8 +37,9 @@ JOIN_GRACE_S = 5.0
 
 @dataclass
 class Resolver:
-    """Answers `resolve`. Concurrent searches for the same thing are rare and harmless."""
+    """Answers `resolve`. Concurrent searches for the same thing are rare and harmless. ``group`` is the peer's."""
 
+    group: asyncio.TaskGroup
     settings: Settings
     store: Store
     http: HttpClient
@@ -105,7 +107,8 @@ class Resolver:
     ) -> bytes:
         started_s = time.monotonic()
         self._require_somebody(direct)
-        await self._join(direct)
+        # Not cut off by the first answer: what is fetched next needs the DHT, too.
+        joining = self.group.create_task(self._join(direct))
         answered: list[Provider] = []
 
         async def attempt(address: Provider) -> bytes:
@@ -117,10 +120,10 @@ class Resolver:
         known = self.finder.known
         sources: list[ProviderSource] = [
             each([*direct, *known.web_seeds, *known.everybody()]),
-            self.finder.holders(blob),
+            _after(joining, self.finder.holders(blob)),
         ]
         if contents:
-            sources.append(self.finder.providers(blob))
+            sources.append(_after(joining, self.finder.providers(blob)))
         try:
             body = await search.first(sources)
         except NotFoundError as failure:
@@ -161,13 +164,13 @@ class Resolver:
         return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
 
     async def _join(self, direct: Sequence[Provider]) -> None:
-        """Enter the DHT, if we know nobody there yet. Where UDP is blocked a search waits `JOIN_GRACE_S` for that."""
+        """Enter the DHT, if we know nobody there yet, for at most `JOIN_GRACE_S`: UDP may be blocked."""
         entry = [*_addresses(direct), *self.finder.known.everybody()]
         if entry and not self.finder.dht_size:
             try:
                 async with asyncio.timeout(JOIN_GRACE_S):
                     await self.finder.join(entry)
-            except TimeoutError:
+            except (TimeoutError, DhtDataError):
                 # The DHT is never the only path: the same addresses are asked over HTTP.
                 return
 
@@ -191,6 +194,14 @@ class Resolver:
                 "this peer knows nobody to ask: use a ticket (dhtdata1...) instead, "
                 "or name a peer with --bootstrap IP:PORT or DHTDATA_BOOTSTRAP, or a mirror with --web-seed URL"
             )
+
+
+async def _after(joining: asyncio.Task[None], source: ProviderSource) -> ProviderSource:
+    """A source that asks the DHT, once we are in it."""
+    await asyncio.wait([joining])
+    async with aclosing(source):
+        async for provider in source:
+            yield provider
 
 
 def _addresses(providers: Iterable[Provider]) -> list[Address]:
