@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
+import tempfile
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +31,7 @@ def _fill(store: Store, sample: Shard) -> None:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_block_that_some_whole_shard_holds_is_copied(tmp_path: Path, picked: list[tuple[int, int]]) -> None:
     samples = [shard(number) for number in (1, 2, 3)]
-    with Store.open(tmp_path / random.randbytes(8).hex()) as store:
+    with Store.open(Path(tempfile.mkdtemp(dir=tmp_path))) as store:
         for sample in samples[:2]:
             _fill(store, sample)
         mixed = _made_of(*((samples[which], range(position, position + 1)) for which, position in picked))
