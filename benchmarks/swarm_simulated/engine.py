@@ -87,11 +87,11 @@ class Transfer:
 class Uploads:
     """Slots of one sender. Who waits is served in turn, requester by requester; the queue is bounded."""
 
-    def __init__(self, engine: Engine, link: Link, slots: int = SLOTS) -> None:
+    def __init__(self, engine: Engine, link: Link) -> None:
         self.link = link
         self.alive = True
         self._engine = engine
-        self._slots = slots
+        self._slots = SLOTS
         self._waiting: OrderedDict[Receiver, deque[Transfer]] = OrderedDict()
         self._count = 0
 
@@ -148,7 +148,7 @@ class Uploads:
         transfer.sink.receiving.append(transfer)
         self._share(self.link.sending)
         self._share(transfer.sink.receiving)
-        transfer.receiver.begins(transfer)
+        self._engine.after(0.0, transfer.receiver.begins, transfer)
 
     def _share(self, transfers: list[Transfer]) -> None:
         """Give every one of these its rate anew."""

@@ -31,7 +31,9 @@ class Dataset:
 
     @classmethod
     def of(cls, shards: int, blocks: int, block_bytes: int) -> Dataset:
-        spans = [(block_bytes, 0 if place in (0, blocks - 1) else 1, Digest.of(bytes([place]))) for place in range(blocks)]
+        spans = [
+            (block_bytes, 0 if place in (0, blocks - 1) else 1, Digest.of(bytes([place]))) for place in range(blocks)
+        ]
         return cls(tuple(Digest.of(f"shard {number}".encode()) for number in range(shards)), BlockTable.build(spans))
 
     @property
@@ -143,9 +145,7 @@ class Peer:
         if answers:
             self._engine.after(MAX_TRIP_S / 2, self._answered, answers, life)
 
-    def _answered(
-        self, answers: list[tuple[Peer, int, bool, dict[Digest, tuple[int, int]]]], life: int
-    ) -> None:
+    def _answered(self, answers: list[tuple[Peer, int, bool, dict[Digest, tuple[int, int]]]], life: int) -> None:
         if life != self._life or self.complete:
             return
         for peer, revision, complete, masks in answers:
@@ -164,7 +164,9 @@ class Peer:
             self._missed.pop(peer)
             self._seen.pop(peer, None)
             self.have.forget(peer)
-            others = [other for other in self._chance.sample(self._everybody, min(8, len(self._everybody))) if other.alive]
+            others = [
+                other for other in self._chance.sample(self._everybody, min(8, len(self._everybody))) if other.alive
+            ]
             fresh = next((other for other in others if other is not self and other not in self._neighbours), None)
             if fresh is not None:
                 self._neighbours[self._neighbours.index(peer)] = fresh
@@ -201,7 +203,9 @@ class Peer:
         return MIN_TRIP_S + (MAX_TRIP_S - MIN_TRIP_S) * mixed / (1 << 32)
 
     def begins(self, transfer: Transfer) -> None:
-        self._planner.began(transfer.what, self._engine.now_s)
+        if not transfer.over:
+            self._planner.began(transfer.what, self._engine.now_s)
+            self._drop_redundant()
 
     def arrives(self, transfer: Transfer) -> None:
         order: Order = transfer.what
@@ -220,9 +224,7 @@ class Peer:
         if transfer.over:
             self._finish(order)
         if doubled:
-            for other, running in list(self._transfers.items()):
-                if self._planner.redundant(other):
-                    self._drop(other, running)
+            self._drop_redundant()
         if all(held == self._dataset.whole for held in self.held.values()):
             self._complete()
         else:
@@ -244,6 +246,11 @@ class Peer:
             provider.uploads.end(transfer)
         self.wasted_bytes += int(transfer.bytes) - (transfer.ends[transfer.reached - 1] if transfer.reached else 0)
         self._finish(order)
+
+    def _drop_redundant(self) -> None:
+        for order, transfer in list(self._transfers.items()):
+            if order in self._transfers and self._planner.redundant(order):
+                self._drop(order, transfer)
 
     def _drop_silent(self) -> None:
         now_s = self._engine.now_s

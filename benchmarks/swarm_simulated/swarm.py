@@ -84,7 +84,9 @@ class Swarm:
         self._engine.run(lambda: all(peer.complete for peer in self._peers), 20 * bound_s)
         unfinished = sum(not peer.complete for peer in self._peers)
         if unfinished:
-            raise RuntimeError(f"{unfinished} of {len(self._peers)} peers are not done after {self._engine.now_s:.0f} s")
+            raise RuntimeError(
+                f"{unfinished} of {len(self._peers)} peers are not done after {self._engine.now_s:.0f} s"
+            )
         everybody = [*self._peers, *self._left]
         latest_s = max(peer.joined_s + self._setup.dataset.bytes / peer.link.down_bytes_s for peer in self._peers)
         return Outcome(
