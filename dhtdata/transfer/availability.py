@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from dhtdata.digest import Digest
-from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.masks import Copies
+from dhtdata.transfer.providers import Provider
 
 MAX_SHARDS = 256
 EVERY_BLOCK = -1

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from dhtdata.config import PackedPolicy
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
-from dhtdata.formats.web_seeds import Provider
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
@@ -31,7 +32,7 @@ from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.packed import Welcome
 from dhtdata.transfer.picker import BACKGROUND
 from dhtdata.transfer.planner import Order, Planner
-from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.providers import Provider, Remotes
 from dhtdata.transfer.search import Search
 from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.threads import Cargo, Carrier
@@ -235,14 +236,14 @@ class Fetcher:
 
     def _start(self, order: Order, group: asyncio.TaskGroup) -> None:
         job = self._jobs[order.run.shard]
-        partial = job.partial
-        if partial is None:
-            raise StoreError(f"shard {job.shard} is wanted without a partial file")
+        partial, provider = job.partial, order.provider
+        if partial is None or not isinstance(provider, Address | WebSeed):
+            raise ValueError(f"{provider.url} is no provider, or shard {job.shard} has no partial file")
         cargo = Cargo(
-            order.provider,
+            provider,
             order.run,
             partial,
-            heard=self.received.asked(order.provider),
+            heard=self.received.asked(provider),
             on_began=lambda: self._planner.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
             packed=self._packed_is_welcome(),
@@ -260,7 +261,7 @@ class Fetcher:
 
     async def _carry_out(self, transfer: _Transfer) -> None:
         """One transfer from request to disk; every expected failure is settled here."""
-        order, provider = transfer.order, transfer.order.provider
+        order, provider = transfer.order, transfer.cargo.provider
         try:
             await self._carrier.carry(transfer.cargo)
         except NotFoundError:

@@ -36,11 +36,10 @@ from operator import or_
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
-from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.availability import Crowd
 from dhtdata.transfer.masks import Copies, any_of
 from dhtdata.transfer.picker import Run, Wanted
-from dhtdata.transfer.providers import Remote, Remotes
+from dhtdata.transfer.providers import Provider, Remote, Remotes
 
 MAX_TRANSFERS = 32
 MAX_OUTSTANDING_BYTES = 96 << 20

@@ -17,8 +17,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from dhtdata.formats.web_seeds import Provider
 
 MAX_REMOTES = 4_096
 LIAR_S = 600.0
@@ -40,6 +40,15 @@ _SHORTEST_SAMPLE_S = 1e-3
 _SMALLEST_SAMPLE = 64 << 10
 _LATENCY_SMOOTHING = 0.3
 _FLOOR_DRIFT = 0.05
+
+
+class Provider(Protocol):
+    """Whoever has blobs at ``<url>/v1/blobs/<digest>``: an `Address`, a `WebSeed`, or a peer of a simulation."""
+
+    @property
+    def url(self) -> str: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass
