@@ -75,12 +75,16 @@ class PackedForms:
         if known is not None and known > time.monotonic():
             return None
         form = _ask(provider, partial, connection)
+        self.know(provider, partial.digest, form)
+        return form
+
+    def know(self, provider: Provider, shard: Digest, form: PackedForm | None) -> None:
+        """This is its packed form of a shard; None: it has none for now."""
         with self._lock:
-            self._known[key] = time.monotonic() + LACKING_S if form is None else form
-            self._known.move_to_end(key)
+            self._known[provider, shard] = time.monotonic() + LACKING_S if form is None else form
+            self._known.move_to_end((provider, shard))
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-        return form
 
     def forget(self, provider: Provider, shard: Digest) -> None:
         """Its packed form is another one now."""

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-
 MAX_REMOTES = 4_096
 LIAR_S = 600.0
 FIRST_PAUSE_S = 1.0

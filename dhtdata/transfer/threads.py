@@ -92,7 +92,7 @@ class Carrier:
         self._source_ip = source_ip
         self._limits = limits
         self._pool = pool
-        self._forms = PackedForms()
+        self.forms = PackedForms()
         self._idle: deque[tuple[Provider, Connection]] = deque()
         self._buffers: list[bytearray] = []
 
@@ -138,13 +138,13 @@ class Carrier:
         """In a thread: from the request to the last block on disk."""
         form = None
         if cargo.packed and isinstance(connection, Connection):
-            form = self._forms.at(cargo.provider, cargo.partial, connection)
+            form = self.forms.at(cargo.provider, cargo.partial, connection)
         if form is not None:
             try:
                 return self._work_packed(cargo, connection, loop, form)
             except Changed:
                 # It was packed anew since: the shard as it is will do this time.
-                self._forms.forget(cargo.provider, cargo.run.shard)
+                self.forms.forget(cargo.provider, cargo.run.shard)
         run, blocks = cargo.run, cargo.blocks
         connection.open(blob_path(run.shard), run.offset, run.length)
         loop.call_soon_threadsafe(cargo.on_began)
