@@ -51,7 +51,7 @@ BAR = 1.25
 
 @dataclass
 class Story:
-    """One crowd. Seconds since the clock's start by host, bytes on its link."""
+    """One crowd, by host: seconds since the clock's start, bytes on its link, bytes that it says it threw away."""
 
     size: int
     bound_s: float
@@ -60,6 +60,7 @@ class Story:
     sent: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     seed_curve: list[tuple[float, int]] = field(default_factory=list)
+    wasted: dict[str, int] = field(default_factory=dict)
     cores_busy: float = 0.0
     verified: bool = False
 
@@ -112,6 +113,7 @@ def follow(story: Story, name: str, client: PeerClient, world: World, ticket: st
         held = {dataset.manifest: dataset.state for dataset in status.datasets}
         if held.get(world.manifest) == "complete":
             story.done_s[name] = now_s
+            story.wasted[name] = sum(traffic.wasted for traffic in status.traffic)
             return
         time.sleep(LOOK_S if status.bytes_fetched > NEAR_END * world.bytes else 3 * LOOK_S)
     raise RuntimeError(f"{name} is not complete after {LIMIT_BOUNDS} times the lower bound: {held}")
@@ -215,6 +217,7 @@ def figures_of(name: str, story: Story, machines: Sequence[Host]) -> dict[str, f
         f"{name}_seed_copies": story.sent[seed] / story.size,
         f"{name}_seed_idle_s": idle,
         f"{name}_received_copies_worst": max(story.received[host.ip] for host in machines[1:]) / story.size,
+        f"{name}_wasted_copies_worst": max(story.wasted.values()) / story.size,
         f"{name}_mib_sent_by_host": " ".join(f"{story.sent[host.ip] / (1 << 20):.0f}" for host in machines),
         f"{name}_mib_received_by_host": " ".join(f"{story.received[host.ip] / (1 << 20):.0f}" for host in machines),
     }

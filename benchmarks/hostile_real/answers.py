@@ -50,6 +50,7 @@ NAMED_A_BLOB = 4
 WORLD_S = 4.0
 SEARCH_S = 30.0
 HONEST_S = 60.0
+HUNG_S = 15.0
 PHASE_LIMIT_S = 300.0
 PEERS_AT_ONCE, MAX_PEERS = 3, 150
 _COMPLAINTS = ("Traceback", "exception was never retrieved", "Unhandled", "Error in")
@@ -57,18 +58,24 @@ _COMPLAINTS = ("Traceback", "exception was never retrieved", "Unhandled", "Error
 
 @dataclass
 class Outcome:
-    """What one peer went through. ``hung``: requests that did not end at their deadline."""
+    """What one peer went through. ``hung``: requests that ended more than `HUNG_S` after their deadline."""
 
     accepted_bytes: int = 0
     blobs_wrong: int = 0
     complaints: list[str] = field(default_factory=list)
     broken: bool = False
+    overrun_s: float = 0.0
     hung: int = 0
     peak_rss_bytes: int = 0
     grew_bytes: int = 0
     cpu_s: float = 0.0
     lived_s: float = 0.0
     honest_s: float = 0.0
+
+    def note_overrun(self, seconds: float) -> None:
+        """A request ended so long after its deadline (negative: before)."""
+        self.overrun_s = max(self.overrun_s, seconds)
+        self.hung += seconds > HUNG_S
 
 
 class Attack:
@@ -185,7 +192,7 @@ def _fetch(peer: Fetching, world: World, addresses: list[Address], outcome: Outc
         try:
             peer.client.ensure_blocks(contents, shard.digest, Digest.of(shard.table.encode()), (), WORLD_S)
         except NotFoundError:
-            outcome.hung += time.perf_counter() - started_s > 2 * WORLD_S
+            outcome.note_overrun(time.perf_counter() - started_s - WORLD_S)
 
     with ThreadPoolExecutor(len(world.shards)) as pool:
         list(pool.map(ensure, range(len(world.shards))))
@@ -196,7 +203,7 @@ def _look_for(peer: Fetching, digest: Digest, addresses: list[Address], outcome:
     try:
         peer.client.resolve(Ticket(digest, tuple(addresses)), SEARCH_S)
     except NotFoundError:
-        outcome.hung += time.perf_counter() - started_s > 2 * SEARCH_S
+        outcome.note_overrun(time.perf_counter() - started_s - SEARCH_S)
 
 
 def _accept_honest(peer: Fetching, honest: Honest) -> None:
@@ -283,6 +290,7 @@ def measure(quick: bool, seed: int) -> Result:
             "answers_peers": len(outcomes),
             "answers_peer_core_share": sum(each.cpu_s for each in outcomes) / sum(each.lived_s for each in outcomes),
             "answers_process_grew_mib": max(each.grew_bytes for each in outcomes) / (1 << 20),
+            "answers_longest_overrun_s": max(each.overrun_s for each in outcomes),
             "answers_honest_afterwards_s": max(each.honest_s for each in outcomes),
         },
         checks=[
