@@ -43,6 +43,7 @@ FULL_SHARDS, QUICK_SHARDS = 8, 2
 OWN = Shape(1, 1, 1_000)
 PROBE_BYTES = 24 << 20
 LOOK_S = 0.1
+IDLE_S = 2.0
 NEAR_END = 0.95
 LIMIT_BOUNDS = 12
 BAR = 1.25
@@ -231,6 +232,10 @@ def main() -> None:
     shards = QUICK_SHARDS if given.quick else FULL_SHARDS
     world = make_world(SEED, Shape(shards, SHARD.blocks, SHARD.block_bytes))
     figures: dict[str, float | str] = {"hosts": FOLLOWERS + 1, "dataset_mib": world.bytes / (1 << 20)}
+    idle_from_s = busy_core_s()
+    time.sleep(IDLE_S)
+    # What others did on this machine: with the peers' own work it must fit into its cores.
+    figures["cores_busy_before"] = (busy_core_s() - idle_from_s) / IDLE_S
     checks: list[Check] = []
     with hosts(FOLLOWERS + 1, RATE_BITS_S) as machines:
         rate = stream_rate(machines[0], machines[1], PROBE_BYTES)

@@ -62,17 +62,18 @@ class Doors:
         self.accepted = 0
         self.ip, self.port = "", 0
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     @asynccontextmanager
     async def listening(self, answer: Answer, listener: socket.socket) -> AsyncIterator[Doors]:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.accepted += 1
-            self._open.add(writer)
+            # Nothing else keeps a conversation alive whose client has said its last word.
+            self._open[writer] = asyncio.current_task()
             try:
                 await _converse(reader, writer, answer)
             finally:
-                self._open.discard(writer)
+                del self._open[writer]
                 writer.transport.abort()
 
         self.ip, self.port = listener.getsockname()[:2]

@@ -91,7 +91,7 @@ class Provider:
         writer.write(partial_head(start, end - start, len(body)))
         if self.role == STALLS:
             await self._send(right[: len(right) // 2], writer)
-            await asyncio.Event().wait()  # until it is cut off
+            await writer.wait_closed()
         await self._send(right, writer)
         return True
 

@@ -265,11 +265,11 @@ async def _drips_its_head(wanted: Wanted, writer: asyncio.StreamWriter) -> None:
 async def _stalls(wanted: Wanted, writer: asyncio.StreamWriter) -> None:
     writer.write(wanted.head() + wanted.wrong[: wanted.length // 2])
     await writer.drain()
-    await asyncio.Event().wait()
+    await writer.wait_closed()
 
 
 async def _says_nothing(wanted: Wanted, writer: asyncio.StreamWriter) -> None:
-    await asyncio.Event().wait()
+    await writer.wait_closed()
 
 
 async def _continues_for_ever(wanted: Wanted, writer: asyncio.StreamWriter) -> None:

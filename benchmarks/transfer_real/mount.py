@@ -80,7 +80,8 @@ def _mounted(folder: Path, giver: Peer, at: Address, terabyte: Terabyte, shuffle
     taker = Machine(folder / "taker", "127.0.0.3")
     os.sync()
     with private(taker):
-        command = [sys.executable, "-c", _MOUNT, taker.folder, giver.ticket(terabyte.dataset, at), str(shuffle)]
+        ticket = giver.ticket(terabyte.dataset, at)
+        command: list[str | Path] = [sys.executable, "-c", _MOUNT, taker.folder, ticket, str(shuffle)]
         result = run_child(command, timeout_s=_TIMEOUT_S).result
     if not result["right"]:
         raise RuntimeError("the first batch holds wrong rows")

@@ -14,6 +14,7 @@ from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.members import Member
 from dhtdata.transfer.meters import Meter, lower_bound_s
 from dhtdata.transfer.providers import Remote, Remotes
+from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.server import Served
 from dhtdata.transfer.swarm import Swarm
 
@@ -30,6 +31,7 @@ class Figures:
     remotes: Remotes
     holdings: Holdings
     served: Served
+    limits: Limits
 
     def traffic(self) -> tuple[Traffic, ...]:
         """Every address that delivered something, or made us throw something away; the most bytes first."""
@@ -117,7 +119,7 @@ class FetchFigures:
             wasted=wasted,
             rate_bytes_s=self.figures.fetcher.received.total().bytes_s,
             elapsed_s=elapsed_s,
-            bound_s=lower_bound_s(fetched, elapsed_s, self.meter.best_bytes_s),
+            bound_s=lower_bound_s(fetched, elapsed_s, self.meter.best_bytes_s, self.figures.limits.rates.down),
             traffic=self.figures.among(swarm),
             peer_fetched=self.figures.fetcher.bytes_fetched,
         )

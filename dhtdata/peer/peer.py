@@ -131,7 +131,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
-        fetcher = Fetcher(store, http, carrier, remotes, holdings)
+        fetcher = Fetcher(store, http, carrier, remotes, holdings, settings.packed)
         own = Fetching(holdings.key, node.port) if seed else NOBODY
         try:
             with _signals(stop):
@@ -156,7 +156,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         served=front.served,
                         uploads=front.uploads,
                         limits=limits,
-                        figures=Figures(fetcher, remotes, holdings, front.served),
+                        figures=Figures(fetcher, remotes, holdings, front.served, limits),
                         addresses=own_addresses(settings.listen, node.port) if seed else (),
                         port=node.port,
                         clients=lambda: control.clients,

@@ -28,6 +28,7 @@ from typing import Literal, Self
 
 from dhtdata.digest import Buffer, Digest, Hasher, random_id
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from dhtdata.store import places
 from dhtdata.store.filesystem import make_folder, store_errors, sync_folder, write_all
 from dhtdata.store.index import Database
 
@@ -200,6 +201,7 @@ class Blobs:
         with store_errors(path := self.final_path(digest)):
             path.unlink(missing_ok=True)
         connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        places.forget(connection, digest)
         return int(row[0])
 
     def flush_touches(self) -> None:

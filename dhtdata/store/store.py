@@ -21,9 +21,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,7 @@ from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.packed import NotWorthPacking, PackedFile, PackedShards
 from dhtdata.store.partial import Partial, Partials
+from dhtdata.store.places import Place, Places
 from dhtdata.store.room import GRACE_S, Completeness, Room, Usage
 
 
@@ -63,6 +65,7 @@ class Store:
         self._blobs = Blobs(path, database, clock)
         self._partials = Partials(path, self._blobs, database)
         self._packed = PackedShards(path, self._blobs, database)
+        self._places = Places(database)
         self._catalogue = Catalogue(database, clock)
         self._restoring = ProcessLock()
         self._room = Room(self._blobs, self._partials, self._packed, self._catalogue, database, cache_limit)
@@ -187,6 +190,24 @@ class Store:
             self._room.reserve(table.shard_bytes, digest)
         return self._partials.open(digest, table)
 
+    def reuse(self, partial: Partial) -> list[int]:
+        """Copy missing blocks that whole shards hold, verified; their positions."""
+        missing = partial.missing()
+        found = self._places.find([partial.table.blocks[position] for position in missing])
+        copied = []
+        for shard, held in groupby(found, key=lambda place: place.shard):
+            try:
+                with self._blobs.path_of(shard).open("rb", buffering=0) as file:
+                    copied += [missing[place.wanted] for place in held if _copy(file.fileno(), place, partial, missing)]
+            except (NotFoundError, IntegrityError, FileNotFoundError):
+                # Evicted or spoilt: what is not copied will be fetched.
+                continue
+        return copied
+
+    def note_blocks(self, shard: Digest, table: BlockTable) -> None:
+        """Remember where the blocks of a whole shard are, for `reuse`. Shards made of partial ones are remembered."""
+        self._places.note(shard, table)
+
     def partials(self) -> list[Digest]:
         """Shards of which some blocks may be here, ascending."""
         return sorted({entry.digest for entry in self._partials.entries()})
@@ -300,6 +321,19 @@ class Store:
 
     def trusts(self, key: bytes) -> bool:
         return self._catalogue.trusts(key)
+
+
+def _copy(descriptor: int, place: Place, partial: Partial, missing: Sequence[int]) -> bool:
+    position = missing[place.wanted]
+    block = partial.table.blocks[position]
+    if partial.has(position):
+        return False
+    try:
+        partial.accept(position, os.pread(descriptor, block.length, place.offset))
+    except (IntegrityError, OSError):
+        # A stale hint, or rot.
+        return False
+    return True
 
 
 @contextmanager

@@ -11,15 +11,16 @@ holds nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from dhtdata.digest import Digest
-from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.masks import Copies
+from dhtdata.transfer.providers import Provider
 
 MAX_SHARDS = 256
 EVERY_BLOCK = -1
+PARTIAL_TO_COMPLETE = 1
 
 Look = Callable[[Digest], tuple[int, int]]
 """Masks of one shard, by a have-map: (held, on their way)."""
@@ -86,6 +87,15 @@ class Availability:
             lacks = self._lacks.get(provider)
             return EVERY_BLOCK if lacks is None else EVERY_BLOCK & ~lacks.get(shard, 0)
         return self._shard(shard).held.get(provider, 0)
+
+    def holders(self, shard: Digest) -> Mapping[Provider, int]:
+        """What every partial provider holds of a shard."""
+        return self._shard(shard).held
+
+    @property
+    def scarce(self) -> bool:
+        """Whether few hold everything, so that they should be asked for what nobody else has."""
+        return len(self._looks) >= PARTIAL_TO_COMPLETE * len(self._complete)
 
     def copies(self, shard: Digest) -> Copies:
         """How many partial providers hold each block or are fetching it."""

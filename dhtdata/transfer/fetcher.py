@@ -18,18 +18,21 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from dhtdata.config import PackedPolicy
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
-from dhtdata.formats.web_seeds import Provider
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
 from dhtdata.transfer.meters import Meters
+from dhtdata.transfer.packed import Welcome
 from dhtdata.transfer.picker import BACKGROUND
 from dhtdata.transfer.planner import Order, Planner
-from dhtdata.transfer.providers import Remotes
+from dhtdata.transfer.providers import Provider, Remotes
 from dhtdata.transfer.search import Search
 from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.threads import Cargo, Carrier
@@ -59,16 +62,19 @@ class Fetcher:
         carrier: Carrier,
         remotes: Remotes,
         holdings: Holdings,
+        packed: PackedPolicy = "auto",
         chance: random.Random | None = None,
     ) -> None:
         self.blocks_verified = 0
         self.bytes_fetched = 0
+        self.bytes_reused = 0
         self.received: Meters[Provider] = Meters()
         self._store = store
         self._http = http
         self._carrier = carrier
         self._remotes = remotes
         self._holdings = holdings
+        self._welcome = Welcome(packed)
         self._planner = Planner(remotes, chance or random.Random())
         self._jobs: dict[Digest, Job] = {}
         self._blobs: dict[Digest, asyncio.Lock] = {}
@@ -193,12 +199,19 @@ class Fetcher:
                 if await asyncio.to_thread(self._store.has, job.shard):
                     return None
                 partial = await asyncio.to_thread(self._store.partial, job.shard, table)
+                reused = await asyncio.to_thread(self._store.reuse, partial)
                 job.opened(partial, self._planner.open(job.shard, table))
                 self._holdings.opened(partial)
+                self._reused(job, sum(table.blocks[position].length for position in reused))
                 self.wake()
             if job.partial is not None and job.partial.table_digest != table_digest:
                 raise FormatError(f"shard {job.shard} is being fetched with another block table: one manifest is wrong")
             return job.partial
+
+    def _reused(self, job: Job, byte_count: int) -> None:
+        self.bytes_reused += byte_count
+        for swarm in job.swarms:
+            swarm.bytes_reused += byte_count
 
     async def _table(self, swarm: Swarm, table: Digest) -> None:
         """A block table into the store, however long it takes: providers may come back before the caller's deadline."""
@@ -223,16 +236,17 @@ class Fetcher:
 
     def _start(self, order: Order, group: asyncio.TaskGroup) -> None:
         job = self._jobs[order.run.shard]
-        partial = job.partial
-        if partial is None:
-            raise StoreError(f"shard {job.shard} is wanted without a partial file")
+        partial, provider = job.partial, order.provider
+        if partial is None or not isinstance(provider, Address | WebSeed):
+            raise ValueError(f"{provider.url} is no provider, or shard {job.shard} has no partial file")
         cargo = Cargo(
-            order.provider,
+            provider,
             order.run,
             partial,
-            heard=self.received.asked(order.provider),
+            heard=self.received.asked(provider),
             on_began=lambda: self._planner.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
+            packed=self._packed_is_welcome(),
         )
         transfer = _Transfer(order, job, cargo)
         self._transfers.add(transfer)
@@ -240,9 +254,14 @@ class Fetcher:
         self._holdings.coming(job.shard, order.run.positions)
         group.create_task(self._carry_out(transfer))
 
+    def _packed_is_welcome(self) -> bool:
+        providers = {transfer.order.provider for transfer in self._transfers}
+        remotes = [remote for provider in providers if (remote := self._remotes.at(provider)).measured]
+        return self._welcome.look(sum(remote.rate_bytes_s for remote in remotes), self.received.total().bytes_s)
+
     async def _carry_out(self, transfer: _Transfer) -> None:
         """One transfer from request to disk; every expected failure is settled here."""
-        order, provider = transfer.order, transfer.order.provider
+        order, provider = transfer.order, transfer.cargo.provider
         try:
             await self._carrier.carry(transfer.cargo)
         except NotFoundError:

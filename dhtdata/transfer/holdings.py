@@ -35,6 +35,13 @@ class _Known:
     shards: bytearray
     made_s: float
 
+    def ordinal(self, shard: Digest) -> int | None:
+        """Of a shard that is here or coming. The index that lists it may have come since: then this is stale."""
+        ordinal = self.layout.ordinal(shard)
+        if ordinal is None and not self.layout.placed:
+            self.made_s = float("-inf")
+        return ordinal
+
 
 @dataclass(frozen=True, slots=True)
 class Servable:
@@ -78,9 +85,7 @@ class Holdings:
     def opened(self, partial: Partial) -> None:
         self._partials[partial.digest] = partial
         for known in self._known.values():
-            if not known.layout.placed and known.layout.ordinal(partial.digest) is None:
-                # The index that lists it may have come since.
-                known.made_s = float("-inf")
+            known.ordinal(partial.digest)
         self.changed(partial.digest)
 
     def closed(self, shard: Digest) -> None:
@@ -96,7 +101,7 @@ class Holdings:
         if self._packer is not None:
             self._packer.arrived(shard)
         for known in self._known.values():
-            ordinal = known.layout.ordinal(shard)
+            ordinal = known.ordinal(shard)
             if ordinal is not None:
                 known.shards[ordinal >> 3] |= 1 << (ordinal & 7)
         self.changed(shard)

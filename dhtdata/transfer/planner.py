@@ -36,11 +36,10 @@ from operator import or_
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
-from dhtdata.formats.web_seeds import Provider
 from dhtdata.transfer.availability import Crowd
-from dhtdata.transfer.masks import any_of
+from dhtdata.transfer.masks import Copies, any_of
 from dhtdata.transfer.picker import Run, Wanted
-from dhtdata.transfer.providers import Remote, Remotes
+from dhtdata.transfer.providers import Provider, Remote, Remotes
 
 MAX_TRANSFERS = 32
 MAX_OUTSTANDING_BYTES = 96 << 20
@@ -49,7 +48,7 @@ MAX_RUN_BYTES = 16 << 20
 RUN_S = 0.5
 URGENT_RUN_S = 0.25
 HORIZON_S = 4.0
-MIN_PIPELINE_BYTES = 8 << 20
+MIN_PIPELINE_BYTES = 16 << 20
 STALL_S = 2.0
 LOOK_AGAIN_S = 1.0
 HEDGE_AGAIN_S = 0.25
@@ -60,6 +59,7 @@ _WORTH_S = 0.1
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
 _URGENT_SCAN = 32
+_TYPICAL_BYTES = 1 << 20
 _METER_S = 0.5
 _METER_WEIGHT = 0.3
 _SHORTEST_S = 1e-3
@@ -124,20 +124,25 @@ class _Meter:
         self.restart(now_s)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class _Helper:
-    """A provider that may be asked now, for these."""
+    """A provider that may be asked now. ``idle``: it has nothing of what nobody is being asked for."""
 
     provider: Provider
     remote: Remote
     crowd: Crowd
-    wants: list[Wanted]
-    busy: dict[Digest, int]
     stalled: bool
+    idle: bool = True
 
-    def offers(self, want: Wanted) -> int:
-        """Blocks of it that may be asked of this provider: it has them and is not being asked for them already."""
-        return self.crowd.have.held(self.provider, want.shard) & ~self.busy.get(want.shard, 0)
+
+@dataclass(eq=False, slots=True)
+class _Offer:
+    """Open blocks of one shard, and who has some of it in one crowd."""
+
+    want: Wanted
+    open: int
+    holders: Mapping[Provider, int]
+    copies: Copies
 
 
 class Planner:
@@ -171,18 +176,14 @@ class Planner:
         if not wants:
             return None
         helpers = self._helpers(wants, now_s)
-        if not helpers:
-            return None
         urgent = any(want.urgent for want in wants)
         chosen = self._urgent(wants, helpers, now_s) if urgent else None
         if chosen is None:
             # One transfer of each provider is kept free for what somebody waits for.
             limit = TRANSFERS_PER_PROVIDER - urgent
             free = [helper for helper in helpers if _room(helper, limit)]
-            if self._outstanding < self._pipeline_bytes(helpers):
-                free.sort(key=lambda helper: (helper.remote.backlog_s, self._chance.random()))
-                chosen = self._background(free, now_s)
-            chosen = chosen or self._end_game(free, now_s)
+            free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + self._chance.random()))
+            chosen = self._background(wants, free, now_s) or self._end_game(free, now_s)
         return None if chosen is None else self._register(*chosen, now_s)
 
     def began(self, order: Order, now_s: float) -> None:
@@ -225,9 +226,16 @@ class Planner:
         self._recount(asked.want)
 
     def redundant(self, order: Order) -> bool:
-        """Whether nothing of it is missing any more: it is of no use to anybody."""
+        """Whether it is of no use: nothing of it is missing, or it has not begun and others bring what is missing."""
         asked = self._asked.get(order)
-        return asked is not None and not asked.left & asked.want.missing
+        if asked is None:
+            return False
+        useful = asked.left & asked.want.missing
+        if asked.began_s is None and not useful & ~asked.want.twice:
+            for other in self._asked.values():
+                if other.want is asked.want and other is not asked and other.began_s is not None:
+                    useful &= ~other.left
+        return not useful
 
     def look_again_s(self, now_s: float) -> float | None:
         """Seconds until `next` may have something new although nothing happened; None if it cannot."""
@@ -239,29 +247,27 @@ class Planner:
 
     def _helpers(self, wants: Sequence[Wanted], now_s: float) -> list[_Helper]:
         """Providers that may be asked for something, once for every crowd."""
-        by_crowd: dict[Crowd, list[Wanted]] = {}
-        for want in wants:
-            for crowd in want.crowds:
-                by_crowd.setdefault(crowd, []).append(want)
-        busy: dict[Provider, dict[Digest, int]] = {}
-        stalled: set[Provider] = set()
-        for asked in self._asked.values():
-            provider = asked.order.provider
-            shards = busy.setdefault(provider, {})
-            shards[asked.want.shard] = shards.get(asked.want.shard, 0) | asked.order.run.mask
-            if now_s - asked.last_s > STALL_S:
-                stalled.add(provider)
-        return [
-            _Helper(provider, self._remotes.at(provider), crowd, shared, busy.get(provider, {}), provider in stalled)
-            for crowd, shared in by_crowd.items()
-            for provider in crowd.usable()
-            if self._remotes.usable(provider)
-        ]
+        stalled = {asked.order.provider for asked in self._asked.values() if now_s - asked.last_s > STALL_S}
+        helpers = []
+        for crowd in {crowd: None for want in wants for crowd in want.crowds}:
+            for provider in crowd.usable():
+                remote = self._remotes.at(provider)
+                if remote.avoided_until_s <= now_s:
+                    helpers.append(_Helper(provider, remote, crowd, provider in stalled))
+        return helpers
 
-    def _pipeline_bytes(self, helpers: Sequence[_Helper]) -> float:
+    def _pipeline_bytes(self) -> float:
         """How much to have outstanding in the background: what will come soon, or what one provider is good for."""
-        widest = max(helper.remote.window_bytes for helper in helpers)
+        widest = max((asked.remote.window_bytes for asked in self._asked.values()), default=0)
         return max(self._meter.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
+
+    def _busy(self, provider: Provider, want: Wanted) -> int:
+        """Blocks that this provider is being asked for already."""
+        mask = 0
+        for asked in self._asked.values():
+            if asked.want is want and asked.order.provider == provider:
+                mask |= asked.order.run.mask
+        return mask
 
     def _urgent(
         self, wants: Sequence[Wanted], helpers: Sequence[_Helper], now_s: float
@@ -269,12 +275,18 @@ class Planner:
         waiting: dict[Provider, int] = {}
         offers: dict[Digest, list[tuple[_Helper, int]]] = {}
         for want in wants:
-            masks = [(helper, helper.offers(want)) for helper in helpers if not helper.stalled and want in helper.wants]
-            offers[want.shard] = [(helper, mask) for helper, mask in masks if mask & want.missing]
+            offers[want.shard] = []
+            for helper in helpers if want.urgent else ():
+                if helper.crowd in want.crowds and not helper.stalled:
+                    offered = helper.crowd.have.held(helper.provider, want.shard) & want.urgent_mask
+                    if offered and helper.remote.requests:
+                        offered &= ~self._busy(helper.provider, want)
+                    if offered:
+                        offers[want.shard].append((helper, offered))
         for position, want in self._by_turn(wants, offers, now_s):
             length = want.table.blocks[position].length
             soonest: tuple[float, _Helper] | None = None
-            free: tuple[float, _Helper] | None = None
+            free: tuple[float, _Helper, int] | None = None
             for helper, mask in offers[want.shard]:
                 if not mask >> position & 1:
                     continue
@@ -282,14 +294,15 @@ class Planner:
                 if soonest is None or done_s < soonest[0]:
                     soonest = done_s, helper
                 if (free is None or done_s < free[0]) and _room(helper, TRANSFERS_PER_PROVIDER):
-                    free = done_s, helper
+                    free = done_s, helper, mask
             if soonest is None:
                 continue
             if want.asked >> position & 1:
                 if free is not None and _worth(free[0], self._needs_s(want, position, now_s)):
                     return free[1], want, want.run(position, 0, 0)
             elif free is not None and free[0] <= soonest[0] * _CLEARLY + _WORTH_S:
-                return free[1], want, self._urgent_run(want, position, free[1], len(helpers))
+                among = (free[2] & want.open) >> position << position
+                return free[1], want, self._urgent_run(want, position, among, free[1].remote, len(helpers))
             else:
                 waiting[soonest[1].provider] = waiting.get(soonest[1].provider, 0) + length
         return None
@@ -324,11 +337,10 @@ class Planner:
         ]
         return min(times_s, default=0.0)
 
-    def _urgent_run(self, want: Wanted, position: int, helper: _Helper, helper_count: int) -> Run:
+    def _urgent_run(self, want: Wanted, position: int, among: int, remote: Remote, helper_count: int) -> Run:
         """With the urgent blocks right behind it, as long as it is no gain to give those to others."""
-        among = (want.urgent_mask & want.open & helper.offers(want)) >> position << position
         share = among.bit_count() * want.mean_bytes // helper_count
-        return want.run(position, among, self._limit_bytes(helper.remote, URGENT_RUN_S, share))
+        return want.run(position, among, self._limit_bytes(remote, URGENT_RUN_S, share))
 
     def _limit_bytes(self, remote: Remote, seconds: float, share: int) -> int:
         """How long a run may be. One block (that is, 0) for who never delivered any."""
@@ -338,49 +350,84 @@ class Planner:
         left = MAX_OUTSTANDING_BYTES - self._reserved
         return min(int(remote.rate_bytes_s * seconds), share, room, left, MAX_RUN_BYTES)
 
-    def _background(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
-        if not any(want.open & ~want.urgent_mask for want in self._wants.values()):
+    def _background(
+        self, wants: Sequence[Wanted], free: Sequence[_Helper], now_s: float
+    ) -> tuple[_Helper, Wanted, Run] | None:
+        """What the crowd lacks most, of whoever has it and least to do; also marks who has nothing that is open."""
+        offers: dict[Crowd, list[_Offer]] = {}
+        queued, queued_bytes = self._queued(now_s)
+        for want in wants:
+            if left := (want.open | queued.get(want.shard, 0) & ~want.twice) & ~want.urgent_mask & want.missing:
+                for crowd in want.crowds:
+                    have = crowd.have
+                    offer = _Offer(want, left, have.holders(want.shard), have.copies(want.shard))
+                    offers.setdefault(crowd, []).append(offer)
+        if not offers:
             return None
+        full = self._outstanding - queued_bytes >= self._pipeline_bytes()
+        dear: list[tuple[_Helper, list[tuple[Wanted, int]]]] = []
         for helper in free:
-            seed = helper.crowd.have.is_complete(helper.provider)
-            if (found := self._rarest(helper, only_new=seed)) is not None:
-                return helper, found[0], self._run(*found, helper, len(free))
-        soon_s = self._lasts_s(now_s)
-        for helper in free:
-            if soon_s and not _worth(_cautious_s(helper.remote, 0), soon_s):
+            if helper.crowd not in offers:
                 continue
-            if (found := self._rarest(helper, only_new=False)) is not None:
-                return helper, found[0], self._run(*found, helper, len(free))
+            have = helper.crowd.have
+            scarce = have.is_complete(helper.provider) and have.scarce
+            everything, best = self._rarest(helper, offers[helper.crowd], only_new=scarce)
+            helper.idle = not everything
+            if best and not full:
+                return helper, *self._run(best, helper, offers[helper.crowd], len(free))
+            if everything and scarce:
+                dear.append((helper, everything))
+        if full or not dear:
+            return None
+        soon_s = self._lasts_s(now_s)
+        for helper, everything in dear:
+            if not soon_s or _worth(_cautious_s(helper.remote, 0), soon_s):
+                return helper, *self._run(everything, helper, offers[helper.crowd], len(free))
         return None
 
-    def _rarest(self, helper: _Helper, *, only_new: bool) -> tuple[Wanted, int] | None:
-        """The open blocks of one shard that are rarest among all that this provider has; shards at random."""
+    def _queued(self, now_s: float) -> tuple[dict[Digest, int], int]:
+        """Blocks and bytes of orders that should have begun by now: others may be asked for them."""
+        masks: dict[Digest, int] = {}
+        byte_count = 0
+        for asked in self._asked.values():
+            if asked.began_s is None and now_s >= asked.due_s:
+                masks[asked.want.shard] = masks.get(asked.want.shard, 0) | asked.left
+                byte_count += asked.order.run.length
+        return masks, byte_count
+
+    def _rarest(
+        self, helper: _Helper, offers: Sequence[_Offer], *, only_new: bool
+    ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
+        """Of all open blocks that this provider has the rarest, by shard; and those of them that it should be asked for.
+
+        With ``only_new`` it should be asked for what nobody else has or is fetching.
+        """
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
-        for want in helper.wants:
-            offered = want.open & ~want.urgent_mask & helper.offers(want)
-            if not offered:
-                continue
-            copies = helper.crowd.have.copies(want.shard)
-            if only_new:
-                offered &= ~copies.any
-                if not offered:
-                    continue
-            count, rarest = copies.rarest(offered)
-            if count < fewest:
-                fewest, best = count, [(want, rarest)]
-            elif count == fewest:
-                best.append((want, rarest))
-        if not best:
-            return None
-        weights = [rarest.bit_count() for _, rarest in best]
-        return best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
+        have, provider = helper.crowd.have, helper.provider
+        complete = have.is_complete(provider)
+        for offer in offers:
+            held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
+            offered = offer.open & held
+            if offered and helper.remote.requests:
+                offered &= ~self._busy(provider, offer.want)
+            if offered:
+                count, rarest = offer.copies.rarest(offered)
+                if count < fewest:
+                    fewest, best = count, [(offer.want, rarest)]
+                elif count == fewest:
+                    best.append((offer.want, rarest))
+        return best, [] if only_new and fewest else best
 
-    def _run(self, want: Wanted, rarest: int, helper: _Helper, helper_count: int) -> Run:
-        """From a random one of the rarest on, with its neighbours that are as rare."""
-        left = sum(each.open.bit_count() * each.mean_bytes for each in helper.wants)
+    def _run(
+        self, best: Sequence[tuple[Wanted, int]], helper: _Helper, offers: Sequence[_Offer], helper_count: int
+    ) -> tuple[Wanted, Run]:
+        """A random one of the rarest, with its neighbours that are as rare."""
+        weights = [rarest.bit_count() for _, rarest in best]
+        want, rarest = best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
+        left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
-        return want.run(any_of(rarest, self._chance), rarest, limit)
+        return want, want.run(any_of(rarest, self._chance), rarest, limit)
 
     def _lasts_s(self, now_s: float) -> float:
         """How long what is on its way will go on coming; who stalls does not count."""
@@ -392,25 +439,30 @@ class Planner:
 
     def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
         """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""
-        able = [helper for helper in free if not any(want.open & helper.offers(want) for want in helper.wants)]
-        if not able:
+        able = [helper for helper in free if helper.idle]
+        if not able or not self._asked:
             return None
         able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
+        soonest_s = _cautious_s(able[0].remote, 0)
         slow = [(asked.needs_s(asked.order.run.positions[-1], now_s), asked) for asked in self._asked.values()]
+        slow = [(needs_s, asked) for needs_s, asked in slow if _worth(soonest_s, needs_s)]
         slow.sort(key=lambda entry: -entry[0])
         for longest_s, asked in slow:
-            once = asked.left & asked.want.missing & ~asked.want.twice
-            if not once:
-                continue
-            for helper in able:
+            want = asked.want
+            once = asked.left & want.missing & ~want.twice
+            for helper in able if once else ():
                 if not _worth(_cautious_s(helper.remote, 0), longest_s):
                     break
-                offered = once & helper.offers(asked.want) if asked.want in helper.wants else 0
+                offered = 0
+                if helper.crowd in want.crowds:
+                    offered = helper.crowd.have.held(helper.provider, want.shard) & once
+                if offered and helper.remote.requests:
+                    offered &= ~self._busy(helper.provider, want)
                 if offered:
                     position = offered.bit_length() - 1
-                    done_s = _cautious_s(helper.remote, asked.want.table.blocks[position].length)
+                    done_s = _cautious_s(helper.remote, want.table.blocks[position].length)
                     if _worth(done_s, asked.needs_s(position, now_s)):
-                        return helper, asked.want, asked.want.run(position, 0, 0)
+                        return helper, want, want.run(position, 0, 0)
         return None
 
     def _register(self, helper: _Helper, want: Wanted, run: Run, now_s: float) -> Order | None:

@@ -15,11 +15,9 @@ with every success, up to what its rate and latency are good for (`Remote.window
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from dhtdata.formats.web_seeds import Provider
+from typing import Protocol
 
 MAX_REMOTES = 4_096
 LIAR_S = 600.0
@@ -41,6 +39,15 @@ _SHORTEST_SAMPLE_S = 1e-3
 _SMALLEST_SAMPLE = 64 << 10
 _LATENCY_SMOOTHING = 0.3
 _FLOOR_DRIFT = 0.05
+
+
+class Provider(Protocol):
+    """Whoever has blobs at ``<url>/v1/blobs/<digest>``: an `Address`, a `WebSeed`, or a peer of a simulation."""
+
+    @property
+    def url(self) -> str: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass
@@ -143,18 +150,17 @@ class Remote:
 
 
 class Remotes:
-    """Every provider this peer dealt with lately; the least recently used are forgotten."""
+    """Every provider this peer dealt with lately; the oldest are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._remotes: OrderedDict[Provider, Remote] = OrderedDict()
+        self._remotes: dict[Provider, Remote] = {}
         self._clock = clock
 
     def at(self, provider: Provider) -> Remote:
         remote = self._remotes.get(provider)
         if remote is None:
-            remote = self._remotes[provider] = Remote(provider)
             self._forget()
-        self._remotes.move_to_end(provider)
+            remote = self._remotes[provider] = Remote(provider)
         return remote
 
     def usable(self, provider: Provider) -> bool:
@@ -198,8 +204,10 @@ class Remotes:
             remote.reason = reason[:200]
 
     def _forget(self) -> None:
-        while len(self._remotes) > MAX_REMOTES:
-            oldest = next((provider for provider, remote in self._remotes.items() if not remote.requests), None)
-            if oldest is None:
-                return
-            del self._remotes[oldest]
+        """Make room for one more: who serves now stays, and who is avoided as long as others can go."""
+        if len(self._remotes) < MAX_REMOTES:
+            return
+        now_s = self._clock()
+        idle = [provider for provider, remote in self._remotes.items() if not remote.requests]
+        if idle:
+            del self._remotes[next((each for each in idle if self._remotes[each].avoided_until_s <= now_s), idle[0])]

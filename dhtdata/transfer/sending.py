@@ -82,17 +82,16 @@ class Sending:
             while not ready.done():
                 await asyncio.wait((ready,), timeout=max(0.0, self._look_s - self._loop.time()))
                 if self._loop.time() >= self._look_s:
-                    self._judge()
+                    self.judge()
         finally:
             self._loop.remove_writer(self._out)
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
         """SlowReader if too little was taken since the last look."""
-        taken = self._handed - _unacknowledged(self._out)
-        if taken - self._taken < SLOWEST_BYTES_S * WRITE_S:
-            raise SlowReader("takes next to nothing")
-        self._taken = taken
+        before, self._taken = self._taken, self._handed - _unacknowledged(self._out)
         self._look_s = self._loop.time() + WRITE_S
+        if self._taken - before < SLOWEST_BYTES_S * WRITE_S:
+            raise SlowReader("takes next to nothing")
 
 
 def is_warm(file: int, start: int, end: int) -> bool:

@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from dhtdata.errors import PeerError
+from dhtdata.formats.blocks import Block
 from dhtdata.formats.web_seeds import Provider, WebSeed
 from dhtdata.network import PUBLIC, Network
 from dhtdata.store import Partial
 from dhtdata.transfer.folders import FolderConnection
+from dhtdata.transfer.packed import PackedForm, PackedForms, largest_frame, packed_path, unpack
 from dhtdata.transfer.picker import Run
 from dhtdata.transfer.rates import Limits
-from dhtdata.transfer.wire import Connection, blob_path
+from dhtdata.transfer.wire import Changed, Connection, blob_path
 
 MAX_THREADS = 32
 IDLE_S = 10.0
@@ -43,7 +45,10 @@ def deadline_s(length: int) -> float:
 
 @dataclass(eq=False)
 class Cargo:
-    """One run on its way. ``received``: body bytes so far, verified or not; written by the thread, read by all."""
+    """One run on its way. ``received``: bytes of its blocks so far, verified or not; written by the thread.
+
+    A part of a packed block counts as that part of the block, so that rates are of blocks.
+    """
 
     provider: Provider
     run: Run
@@ -53,9 +58,15 @@ class Cargo:
     on_began: Callable[[], None]
     on_block: Callable[[int, bool], None]
     """(position, whether it was written: else it was here already). Called on the event loop, like ``on_began``."""
+    packed: bool = False
+    """Packed blocks are welcome."""
     received: int = 0
     connection: Connection | FolderConnection | None = field(default=None, repr=False)
     _stopped: Event = field(default_factory=Event, repr=False)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [self.partial.table.blocks[position] for position in self.run.positions]
 
     @property
     def stopped(self) -> bool:
@@ -81,6 +92,7 @@ class Carrier:
         self._source_ip = source_ip
         self._limits = limits
         self._pool = pool
+        self.forms = PackedForms()
         self._idle: deque[tuple[Provider, Connection]] = deque()
         self._buffers: list[bytearray] = []
 
@@ -124,24 +136,65 @@ class Carrier:
 
     def _work(self, cargo: Cargo, connection: Connection | FolderConnection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: from the request to the last block on disk."""
-        run, partial = cargo.run, cargo.partial
-        peer = self._limits.peer_down(cargo.provider)
+        form = None
+        if cargo.packed and isinstance(connection, Connection):
+            form = self.forms.at(cargo.provider, cargo.partial, connection)
+        if form is not None:
+            try:
+                return self._work_packed(cargo, connection, loop, form)
+            except Changed:
+                # It was packed anew since: the shard as it is will do this time.
+                self.forms.forget(cargo.provider, cargo.run.shard)
+        run, blocks = cargo.run, cargo.blocks
         connection.open(blob_path(run.shard), run.offset, run.length)
         loop.call_soon_threadsafe(cargo.on_began)
-        blocks = [partial.table.blocks[position] for position in run.positions]
         with self._buffer(max(block.length for block in blocks)) as memory:
             for position, block in zip(run.positions, blocks, strict=True):
                 view = memory[: block.length]
-                for first in range(0, block.length, _PIECE_BYTES):
-                    piece = view[first : first + _PIECE_BYTES]
-                    connection.read_into(piece)
-                    cargo.received += len(piece)
-                    cargo.heard(len(piece))
-                    cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
-                new = not partial.has(position)
-                if new:
-                    partial.accept(position, view, str(cargo.provider))
-                loop.call_soon_threadsafe(cargo.on_block, position, new)
+                self._read(cargo, connection, view, block.length)
+                self._settle(cargo, loop, position, view)
+
+    def _work_packed(
+        self,
+        cargo: Cargo,
+        connection: Connection | FolderConnection,
+        loop: asyncio.AbstractEventLoop,
+        form: PackedForm,
+    ) -> None:
+        """The same from packed blocks."""
+        run, blocks = cargo.run, cargo.blocks
+        first, end = form.table.span(run.first, run.first + run.count)
+        connection.open(packed_path(run.shard), first, end - first, {"If-Match": form.etag})
+        loop.call_soon_threadsafe(cargo.on_began)
+        largest = max(block.length for block in blocks)
+        with self._buffer(largest) as memory, self._buffer(largest_frame(largest)) as frames:
+            for position, block in zip(run.positions, blocks, strict=True):
+                start, stop = form.table.span(position, position + 1)
+                frame = frames[: stop - start]
+                self._read(cargo, connection, frame, block.length)
+                view = memory[: block.length]
+                unpack(cargo.provider, frame, view)
+                self._settle(cargo, loop, position, view)
+
+    def _read(
+        self, cargo: Cargo, connection: Connection | FolderConnection, view: memoryview, block_bytes: int
+    ) -> None:
+        """Fill a view with the body, no faster than the limits allow. It stands for so many bytes of a block."""
+        peer = self._limits.peer_down(cargo.provider)
+        before = cargo.received
+        for first in range(0, len(view), _PIECE_BYTES):
+            piece = view[first : first + _PIECE_BYTES]
+            connection.read_into(piece)
+            cargo.received = before + block_bytes * (first + len(piece)) // len(view)
+            cargo.heard(len(piece))
+            cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
+
+    def _settle(self, cargo: Cargo, loop: asyncio.AbstractEventLoop, position: int, view: memoryview) -> None:
+        """Verify a block and write it, unless it is here already; tell the event loop."""
+        new = not cargo.partial.has(position)
+        if new:
+            cargo.partial.accept(position, view, str(cargo.provider))
+        loop.call_soon_threadsafe(cargo.on_block, position, new)
 
     @contextmanager
     def _buffer(self, size: int) -> Iterator[memoryview]:

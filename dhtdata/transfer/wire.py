@@ -5,12 +5,13 @@ The standard library's ``http.client`` reads straight into the caller's memory a
 copies. Deadlines are the caller's: the socket's own timeout only ends a wait in which not one byte came.
 
 Every answer is checked before a byte of its body is read: status 206, exactly the range asked, its exact length, no
-compression, no other transfer coding, no redirect. What a server may do wrong ends as one of three errors:
+compression, no other transfer coding, no redirect. What a server may do wrong ends as one of four errors:
 
 | error | when |
 |---|---|
 | NotFoundError | 404 or 416: not there (now) |
 | Busy | 429 or 503 with ``Retry-After``: ask again in ``retry_s`` |
+| Changed | 412: what an ETag named is not there any more |
 | PeerError | refused, timed out, cut off, or an answer to another question |
 
 Why not aiohttp here: its stream hands over many small copies on the event loop; a client of it reached 0.35 to 0.5 of
@@ -20,10 +21,12 @@ what raw sockets with verification reach, threads over plain sockets 0.83 to 0.9
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from threading import Lock
 
@@ -38,6 +41,8 @@ from dhtdata.transfer.membership import member_headers
 SILENCE_S = 10.0
 MAX_RETRY_S = 60.0
 _MAX_REASON = 80
+_SHORT_BODY_BYTES = 4_096
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.ASCII)
 
 
 class Busy(PeerError):
@@ -46,6 +51,19 @@ class Busy(PeerError):
     def __init__(self, message: str, retry_s: float) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class Changed(PeerError):
+    """The bytes behind an ETag are not there any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a file, the size of all of it, and its ETag as it was sent."""
+
+    body: bytes
+    file_bytes: int
+    etag: str
 
 
 class Connection:
@@ -72,16 +90,27 @@ class Connection:
 
     def open(self, path: str, first: int, length: int, headers: Mapping[str, str] | None = None) -> None:
         """Ask for bytes ``[first, first + length)`` of a path and check the head of the answer."""
-        span = f"bytes={first}-{first + length - 1}"
-        fields = {"Range": span, "Accept-Encoding": "identity", "User-Agent": "dhtdata", **(headers or {})}
-        if isinstance(self._provider, WebSeed):
-            response = self._ask_web(self._provider, path, fields)
-        else:
-            hop = Hop("http", self._provider.ip, self._provider.port, path, trusted=True)
-            fields |= member_headers(self._network, self._provider, path, time.time(), span)
-            response = self._ask(hop, fields)
-        self._check(response, path, first, length)
+        response = self._answer(path, f"bytes={first}-{first + length - 1}", headers or {})
+        self._check(response, path, (first, length))
         self._response, self._left = response, length
+
+    def tail(self, path: str, length: int) -> Tail:
+        """The last ``length`` bytes of a file, or all of it if it is smaller."""
+        response = self._answer(path, f"bytes=-{length}", {})
+        self._check(response, path, (None, length))
+        first, last, file_bytes = _content_range(response.getheader("Content-Range", ""))
+        body = bytearray(last + 1 - first)
+        self._response, self._left = response, len(body)
+        self.read_into(memoryview(body))
+        return Tail(bytes(body), file_bytes, response.getheader("ETag", ""))
+
+    def _answer(self, path: str, span: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        fields = {"Range": span, "Accept-Encoding": "identity", "User-Agent": "dhtdata", **headers}
+        if isinstance(self._provider, WebSeed):
+            return self._ask_web(self._provider, path, fields)
+        hop = Hop("http", self._provider.ip, self._provider.port, path, trusted=True)
+        fields |= member_headers(self._network, self._provider, path, time.time(), span)
+        return self._ask(hop, fields)
 
     def _ask_web(self, seed: WebSeed, path: str, fields: Mapping[str, str]) -> http.client.HTTPResponse:
         """From a web seed; redirects are followed as far as `next_hop` lets them."""
@@ -195,40 +224,44 @@ class Connection:
                     # Not connected yet or closed by the other side: nobody waits on it.
                     return
 
-    def _check(self, response: http.client.HTTPResponse, path: str, first: int, length: int) -> None:
+    def _check(self, response: http.client.HTTPResponse, path: str, span: tuple[int | None, int]) -> None:
+        """Whether this is the answer; ``span`` as (first byte, or None for a tail, and length)."""
         try:
-            self._judge(response, path, first, length)
+            self._judge(response, path, *span)
+        except NotFoundError:
+            # Reading its short body saves a connection.
+            body = response.length
+            kept = body is not None and body <= _SHORT_BODY_BYTES and len(response.read()) == body
+            response.close()
+            if not kept:
+                self.close()
+            raise
         except PeerError:
             response.close()
             self.close()
             raise
-        except NotFoundError:
-            # Its short body is not worth reading unless that saves a connection.
-            body = response.length
-            if body is not None and body <= 4_096 and len(response.read()) == body:
-                response.close()
-            else:
-                response.close()
-                self.close()
-            raise
 
-    def _judge(self, response: http.client.HTTPResponse, path: str, first: int, length: int) -> None:
+    def _judge(self, response: http.client.HTTPResponse, path: str, first: int | None, length: int) -> None:
         where = f"{self._provider.url}{path}"
         if response.status in (404, 416):
             raise NotFoundError(f"{where}: not there")
+        if response.status == 412:
+            raise Changed(f"{where}: other bytes than before")
         if response.status in (429, 503):
             raise Busy(f"{where}: busy (status {response.status})", _retry_s(response.getheader("Retry-After", "")))
         echoed = response.getheader("Content-Range", "")
-        last = first + length - 1
-        if response.status != 206 or not echoed.startswith(f"bytes {first}-{last}/"):
-            raise PeerError(f"{where}: asked for bytes {first}-{last}, got status {response.status}, {echoed[:64]!r}")
+        start, last, file_bytes = _content_range(echoed)
+        asked = first if first is not None else max(file_bytes - length, 0)
+        expected = length if first is not None else file_bytes - asked
+        if response.status != 206 or start != asked or last + 1 - start != expected or not 0 < expected <= length:
+            raise PeerError(f"{where}: asked for {length} bytes, got status {response.status}, range {echoed[:64]!r}")
         if response.getheader("Content-Encoding", "identity") != "identity":
             raise PeerError(f"{where}: a compressed body, which was not asked for")
         if response.chunked or response.getheader("Transfer-Encoding") is not None:
             raise PeerError(f"{where}: a transfer coding, which no range needs")
         lengths = response.headers.get_all("Content-Length", [])
-        if len(set(lengths)) != 1 or response.length != length:
-            raise PeerError(f"{where}: announces {lengths} bytes for a range of {length}")
+        if len(set(lengths)) != 1 or response.length != expected:
+            raise PeerError(f"{where}: announces {lengths} bytes for a range of {expected}")
 
 
 @cache
@@ -239,6 +272,12 @@ def _tls() -> ssl.SSLContext:
 
 def blob_path(digest: Digest) -> str:
     return f"/v1/blobs/{digest}"
+
+
+def _content_range(text: str) -> tuple[int, int, int]:
+    """(first, last, bytes of the file); zeros, which no range has, if it says no such thing."""
+    match = _RANGE.fullmatch(text)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else (0, -1, 0)
 
 
 def _retry_s(text: str) -> float:

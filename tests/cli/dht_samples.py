@@ -70,11 +70,11 @@ def peer_status(kind: str = "seed", **changes: Any) -> PeerStatus:
         bytes_fetched=0,
         bytes_served=0,
         requests_served=0,
-        limits=LimitsNow(up=None, down=None, peer_up=None, peer_down=None),
-        uploads=0,
-        uploads_waiting=0,
         uptime_s=1.0,
         clients=0,
+        limits=LimitsNow(up=50_000_000, down=None, peer_up=None, peer_down=None),
+        uploads=3,
+        uploads_waiting=1,
     )
 
 

@@ -31,12 +31,18 @@ class Provider:
     connections: int = 0
     spans: list[tuple[Digest, int, int]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._conversations: set[asyncio.Task[None] | None] = set()
+
     async def converse(self, reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         self.connections += 1
+        # Nothing else keeps a conversation alive whose client has said its last word.
+        conversation = asyncio.current_task()
+        self._conversations.add(conversation)
         shards = {shard.digest: shard.body for shard in self.world.shards}
         small = {Digest.of(blob): blob for blob in self.world.small}
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while True:
                     head = await reader.readuntil(b"\r\n\r\n")
                     path = re.match(rb"GET /v1/(\w+)/([0-9a-f]{64})[ ?]", head)
@@ -54,6 +60,7 @@ class Provider:
                         out.write(body or b"")
                         await out.drain()
         finally:
+            self._conversations.discard(conversation)
             out.close()
 
     def _small(self, what: bytes, digest: Digest, small: dict[Digest, bytes]) -> bytes | None:
@@ -116,6 +123,9 @@ def providing(*providers: Provider) -> Iterator[None]:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        # Transports say goodbye in the loop's next rounds.
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     try:
         yield

@@ -44,5 +44,5 @@ async def resolved_beside_the_dht(folder: Path, world: World, giving: Store, tak
                     assert found.contents == world.contents
                     assert finder.joining.locked()  # still knocking at the door of the DHT
                     for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                        if task.get_coro().__qualname__ in ("Swarm.run", "Resolver._join"):
+                        if getattr(task.get_coro(), "__qualname__", "") in ("Swarm.run", "Resolver._join"):
                             task.cancel()

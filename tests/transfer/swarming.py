@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from dhtdata.config import PackedPolicy
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import Address
@@ -19,6 +20,7 @@ from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.packer import Packer
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.search import each
@@ -79,6 +81,7 @@ class Node:
 
     store: Store
     http: HttpClient
+    carrier: Carrier
     holdings: Holdings
     remotes: Remotes
     fetcher: Fetcher
@@ -113,8 +116,11 @@ def _not(own: Address) -> Callable[[Address], bool]:
 
 
 @asynccontextmanager
-async def node(store: Store, network: Network = PUBLIC, limits: Limits | None = None) -> AsyncIterator[Node]:
-    holdings = Holdings(store)
+async def node(
+    store: Store, network: Network = PUBLIC, limits: Limits | None = None, packed: PackedPolicy = "auto"
+) -> AsyncIterator[Node]:
+    packer = Packer(store, packed)
+    holdings = Holdings(store, packer)
     remotes = Remotes()
     server = BlobServer(holdings, network, limits)
     server.directory = directory = Table()
@@ -123,15 +129,18 @@ async def node(store: Store, network: Network = PUBLIC, limits: Limits | None = 
         HttpClient.running(network) as http,
         server.running("127.0.0.1", 0) as port,
     ):
-        carrier = exits.enter_context(Carrier.running(network))
-        fetcher = Fetcher(store, http, carrier, remotes, holdings)
+        carrier = exits.enter_context(Carrier.running(network, limits=limits))
+        fetcher = Fetcher(store, http, carrier, remotes, holdings, packed)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(fetcher.run())
-            made = Node(store, http, holdings, remotes, fetcher, server, Address("127.0.0.1", port), group, directory)
+            tasks = [group.create_task(fetcher.run()), group.create_task(packer.run())]
+            made = Node(
+                store, http, carrier, holdings, remotes, fetcher, server, Address("127.0.0.1", port), group, directory
+            )
             try:
                 yield made
             finally:
-                running.cancel()
+                for task in tasks:
+                    task.cancel()
                 for task in asyncio.all_tasks() - {asyncio.current_task()}:
                     if getattr(task.get_coro(), "__qualname__", "") == "Swarm.run":
                         task.cancel()
