@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dhtdata.dht import DhtNode, SweepSchedule
@@ -41,6 +42,7 @@ THIN_HOLDERS = 8
 THIN_RENEWAL_S = 120.0
 NAME_RENEWAL_S = SHARD_RENEWAL_S
 LOOK_S = 300.0
+PARTIAL_S = 5.0
 PACE_S = 5.0
 WITHDRAW_S = 3.0
 _JITTER = 0.1
@@ -139,6 +141,11 @@ class Announcer:
 
     async def _keep(self, dataset: Announced) -> None:
         retry_s: float = FIRST_RETRY_S
+        if not dataset.complete:
+            # A moment for what is fetched fast, or here already: else every such dataset were claimed twice.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PARTIAL_S):
+                    await dataset.nudge.wait()
         while True:
             dataset.nudge.clear()
             held_before = dataset.holders

@@ -39,6 +39,7 @@ from dhtdata.transfer.threads import Cargo, Carrier
 from dhtdata.transfer.wire import Busy
 
 SAVE_EVERY_S = 5.0
+TOGETHER_S = 0.004
 _MAX_REFUSED = 1_024
 
 
@@ -148,6 +149,8 @@ class Fetcher:
                 while True:
                     self._wake.clear()
                     self._dispatch(group)
+                    # What arrives at nearly the same time is reckoned with once.
+                    await asyncio.sleep(TOGETHER_S)
                     try:
                         async with asyncio.timeout(self._planner.look_again_s(time.monotonic())):
                             await self._wake.wait()

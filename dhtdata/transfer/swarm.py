@@ -31,7 +31,7 @@ from dhtdata.transfer.members import Member, Members
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
-FOLLOW_S = 0.25
+FOLLOW_S = 0.4
 MAX_FOLLOWED = 32
 POLL_PARTIAL_S = 3.0
 POLL_COMPLETE_S = 60.0

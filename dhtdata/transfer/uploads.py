@@ -184,12 +184,12 @@ class Uploads:
             raise
 
     def _leave(self, entry: _Peer, turn: asyncio.Future[None]) -> None:
-        """Whoever waited is gone, perhaps just when its turn came."""
-        if turn.cancelled():
+        """Whoever waited is gone, perhaps just when its turn came, or was passed over because it was gone."""
+        if not turn.cancelled():
+            self._end(entry)
+        elif turn in entry.waiting:
             entry.waiting.remove(turn)
             self.queued -= 1
-        else:
-            self._end(entry)
 
     def _admit(self) -> None:
         """Give turns while there is room; look again soon if some still wait."""
