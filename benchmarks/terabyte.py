@@ -44,8 +44,8 @@ class Terabyte:
 
 def values_of(numbers: NDArray[np.int64]) -> NDArray[np.float32]:
     """The values of rows with these numbers, shape (rows, `VALUES`): nothing that compresses."""
-    mixed: NDArray[np.uint64] = numbers.astype(np.uint64)[:, None] * np.uint64(VALUES)
-    mixed += np.arange(VALUES, dtype=np.uint64)
+    first: NDArray[np.uint64] = numbers.astype(np.uint64)[:, None] * np.uint64(VALUES)
+    mixed: NDArray[np.uint64] = np.add(first, np.arange(VALUES, dtype=np.uint64), dtype=np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(32)
     low: NDArray[np.uint32] = (mixed & np.uint64(0x3FFFFFFF)).astype(np.uint32)

@@ -4,7 +4,7 @@ One seed, a process of its own, which is measured. Fifty clients (`crowd_worker`
 1 MiB ranges of a dataset of 64 MiB from it all the time, at 50 MiB/s together if it keeps up. Meanwhile it fetches
 another dataset of 128 MiB from fifty addresses, at most 30 MB/s together: five real seeds behind them. When that is
 complete it is removed and collected (as ``dhtdata rm`` and ``gc`` do), and fetched again. The first round is warming
-up; then that goes on for 10 minutes (quick: 30 s). Resident memory and open descriptors are noted every 0.5 s; growth
+up; then that goes on for 10 minutes (quick: 20 s). Resident memory and open descriptors are noted every 0.5 s; growth
 is the median of the last fifth of what was noted less that of the first.
 """
 
@@ -41,7 +41,7 @@ class Notes:
 
 
 def measure(quick: bool, seed_number: int) -> Result:
-    seconds = 30.0 if quick else 600.0
+    seconds = 20.0 if quick else 600.0
     with world() as folder, ExitStack() as running:
         sources = [Machine(folder / f"source{number}", f"127.0.1.{number + 1}") for number in range(SEEDS)]
         published = [publish_random(machine, FETCHED_MIB * MIB, seed_number, "fetched") for machine in sources]
