@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from dhtdata.config import PackedPolicy
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Address
+from dhtdata.formats.addresses import Address, scope
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.store import Partial, Store
@@ -41,6 +41,7 @@ from dhtdata.transfer.wire import Busy
 SAVE_EVERY_S = 5.0
 TOGETHER_S = 0.004
 _MAX_REFUSED = 1_024
+_LOOPBACK = "loopback"
 
 
 @dataclass(eq=False)
@@ -249,7 +250,7 @@ class Fetcher:
             heard=self.received.asked(provider),
             on_began=lambda: self._planner.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
-            packed=self._packed_is_welcome(),
+            packed=self._packed_is_welcome(provider),
         )
         transfer = _Transfer(order, job, cargo)
         self._transfers.add(transfer)
@@ -257,10 +258,12 @@ class Fetcher:
         self._holdings.coming(job.shard, order.run.positions)
         group.create_task(self._carry_out(transfer))
 
-    def _packed_is_welcome(self) -> bool:
+    def _packed_is_welcome(self, provider: Address | WebSeed) -> bool:
+        near = isinstance(provider, Address) and scope(provider.ip) == _LOOPBACK
         providers = {transfer.order.provider for transfer in self._transfers}
         remotes = [remote for provider in providers if (remote := self._remotes.at(provider)).measured]
-        return self._welcome.look(sum(remote.rate_bytes_s for remote in remotes), self.received.total().bytes_s)
+        rate_bytes_s = sum(remote.rate_bytes_s for remote in remotes)
+        return self._welcome.look(rate_bytes_s, self.received.total().bytes_s, near=near)
 
     async def _carry_out(self, transfer: _Transfer) -> None:
         """One transfer from request to disk; every expected failure is settled here."""
@@ -275,6 +278,7 @@ class Fetcher:
         except Busy as failure:
             self._remotes.busy(provider, failure.retry_s)
         except (PeerError, FormatError) as failure:
+            self._remotes.at(provider).wasted += transfer.cargo.received - transfer.arrived_bytes
             if not transfer.cargo.stopped:
                 self._remotes.failed(provider, str(failure))
         except StoreError as failure:

@@ -31,20 +31,24 @@ class Welcome:
 
     They arrive sooner where all that comes, from everybody together, is below `SLOW_BYTES_S`: a core unpacks 1,200 MB
     a second, and packs 265. A link counts as slow until it has carried twice that: while packed blocks come, what they
-    take on the wire tells, not the rate at which blocks come out of it.
+    take on the wire tells, not the rate at which blocks come out of it. Between peers of one machine there is no link:
+    what is slow there is the machine, and packing makes it slower.
     """
 
     def __init__(self, policy: PackedPolicy = "auto") -> None:
         self._policy = policy
         self._slow = False
 
-    def look(self, block_bytes_s: float, wire_bytes_s: float) -> bool:
-        """By the measured rates of those who deliver (0: none was measured), and by what came in the last second."""
+    def look(self, block_bytes_s: float, wire_bytes_s: float, *, near: bool = False) -> bool:
+        """By the measured rates of those who deliver (0: none was measured), and by what came in the last second.
+
+        ``near``: asked about a provider on this machine.
+        """
         if self._slow:
             self._slow = wire_bytes_s < 2 * SLOW_BYTES_S
         else:
             self._slow = 0 < block_bytes_s < SLOW_BYTES_S
-        return self._policy == "always" or (self._policy != "never" and self._slow)
+        return self._policy == "always" or (self._policy != "never" and self._slow and not near)
 
 
 @dataclass(frozen=True, slots=True)

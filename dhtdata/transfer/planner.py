@@ -8,8 +8,8 @@ this order it gives out:
    later, else it waits for the fast one. What is late is asked of one more provider.
 2. **Background**: the rarest blocks, random among equals, from the provider with the least backlog. Adjacent blocks
    make one run.
-3. **The end game**: nothing unasked is left that a provider with room has, so blocks that another is slow with are
-   asked of it too.
+3. **The end game**: nothing unasked is left, so blocks that one provider is slow with are asked of another with room,
+   too. Before the end only who has fallen silent is overtaken.
 
 **One block is asked of two at most**, and of a second only if it would be there in less than half the time that the
 first still needs. That time is estimated from the order's own progress, and grows with its silence: whoever stalls is
@@ -444,7 +444,12 @@ class Planner:
             return None
         able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
         soonest_s = _cautious_s(able[0].remote, 0)
-        slow = [(asked.needs_s(asked.order.run.positions[-1], now_s), asked) for asked in self._asked.values()]
+        unasked = any(want.open for want in self._wants.values())
+        slow = [
+            (asked.needs_s(asked.order.run.positions[-1], now_s), asked)
+            for asked in self._asked.values()
+            if not unasked or now_s - asked.last_s > STALL_S
+        ]
         slow = [(needs_s, asked) for needs_s, asked in slow if _worth(soonest_s, needs_s)]
         slow.sort(key=lambda entry: -entry[0])
         for longest_s, asked in slow:

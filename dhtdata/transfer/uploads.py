@@ -34,7 +34,7 @@ from functools import lru_cache
 from dhtdata.errors import PeerError
 from dhtdata.transfer.rates import Limits
 
-SLOTS = 8
+SLOTS = 3
 QUEUE_S = 5.0
 MAX_QUEUED = 256
 MAX_QUEUED_OF_PEER = 96
