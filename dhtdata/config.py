@@ -15,6 +15,8 @@ The file is ``config.toml`` in the home folder; its keys are the fields of `Sett
 | ``down`` | ``DHTDATA_DOWN`` | the same of what is fetched |
 | ``peer_up`` | ``DHTDATA_PEER_UP`` | the same of what is sent to any one peer |
 | ``peer_down`` | ``DHTDATA_PEER_DOWN`` | the same of what is fetched from any one peer |
+| ``web_seeds`` | ``DHTDATA_WEB_SEEDS`` | base URLs of mirrors, separated by white space; any that this user may reach |
+| ``packed`` | ``DHTDATA_PACKED`` | packed shards on the wire: ``auto``, ``always``, ``never``; ``only``: on disk, too |
 
 A ticket may carry the secret of a private network; `entering` gives it a file in ``<store>/networks``, so that the
 secret itself never stands in arguments or environment of a process that we start.
@@ -30,13 +32,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import platformdirs
 
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Target, Ticket
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import Network, keep_network, load_network
 
 DEFAULT_PORT = 8470
@@ -46,8 +49,9 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 RATES = ("up", "down", "peer_up", "peer_down")
 LEAST_RATE_BYTES_S = 64_000
-_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", *RATES)
+_FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", "packed", *RATES)
 _NETWORKS = "networks"
+PackedPolicy = Literal["auto", "always", "never", "only"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Settings:
     down: int | None = None
     peer_up: int | None = None
     peer_down: int | None = None
+    web_seeds: tuple[WebSeed, ...] = ()
+    packed: PackedPolicy = "auto"
 
     @property
     def keys(self) -> Path:
@@ -90,6 +96,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
         **{name: parse_rate(name, merged[name]) for name in RATES if name in merged},
+        web_seeds=_web_seeds(merged.pop("web_seeds", ())),
+        packed=_packed(merged.pop("packed", Settings.packed)),
     )
 
 
@@ -240,6 +248,13 @@ def _port(value: object) -> int:
     return int(text)
 
 
+def _packed(value: object) -> PackedPolicy:
+    for policy in get_args(PackedPolicy):
+        if value == policy:
+            return cast(PackedPolicy, policy)
+    raise ConfigError(f"packed: {value!r} is none of {', '.join(get_args(PackedPolicy))}")
+
+
 def _addresses(value: object) -> tuple[Address, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str | Address) for item in items):
@@ -250,3 +265,14 @@ def _addresses(value: object) -> tuple[Address, ...]:
         return tuple(item if isinstance(item, Address) else Address.parse(item.strip()) for item in items if item)
     except FormatError as failure:
         raise ConfigError(f"bootstrap: {failure}") from failure
+
+
+def _web_seeds(value: object) -> tuple[WebSeed, ...]:
+    """What the user names himself: folders and his own networks too."""
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str | WebSeed) for item in items):
+        raise ConfigError(f"web_seeds: {value!r} is not a list of URLs: write them separated by spaces")
+    try:
+        return tuple(dict.fromkeys(WebSeed.parse(str(item), named=True) for item in items))
+    except FormatError as failure:
+        raise ConfigError(f"web_seeds: {failure}") from failure

@@ -25,12 +25,14 @@ from dhtdata.dht.clock import MIN_WITNESSES
 from dhtdata.dht.endpoint import interfaces
 from dhtdata.durations import apart
 from dhtdata.entrances import SILENCE, Entrance, try_all
-from dhtdata.errors import DhtDataError, NotFoundError, StoreError
+from dhtdata.errors import DhtDataError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
+from dhtdata.formats.web_seeds import WebSeed, first_hop
 from dhtdata.network import PUBLIC, Network, check_store, network_at
 from dhtdata.peer.addresses import own_addresses
 from dhtdata.store import Store
+from dhtdata.transfer.dialling import dial
 
 GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"
 ROOM_DOUBTFUL_BYTES = 5 << 30
@@ -68,6 +70,7 @@ def examine(settings: Settings) -> list[Finding]:
         _port(settings, status),
         _ipv6(settings.listen),
         _bootstrap(entrances, _own(settings, status), status),
+        *_web_seeds(settings.web_seeds),
         *(_dht(status.kind, status.dht) if status is not None else ()),
         _reachability(settings, status),
     ]
@@ -279,6 +282,28 @@ def _no_bootstrap(status: PeerStatus | None) -> Finding:
         DOUBTFUL,
         "no known peer: names are found only with a ticket; set DHTDATA_BOOTSTRAP=IP:PORT of a peer you trust",
     )
+
+
+def _web_seeds(seeds: Sequence[WebSeed]) -> list[Finding]:
+    """Whether the mirrors that the settings name are there; nothing if they name none."""
+    said = [text for seed in seeds if (text := _mirror_trouble(seed))]
+    if not seeds:
+        return []
+    if said:
+        told = "; ".join(said[:MAX_TROUBLES])
+        return [Finding("web seeds", DOUBTFUL, f"{told}: mend them, or change DHTDATA_WEB_SEEDS")]
+    return [Finding("web seeds", GOOD, f"{len(seeds)} named, and there")]
+
+
+def _mirror_trouble(seed: WebSeed) -> str:
+    if seed.folder is not None:
+        return "" if (seed.folder / "v1" / "blobs").is_dir() else f"{seed.folder} holds no mirror (v1/blobs)"
+    hop = first_hop(seed, "/")
+    try:
+        dial(hop.host, hop.port, trusted=True).close()
+    except PeerError as failure:
+        return str(failure)
+    return ""
 
 
 def _dht(kind: str, seen: DhtStatus) -> list[Finding]:

@@ -37,6 +37,7 @@ listen = "127.0.0.1"
 port = 1
 bootstrap = ["192.0.2.1:1", "[2001:db8::1]:1"]
 network = "/from/file.network"
+web_seeds = ["https://a.example.org", "file:///from/file"]
 up = "1MB/s"
 down = 1000000
 peer_up = "unlimited"
@@ -48,6 +49,7 @@ ENVIRONMENT = {
     "DHTDATA_PORT": "2",
     "DHTDATA_BOOTSTRAP": "192.0.2.2:2, 192.0.2.3:2,",
     "DHTDATA_NETWORK": "/from/environment.network",
+    "DHTDATA_WEB_SEEDS": " https://b.example.org  http://127.0.0.1:81/x\n",
     "DHTDATA_UP": "2MB/s",
     "DHTDATA_PEER_UP": "2MB/s",
 }
@@ -58,6 +60,7 @@ FLAGS = {
     "port": 3,
     "bootstrap": (Address("192.0.2.4", 3),),
     "network": Path("/from/flag.network"),
+    "web_seeds": ["https://c.example.org/"],
     "up": "unlimited",
     "peer_up": "3MB/s",
 }
@@ -92,6 +95,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     assert (found.store, found.cache_limit, found.listen, found.port) == (Path("/from/file"), 10**9, "127.0.0.1", 1)
     assert found.bootstrap == (Address("192.0.2.1", 1), Address("2001:db8::1", 1))
     assert found.network == Path("/from/file.network")
+    assert [seed.url for seed in found.web_seeds] == ["https://a.example.org", "file:///from/file"]
     found = settings(tmp_path, {}, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/environment"),
@@ -101,6 +105,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     )
     assert found.bootstrap == (Address("192.0.2.2", 2), Address("192.0.2.3", 2))
     assert found.network == Path("/from/environment.network")
+    assert [seed.url for seed in found.web_seeds] == ["https://b.example.org", "http://127.0.0.1:81/x"]
     found = settings(tmp_path, FLAGS, ENVIRONMENT)
     assert (found.store, found.cache_limit, found.listen, found.port) == (
         Path("/from/flag"),
@@ -110,6 +115,7 @@ def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     )
     assert found.bootstrap == (Address("192.0.2.4", 3),)
     assert found.network == Path("/from/flag.network")
+    assert [(seed.url, seed.named) for seed in found.web_seeds] == [("https://c.example.org", True)]
     assert (found.up, found.down, found.peer_up, found.peer_down) == (None, 10**6, 3 * 10**6, None)
 
 
@@ -156,6 +162,9 @@ def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch:
         ("port = []", "port: .* is not in"),
         ('port = "²"', "port: '²' is not in"),
         ("bootstrap = 5", "bootstrap: 5 is not a list"),
+        ("web_seeds = 5", "web_seeds: 5 is not a list of URLs"),
+        ("web_seeds = [5]", "web_seeds: .* is not a list of URLs"),
+        ('web_seeds = "mirror"', "web_seeds: 'mirror' is no web seed"),
         ("bootstrap = [5]", "bootstrap: .* is not a list"),
         ("bootstrap = {}", "bootstrap: .* is not a list"),
         ('bootstrap = "example.org:80"', "bootstrap: 'example.org' is not an IP address"),
@@ -338,3 +347,13 @@ def test_a_ticket_of_another_network_than_the_named_one_is_refused(tmp_path: Pat
     with pytest.raises(ConfigError, match=f"{other.fingerprint}.*{named.fingerprint}.*--network"):
         entering(found, Ticket(Digest.of(b"m"), (), other.secret))
     assert not (tmp_path / "store").exists()
+
+
+def test_the_policy_of_packed_shards_is_one_of_four(tmp_path: Path) -> None:
+    assert settings(tmp_path).packed == "auto"
+    (tmp_path / "config.toml").write_text('packed = "never"')
+    assert settings(tmp_path).packed == "never"
+    assert settings(tmp_path, {}, {"DHTDATA_PACKED": "auto"}).packed == "auto"
+    assert settings(tmp_path, {"packed": "always"}, {"DHTDATA_PACKED": "auto"}).packed == "always"
+    with pytest.raises(ConfigError, match="'sometimes' is none of auto, always, never, only"):
+        settings(tmp_path, {"packed": "sometimes"})

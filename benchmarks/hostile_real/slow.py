@@ -26,8 +26,9 @@ from benchmarks.dht_simulated.result import Curves, Result, p50
 from benchmarks.harness import Check, temporary_folder
 from dhtdata.digest import Digest
 from dhtdata.formats.addresses import Address
+from dhtdata.network import PUBLIC
 from dhtdata.store import Store
-from dhtdata.transfer.client import HttpClient
+from dhtdata.transfer.wire import Connection, blob_path
 from tests.peer.processes import seeding, settings_at
 from tests.peer.worlds import Shard, make_world
 
@@ -85,16 +86,19 @@ async def fetch(seed: Seed, count: int, pause_s: float, chance: random.Random) -
     """Seconds that each block took. Whatever goes wrong is an error."""
     taken: list[float] = []
     while len(taken) < count:
-        async with HttpClient.running(source_ip=HONEST) as http:
-            for _ in range(min(BLOCKS_PER_CLIENT, count - len(taken))):
-                shard = chance.choice(seed.shards)
-                block = chance.choice([block for block in shard.table.blocks if block.length == BLOCK_BYTES])
-                started = time.perf_counter()
-                body = await http.read_range(seed.address, shard.digest, block.offset, block.length)
-                taken.append(time.perf_counter() - started)
-                if Digest.of(body) != block.digest:
-                    raise RuntimeError("wrong bytes")
-                await asyncio.sleep(pause_s)
+        connection = Connection(seed.address, PUBLIC, HONEST)
+        for _ in range(min(BLOCKS_PER_CLIENT, count - len(taken))):
+            shard = chance.choice(seed.shards)
+            block = chance.choice([block for block in shard.table.blocks if block.length == BLOCK_BYTES])
+            body = bytearray(block.length)
+            started = time.perf_counter()
+            await asyncio.to_thread(connection.open, blob_path(shard.digest), block.offset, block.length)
+            await asyncio.to_thread(connection.read_into, memoryview(body))
+            taken.append(time.perf_counter() - started)
+            if Digest.of(body) != block.digest:
+                raise RuntimeError("wrong bytes")
+            await asyncio.sleep(pause_s)
+        connection.close()
     return taken
 
 

@@ -23,6 +23,7 @@ from dhtdata.cli.session import (
     StoreOption,
     TargetArgument,
     TimeoutOption,
+    WebSeedsOption,
     session,
 )
 from dhtdata.cli.summary import statistics_table
@@ -45,6 +46,7 @@ def head(
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +56,8 @@ def head(
     """
     from dhtdata.mount import mount
 
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network).entering(parse_target(target))
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, web_seeds=web_seeds)
+    opened = opened.entering(parse_target(target))
     with opened.store() as blobs:
         entry, _ = locate(opened, blobs, target, timeout)
     contents = contents_of(entry)
@@ -76,6 +79,7 @@ def info(
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +89,8 @@ def info(
 
     Example: `dhtdata info my-dataset`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network).entering(parse_target(target))
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, web_seeds=web_seeds)
+    opened = opened.entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout)
         statistics = _statistics(opened, blobs, entry, timeout)
@@ -121,6 +126,7 @@ def _document(entry: Held, stale: bool, statistics: Statistics | None) -> dict[s
         "licence": manifest.licence,
         "card": manifest.card,
         "source_url": manifest.provenance.url,
+        "web_seeds": [seed.url for seed in manifest.web_seeds],
         "source_files": manifest.provenance.files,
         "sources": [{"name": source.name, "bytes": source.bytes} for source in manifest.provenance.sources],
         "columns": [
@@ -152,6 +158,7 @@ def _portrait(entry: Held, stale: bool, statistics: Statistics | None) -> list[R
         ("size", f"{number(contents.row_count)} rows, {size(contents.byte_count)} ({held})"),
         ("licence", manifest.licence or "not stated"),
         ("source", _provenance(entry)),
+        ("web seeds", ", ".join(seed.url for seed in manifest.web_seeds) or "none"),
     ]
     group_of = {name: place for place, group in enumerate(contents.groups) for name in group.columns}
     columns = [

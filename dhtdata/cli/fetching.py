@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import number, percent, plain, size
+from dhtdata.cli.output import counted, number, percent, plain, size
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -27,8 +28,12 @@ from dhtdata.cli.session import (
     TargetArgument,
     TimeoutOption,
     UpOption,
+    WebSeedsOption,
     session,
 )
+from dhtdata.cli.transfer_view import against_bound
+from dhtdata.cli.values import as_document
+from dhtdata.control.protocol import Progress
 from dhtdata.errors import ConfigError
 from dhtdata.formats.ticket import parse_target
 from dhtdata.mirror import write_mirror
@@ -65,6 +70,7 @@ def get(
     cache_limit: CacheLimitOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
     up: UpOption = None,
     down: DownOption = None,
@@ -80,18 +86,26 @@ def get(
     """
     if mirror is not None and (split or columns):
         raise ConfigError("--mirror writes whole datasets: leave --split and --columns out")
-    rates = {"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down}
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, cache_limit=cache_limit, rates=rates)
-    opened = opened.entering(parse_target(target))
+    opened = session(
+        store,
+        home,
+        as_json,
+        bootstrap=bootstrap,
+        network=network,
+        web_seeds=web_seeds,
+        cache_limit=cache_limit,
+        rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
+    ).entering(parse_target(target))
     with opened.store() as blobs:
         entry, stale = locate(opened, blobs, target, timeout, newest=True)
         contents = contents_of(entry)
         splits = choose_splits(contents, split or [])
         names = choose_columns(contents, listed(columns))
+        went: Progress | None = None
         if not entry.complete:
             with opened.peer(blobs) as peer:
                 title = f"fetching {entry.label}"
-                fill(opened, peer, entry.digest, timeout, title=title, splits=splits, columns=names)
+                went = fill(opened, peer, entry.digest, timeout, title=title, splits=splits, columns=names)
         files = _export(opened, entry, (splits, names), to, as_) if to is not None else []
         mirrored = _mirror(opened, blobs, entry, mirror) if mirror is not None else None
         entry = held(blobs, entry.digest.hex())
@@ -105,14 +119,45 @@ def get(
         "stale": stale,
         "files": [str(path) for path in files],
         "mirror": mirrored,
+        **_figures(went),
     }
     share = f"{size(entry.bytes_held)} of {size(entry.bytes_total)}, {percent(entry.bytes_held, entry.bytes_total)}"
-    lines = [plain(f"{entry.label} is in the store ({share})."), plain(f"manifest {entry.digest}")]
+    lines: list[RenderableType] = [
+        plain(f"{entry.label} is in the store ({share})."),
+        plain(f"manifest {entry.digest}"),
+    ]
+    if went is not None and went.fetched:
+        lines.append(_told(went))
     if files:
         lines.append(plain(f"Wrote {len(files)} {as_.value} file{'s'[: len(files) > 1]} to {to}."))
     if mirrored:
         lines.append(plain(f"The mirror in {mirror} is complete: serve that folder with any web server."))
     opened.output.result(document, *lines)
+
+
+def _figures(went: Progress | None) -> dict[str, Any]:
+    """How a fetch went, for programs; all nothing if there was nothing to fetch."""
+    went = went or Progress(shards=0, shards_total=0, bytes=0, bytes_total=0)
+    return {
+        "fetched": went.fetched,
+        "reused": went.reused,
+        "wasted": went.wasted,
+        "blocks_verified": went.blocks,
+        "seconds": round(went.elapsed_s, 3),
+        "bound_seconds": None if went.bound_s is None else round(went.bound_s, 3),
+        "providers": as_document(went.traffic),
+    }
+
+
+def _told(went: Progress) -> str:
+    """How a fetch went, for people."""
+    sources = sum(entry.blocks > 0 for entry in went.traffic)
+    told = f"Fetched {size(went.fetched)} in {went.elapsed_s:.1f} s from {counted(sources, 'provider')}"
+    if went.reused:
+        told += f", reused {size(went.reused)}"
+    if went.wasted:
+        told += f", threw {size(went.wasted)} away"
+    return told + (f": {against_bound(went):.2f} times the lower bound." if went.bound_s is not None else ".")
 
 
 def _export(

@@ -205,11 +205,12 @@ def _less(now: tuple[int, int], before: tuple[int, int]) -> bool:
 
 
 def _scrub(opened: Session, blobs: Store) -> tuple[int, list[Digest]]:
-    checked, damaged, total = 0, [], blobs.usage().blobs
+    usage = blobs.usage()
+    checked, damaged, total = 0, [], usage.blobs + usage.packed
     with opened.output.progress("checking", number) as report:
         for seen in blobs.scrub():
             checked += 1
-            if seen.state != "ok":
+            if seen.state != "ok" and not (seen.packed and blobs.has(seen.digest)):
                 damaged.append(seen.digest)
             report(checked, total)
     return checked, damaged

@@ -31,7 +31,9 @@ def locate(opened: Session, blobs: Store, target: str, timeout_s: float, *, newe
             raise NotFoundError(f"{parsed.name} looks like a ticket that was cut short: copy it again, whole")
         raise NotFoundError(f"no dataset called {parsed.name} is in this store: see dhtdata ls, or give a ticket")
     try:
-        with opened.peer(blobs) as peer:
+        with opened.output.status_line() as show, opened.peer(blobs) as peer:
+            if show is not None:
+                show("looking for the dataset")
             found = peer.resolve(opened.asking(_spelled_out(parsed, local)), timeout_s)
     except (NotFoundError, ConfigError) as failure:
         if local is None:

@@ -2,22 +2,26 @@
 
 Results go to standard output, everything else (progress, notes, errors) to standard error. With ``--json`` a command
 prints exactly one line on standard output: its result, or ``{"error": {"class", "message", "exit_code"}}``. Progress
-bars appear only where standard error is a terminal. Tables fit 100 columns.
+bars and live views appear only where standard error is a terminal. Tables fit 100 columns.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.control import Control
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import ControlType, Segment
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +30,7 @@ PIPE_WIDTH = 160
 MANY_COLUMNS = 8
 GAP_WIDTH = 3
 SHORT_DIGITS = 12
+REFRESH_PER_S = 4
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 Report = Callable[[int, int], None]
@@ -46,7 +51,7 @@ class Output:
         self.as_json = as_json
         self._out = _Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=_width(sys.stdout))
         self._err = _Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), width=_width(sys.stderr))
-        self._status: Status | None = None
+        self._status: Status | _Painter | None = None
 
     @property
     def width(self) -> int:
@@ -110,12 +115,77 @@ class Output:
         if self.as_json or not self._err.is_terminal:
             yield None
             return
-        with self._err.status("") as self._status:
-            status = self._status
+        with self._err.status("") as status:
+            self._status = status
             try:
                 yield lambda text: status.update(Text(text))
             finally:
                 self._status = None
+
+    @contextmanager
+    def live(self, view: RenderableType) -> Iterator[bool]:
+        """Draws the view again and again while inside, and wipes it out at the end; whether anybody sees it."""
+        if self.as_json or not self._err.is_terminal:
+            yield False
+            return
+        self._status = painter = _Painter(view, self._err)
+        painter.start()
+        try:
+            yield True
+        finally:
+            self._status = None
+            painter.stop()
+
+
+class _Drawn:
+    """A view that remembers how wide its lines were when it was drawn last."""
+
+    def __init__(self, view: RenderableType) -> None:
+        self._view = view
+        self._widths: list[int] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        lines = console.render_lines(self._view, options, pad=False)
+        self._widths = [Segment.get_line_length(line) for line in lines]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+    def wipe_wrapped(self, console: Console) -> None:
+        """Wipe out what a terminal that became narrower has wrapped, of which rich knows nothing."""
+        more = sum(max(width - 1, 0) // console.width for width in self._widths)
+        if more:
+            wipe = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+            up = Control((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+            console.control(wipe, *([up] * more))
+
+
+class _Painter:
+    """Draws a view on a terminal again and again, in a thread of its own, between `start` and `stop`."""
+
+    def __init__(self, view: RenderableType, console: Console) -> None:
+        self._view = view
+        self._console = console
+
+    def start(self) -> None:
+        self._drawn = _Drawn(self._view)
+        # A new one each time: the old one would wipe as many lines again as it drew before it was stopped.
+        self._live = Live(self._drawn, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="live-view")
+        self._live.start(refresh=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What was drawn is wiped out."""
+        self._ended.set()
+        self._thread.join()
+        self._live.stop()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(1 / REFRESH_PER_S):
+            self._drawn.wipe_wrapped(self._console)
+            self._live.refresh()
 
 
 def table(title: str, *columns: str, rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> RenderableType:

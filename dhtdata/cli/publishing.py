@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from dhtdata.cli.session import (
     JsonOption,
     ListenOption,
     NetworkOption,
+    PackedOption,
     PeerDownOption,
     PeerUpOption,
     PortOption,
@@ -26,17 +28,27 @@ from dhtdata.cli.session import (
     StoreOption,
     TargetArgument,
     UpOption,
+    WebSeedsOption,
     session,
 )
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import ConfigError, FormatError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Ticket, parse_target
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import network_at
 
 if TYPE_CHECKING:
     from dhtdata.publish import Published
 
 _DEFAULT_SPLIT = "train"
+PublishedSeedsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--web-seed",
+        help="Public URL of a mirror, for readers to fetch from as well; may be repeated.",
+        metavar="URL",
+    ),
+]
 _MEMBERS_ONLY = "The ticket carries the network's secret: whoever reads it is a member. Give it to nobody else."
 
 
@@ -63,6 +75,7 @@ def publish(
     card: Annotated[
         Path | None, typer.Option("--card", help="Description in Markdown.", metavar="FILE", show_default=False)
     ] = None,
+    web_seed: PublishedSeedsOption = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Fill columns that some files lack with nulls.")
     ] = False,
@@ -116,6 +129,7 @@ def publish(
             licence=licence,
             source_url=source_url,
             card=_card(card),
+            web_seeds=web_seed or (),
             allow_missing=allow_missing,
             dry_run=dry_run,
             settings=opened.settings,
@@ -152,6 +166,8 @@ def seed(
     down: DownOption = None,
     peer_up: PeerUpOption = None,
     peer_down: PeerDownOption = None,
+    web_seeds: WebSeedsOption = None,
+    packed: PackedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch, keep and serve datasets until stopped; prints a ticket for each.
@@ -169,10 +185,12 @@ def seed(
         as_json,
         bootstrap=bootstrap,
         network=network,
+        web_seeds=web_seeds,
         listen=listen,
         port=port,
         cache_limit=cache_limit,
         rates={"up": up, "down": down, "peer_up": peer_up, "peer_down": peer_down},
+        packed=packed,
     )
     run_seed(opened, expand_targets(targets), {}, [])
 
@@ -185,6 +203,7 @@ def ticket(
             "--at", help="Address of a static mirror to name in the ticket; may be repeated.", metavar="IP:PORT"
         ),
     ] = None,
+    web_seed: PublishedSeedsOption = None,
     with_secret: Annotated[
         bool,
         typer.Option("--with-secret", help="Carry the secret of the seed's private network: its reader is a member."),
@@ -201,25 +220,28 @@ def ticket(
     parsed = parse_target(target)
     opened = session(store, home, as_json, network=network).entering(parsed)
     mirrors = tuple(Address.parse(text) for text in at or [])
+    web_seeds = _web_seeds(web_seed or [])
     needs: list[str] = []
     with opened.store() as blobs, opened.running_peer(blobs, any_network=False) as peer:
         seen = peer.status() if peer is not None else None
         if peer is not None and seen is not None and seen.kind == "seed":
             made = Ticket.parse(peer.ticket(parsed, with_secret=with_secret))
-            made = Ticket(made.target, tuple(dict.fromkeys([*mirrors, *made.addresses])), made.secret)
+            addresses = tuple(dict.fromkeys([*mirrors, *made.addresses]))
+            made = replace(made, addresses=addresses, web_seeds=web_seeds)
             needs = [_MEMBERS_ONLY] if with_secret else reader_needs(seen)
         elif with_secret:
             raise ConfigError(
                 f"--with-secret needs a seed in a private network: run dhtdata seed {target[:80]} --network FILE"
             )
-        elif mirrors:
-            made = Ticket(held(blobs, target).digest, mirrors)
+        elif mirrors or web_seeds:
+            made = Ticket(held(blobs, target).digest, mirrors, web_seeds=web_seeds)
         else:
             raise NotFoundError(f"nobody on this machine seeds {target[:80]}: run dhtdata seed {target[:80]}")
     document = {
         "ticket": str(made),
         "target": str(made.target),
         "addresses": [str(address) for address in made.addresses],
+        "web_seeds": [seed.url for seed in made.web_seeds],
         "network": seen.network if seen is not None else None,
         "secret": made.secret is not None,
     }
@@ -316,6 +338,14 @@ def _splits(sources: list[str], named: list[str]) -> dict[str, list[str]]:
     if not splits:
         raise ConfigError("nothing to publish: give files, folders or globs, or --split NAME=GLOB")
     return splits
+
+
+def _web_seeds(urls: list[str]) -> tuple[WebSeed, ...]:
+    """Mirrors that everybody reaches."""
+    try:
+        return tuple(dict.fromkeys(map(WebSeed.parse, urls)))
+    except FormatError as failure:
+        raise ConfigError(f"--web-seed: {failure}") from failure
 
 
 def _card(path: Path | None) -> str:

@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from dhtdata.cli.output import counted, percent, plain, size
+from dhtdata.cli.output import plain
 from dhtdata.cli.session import SEARCH_S, Session
+from dhtdata.cli.transfer_view import SeedView
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus, Seeded
 from dhtdata.errors import ConfigError, DhtDataError
 from dhtdata.formats.ticket import Target, parse_target
 from dhtdata.store import Store
 
-REFRESH_S = 1.0
+REFRESH_S = 0.25
 
 
 def run_seed(
@@ -98,7 +99,7 @@ def _run(
             pieces = [*shown, *map(_shown, seeded), *reader_needs(status), where]
             opened.output.result(document | _document(status, seeded), *pieces)
 
-    with _live_line(opened, blobs):
+    with _live_view(opened, blobs):
         serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
     if len(seeded) < len(targets):
         raise KeyboardInterrupt
@@ -106,41 +107,36 @@ def _run(
 
 
 @contextmanager
-def _live_line(opened: Session, blobs: Store) -> Iterator[None]:
-    """While inside, a line on the terminal says what the seed does."""
+def _live_view(opened: Session, blobs: Store) -> Iterator[None]:
+    """While inside, the terminal shows what the seed does."""
     ended = threading.Event()
-    with opened.output.status_line() as show:
-        if show is None:
+    view = SeedView()
+
+    def look() -> None:
+        """Over one connection, for as long as it lasts."""
+        with PeerClient.connect(blobs, opened.settings, start=False, keeps_alive=False, any_network=True) as peer:
+            while not ended.wait(REFRESH_S):
+                view.seen = peer.status()
+
+    def refresh() -> None:
+        while not ended.wait(REFRESH_S):
+            try:
+                look()
+            except DhtDataError as failure:
+                # Not listening yet, or on its way out: the view says so, and the next look tells more.
+                view.seen, view.said = None, str(failure)
+
+    with opened.output.live(view) as seen:
+        if not seen:
             yield
             return
-
-        def refresh() -> None:
-            while not ended.wait(REFRESH_S):
-                try:
-                    with PeerClient.connect(
-                        blobs, opened.settings, start=False, keeps_alive=False, any_network=True
-                    ) as peer:
-                        show(_line(peer.status()))
-                except DhtDataError as failure:
-                    # Not listening yet, or on its way out: the line says so and the next second tells more.
-                    show(str(failure))
-
-        watcher = threading.Thread(target=refresh, name="status-line")
+        watcher = threading.Thread(target=refresh, name="live-view")
         watcher.start()
         try:
             yield
         finally:
             ended.set()
             watcher.join()
-
-
-def _line(status: PeerStatus) -> str:
-    held, whole = sum(entry.bytes_held for entry in status.datasets), sum(entry.bytes for entry in status.datasets)
-    return (
-        f"{counted(len(status.datasets), 'dataset')}, {size(held)} held ({percent(held, whole)}) · "
-        f"{counted(status.dht_contacts, 'DHT contact')} · received {size(status.bytes_fetched)} · "
-        f"served {size(status.bytes_served)} in {counted(status.requests_served, 'request')}"
-    )
 
 
 def _shown(dataset: Seeded) -> Text:

@@ -49,6 +49,15 @@ NetworkOption = Annotated[
         metavar="FILE",
     ),
 ]
+WebSeedsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--web-seed",
+        help="Mirror to fetch from as well: https://..., http://... or file:///folder; may be repeated.",
+        rich_help_panel=_NETWORK,
+        metavar="URL",
+    ),
+]
 ListenOption = Annotated[
     str | None,
     typer.Option("--listen", help="IP address to listen on.", rich_help_panel=_NETWORK, metavar="IP"),
@@ -100,6 +109,16 @@ PeerDownOption = Annotated[
         rich_help_panel=_LIMITS,
         metavar="RATE",
         show_default=False,
+    ),
+]
+PackedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--packed",
+        help="Serve shards packed (zstd), too: auto packs what is asked for, always everything, never nothing; "
+        "only keeps nothing but packed ones.",
+        rich_help_panel=_NETWORK,
+        metavar="auto|always|never|only",
     ),
 ]
 TimeoutOption = Annotated[
@@ -155,7 +174,7 @@ class Session:
             return target
         given = target if isinstance(target, Ticket) else Ticket(target)
         addresses = dict.fromkeys([*given.addresses, *self.settings.bootstrap])
-        return Ticket(given.target, tuple(addresses)[:MAX_ADDRESSES], given.secret)
+        return replace(given, addresses=tuple(addresses)[:MAX_ADDRESSES])
 
     @contextmanager
     def running_peer(self, store: Store, *, any_network: bool = True) -> Iterator[PeerClient | None]:
@@ -176,10 +195,12 @@ def session(
     *,
     bootstrap: str | None = None,
     network: Path | None = None,
+    web_seeds: list[str] | None = None,
     listen: str | None = None,
     port: int | None = None,
     cache_limit: str | None = None,
     rates: Mapping[str, str | None] | None = None,
+    packed: str | None = None,
 ) -> Session:
     """Settings of a command from its flags; None means not given."""
     flags = {
@@ -187,9 +208,11 @@ def session(
         "home": home,
         "bootstrap": bootstrap,
         "network": network,
+        "web_seeds": web_seeds or None,
         "listen": listen,
         "port": port,
         "cache_limit": cache_limit,
+        "packed": packed,
     }
     named = {name: rate for name, rate in (rates or {}).items() if rate is not None}
     settings = load_settings(flags | named)

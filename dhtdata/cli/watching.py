@@ -25,9 +25,10 @@ from dhtdata.cli.session import (
     TargetArgument,
     session,
 )
+from dhtdata.cli.transfer_view import printable
 from dhtdata.cli.values import as_document
-from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic
-from dhtdata.durations import spoken
+from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic, Upload
+from dhtdata.durations import spoken, trip
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.ticket import parse_target
 
@@ -47,7 +48,11 @@ def status(store: StoreOption = None, home: HomeOption = None, as_json: JsonOpti
 
 
 def show_status(opened: Session, seen: PeerStatus) -> None:
-    """A peer's status as facts and two tables."""
+    """A peer's status as facts and tables."""
+
+    def now(bytes_s: float) -> str:
+        return f", now {_rate(bytes_s)}" if bytes_s else ""
+
     document = as_document(seen)
     where = ", ".join(seen.addresses) or "nowhere: it is private and serves nobody"
     shown = [
@@ -56,16 +61,21 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
         ("network", seen.network if seen.network == "public" else f"private, fingerprint {seen.network}"),
         ("reachable at", where),
         ("DHT", summary(seen.dht)),
-        ("fetched", f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified"),
-        ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests"),
         ("uploads", f"{number(seen.uploads)} under way, {number(seen.uploads_waiting)} waiting"),
         ("limits", limits_text(seen.limits)),
+        (
+            "fetched",
+            f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified{now(seen.down_bytes_s)}",
+        ),
+        ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests{now(seen.up_bytes_s)}"),
     ]
     pieces: list[RenderableType] = [facts(shown)]
     if seen.datasets:
         pieces.append(_datasets_table(seen))
     if seen.traffic:
         pieces.append(_traffic_table(seen.traffic))
+    if seen.fetchers:
+        pieces.append(_uploads_table(seen.fetchers))
     opened.output.result(document, *pieces)
 
 
@@ -189,10 +199,24 @@ def _datasets_table(seen: PeerStatus) -> RenderableType:
 
 def _traffic_table(traffic: tuple[Traffic, ...]) -> RenderableType:
     rows = [
-        (entry.address, size(entry.bytes), number(entry.blocks), size(entry.wasted), entry.avoided) for entry in traffic
+        (
+            printable(entry.address),
+            size(entry.bytes),
+            number(entry.blocks),
+            size(entry.wasted),
+            _rate(entry.rate_bytes_s),
+            _latency(entry.latency_s),
+            printable(entry.avoided),
+        )
+        for entry in traffic
     ]
-    columns = ("from", "bytes", "blocks", "thrown away", "avoided because")
-    return table("Received", *columns, rows=rows, right=("bytes", "blocks", "thrown away"))
+    columns = ("from", "bytes", "blocks", "thrown away", "rate", "latency", "avoided because")
+    return table("Received", *columns, rows=rows, right=columns[1:-1])
+
+
+def _uploads_table(uploads: tuple[Upload, ...]) -> RenderableType:
+    rows = [(entry.address, size(entry.bytes), _rate(entry.rate_bytes_s)) for entry in uploads]
+    return table("Served", "to", "bytes", "rate", rows=rows, right=("bytes", "rate"))
 
 
 def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
@@ -201,13 +225,23 @@ def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
             entry.address,
             "everything" if entry.seed else f"{entry.shards} shards" if entry.shards >= 0 else "unknown",
             size(entry.bytes),
+            _rate(entry.rate_bytes_s),
+            _latency(entry.latency_s),
             entry.source,
-            entry.avoided,
+            printable(entry.avoided),
         )
         for entry in providers
     ]
-    columns = ("address", "has", "received", "found by", "avoided because")
-    return table("Providers", *columns, rows=rows, right=("received",))
+    columns = ("address", "has", "received", "rate", "latency", "found by", "avoided because")
+    return table("Providers", *columns, rows=rows, right=("received", "rate", "latency"))
+
+
+def _rate(bytes_s: float) -> str:
+    return f"{size(int(bytes_s))}/s"
+
+
+def _latency(seconds: float) -> str:
+    return trip(seconds) if seconds else ""
 
 
 def _announced(entry: HeldDataset, seen: PeerStatus) -> str:

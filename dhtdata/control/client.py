@@ -85,7 +85,7 @@ class _Link:
         self.welcome = welcome
 
     @classmethod
-    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "") -> _Link:
+    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "", web_seeds: tuple[str, ...] = ()) -> _Link:
         """NotFoundError if no peer listens, PeerError if it is none of ours, ConfigError if in another network."""
         path = socket_path(store_id)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -99,6 +99,7 @@ class _Link:
                 store=store_id,
                 keeps_alive=keeps_alive,
                 network=network,
+                web_seeds=web_seeds,
             )
             connection.sendall(protocol.pack(hello))
             answer = _receive(connection)
@@ -374,7 +375,12 @@ class PeerClient:
 
     def _open(self) -> _Link:
         def connect() -> _Link:
-            return _Link.open(self._store_id, keeps_alive=self._keeps_alive, network=self._network)
+            return _Link.open(
+                self._store_id,
+                keeps_alive=self._keeps_alive,
+                network=self._network,
+                web_seeds=tuple(seed.url for seed in self._settings.web_seeds),
+            )
 
         return elect(self._settings, connect) if self._start else connect()
 

@@ -44,11 +44,15 @@ HEADER_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 60.0
 
+Cells = bytes
+"""A have-map in little: for each of some equal parts of the bytes, in order, the share that is here, 0 to 255."""
+
 
 class Hello(Format, frozen=True, tag="hello"):
     """``store`` is the store's id. ``keeps_alive``: the private peer lives as long as such a connection does.
 
-    ``network``: fingerprint of the network that the program means; empty if it means none.
+    ``network``: fingerprint of the network that the program means; empty if it means none. ``web_seeds``: URLs of
+    mirrors that the user named; the peer asks them as well from then on.
     """
 
     protocol: int
@@ -57,6 +61,7 @@ class Hello(Format, frozen=True, tag="hello"):
     store: bytes
     keeps_alive: bool = True
     network: str = ""
+    web_seeds: tuple[str, ...] = ()
 
 
 class Welcome(Format, frozen=True, tag="welcome"):
@@ -125,14 +130,53 @@ class FetchDataset(Format, frozen=True, tag="fetch_dataset"):
     columns: tuple[str, ...] = ()
 
 
+class Traffic(Format, frozen=True):
+    """What one address delivered: verified bytes and blocks, bytes thrown away, why it is avoided (if it is).
+
+    ``rate_bytes_s``: over the last second. ``latency_s``: until an answer begins, 0 if not known. ``outstanding``:
+    bytes it is being asked for. ``share`` of the dataset that it holds, 0 to 1; None if not known, or of no dataset.
+    """
+
+    address: str
+    bytes: int
+    blocks: int
+    wasted: int = 0
+    avoided: str = ""
+    rate_bytes_s: float = 0.0
+    latency_s: float = 0.0
+    outstanding: int = 0
+    share: float | None = None
+
+
 class Progress(Format, frozen=True, tag="progress"):
-    """How far a fetch is, at most twice a second. ``providers``: how many peers have delivered something so far."""
+    """How far a fetch is, four times a second while it lasts, and once more when it is done.
+
+    ``bytes`` are here and verified, whole shards or not; ``have`` says which. Of this fetch alone: ``blocks`` verified,
+    of about ``blocks_total`` (what is missing is counted in blocks of the usual length); ``fetched``, ``reused`` and
+    ``wasted``: bytes that came from providers and were verified, were copied from other shards, were thrown away;
+    ``elapsed_s``, and ``bound_s``, the least time in which it could have come as far (`dhtdata.transfer.meters`; None:
+    too early to say).
+
+    ``providers``: how many are known, the busiest of which are in ``traffic``. ``peer_fetched``: verified bytes that
+    the peer has fetched since its start, of whatever kind; it grows as long as anything arrives.
+    """
 
     shards: int
     shards_total: int
     bytes: int
     bytes_total: int
     providers: int = 0
+    have: Cells = b""
+    blocks: int = 0
+    blocks_total: int = 0
+    fetched: int = 0
+    reused: int = 0
+    wasted: int = 0
+    rate_bytes_s: float = 0.0
+    elapsed_s: float = 0.0
+    bound_s: float | None = None
+    traffic: tuple[Traffic, ...] = ()
+    peer_fetched: int = 0
 
 
 class Seed(Format, frozen=True, tag="seed"):
@@ -215,14 +259,12 @@ class Failure(Format, frozen=True, tag="failure"):
     culprit: str = ""
 
 
-class Traffic(Format, frozen=True):
-    """What one address delivered: verified bytes and blocks, bytes thrown away, why it is avoided (if it is)."""
+class Upload(Format, frozen=True):
+    """What one IP address fetched from us, and how fast over the last second."""
 
     address: str
     bytes: int
-    blocks: int
-    wasted: int = 0
-    avoided: str = ""
+    rate_bytes_s: float
 
 
 class HeldDataset(Format, frozen=True):
@@ -241,6 +283,7 @@ class HeldDataset(Format, frozen=True):
     announced: int = 0
     holders: int = 0
     state: str = ""
+    have: Cells = b""
 
 
 class PeerStatus(Format, frozen=True, tag="peer_status"):
@@ -248,7 +291,8 @@ class PeerStatus(Format, frozen=True, tag="peer_status"):
 
     ``uploads`` of large pieces are under way, ``uploads_waiting`` wait for a slot.
 
-    ``network``: ``public``, or the fingerprint of a private one.
+    ``network``: ``public``, or the fingerprint of a private one. ``down_bytes_s``, ``up_bytes_s``: over the last
+    second. ``fetchers``: the addresses that fetch most.
     """
 
     version: str
@@ -273,10 +317,16 @@ class PeerStatus(Format, frozen=True, tag="peer_status"):
     limits: LimitsNow
     uploads: int
     uploads_waiting: int
+    down_bytes_s: float = 0.0
+    up_bytes_s: float = 0.0
+    fetchers: tuple[Upload, ...] = ()
 
 
 class ProviderStatus(Format, frozen=True):
-    """A provider of some contents. ``seed``: has all of it; else ``shards`` counts its whole shards (-1: unknown)."""
+    """A provider of some contents. ``seed``: has all of it; else ``shards`` counts its whole shards (-1: unknown).
+
+    ``rate_bytes_s``: over the last second. ``latency_s``: until an answer begins, 0 if not known.
+    """
 
     address: str
     seed: bool
@@ -284,6 +334,8 @@ class ProviderStatus(Format, frozen=True):
     bytes: int
     source: str
     avoided: str = ""
+    rate_bytes_s: float = 0.0
+    latency_s: float = 0.0
 
 
 class ProviderList(Format, frozen=True, tag="provider_list"):

@@ -98,6 +98,9 @@ def private_command(settings: Settings, ready: int, *, elect_itself: bool) -> li
         command += ["--network", str(settings.network)]
     for name in RATES:
         command += [f"--{name.replace('_', '-')}", rate_text(getattr(settings, name))]
+    for seed in settings.web_seeds:
+        command += ["--web-seed", seed.url]
+    command += ["--packed", settings.packed]
     if elect_itself:
         command.append("--elect")
     return command

@@ -2,7 +2,7 @@
 
 Canonical JSON, at most 256 KB: the digest of the contents, of the statistics, of the parent version, and what people
 say about it: name, licence, card (Markdown), provenance. It holds no time of day, so publishing the same input twice
-gives the same version.
+gives the same version. Its ``ext`` may name web seeds (`dhtdata.formats.web_seeds`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_json, encode_json
+from dhtdata.formats.web_seeds import WebSeed, from_ext
 
 VERSION = 1
 MAX_MANIFEST_BYTES = 256_000
@@ -45,6 +46,11 @@ class Manifest(Format, frozen=True):
     card: str = ""
     provenance: Provenance = Provenance()
     ext: dict[str, str] = {}
+
+    @property
+    def web_seeds(self) -> tuple[WebSeed, ...]:
+        """Mirrors that hold this dataset, as its publisher says; those that this program understands."""
+        return from_ext(self.ext)
 
     def with_parent(self, parent: Digest | None) -> Manifest:
         """The same version as the successor of another."""

@@ -3,7 +3,8 @@
 Text: ``dhtdata1`` followed by lower-case base32 (no padding) of payload ‖ 4 bytes of its BLAKE3 digest, so that a
 mistyped or truncated ticket is recognised. Payload: canonical msgpack map with either a manifest digest or a
 publisher's name (and optionally a sequence), up to 8 live addresses, and optionally the secret of a private network.
-A ticket with a secret gives whoever reads it access to that network.
+A ticket with a secret gives whoever reads it access to that network. Its ``ext`` may name web seeds
+(`dhtdata.formats.web_seeds`), as many as fit.
 
 At most 1,024 characters. Rejected: other prefixes, wrong checksum, other versions, neither or both targets.
 
@@ -20,6 +21,7 @@ from dhtdata.errors import FormatError
 from dhtdata.formats.addresses import MAX_ADDRESSES, Address, AddressWire
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
 from dhtdata.formats.names import SCHEME, Name, check_name
+from dhtdata.formats.web_seeds import WebSeed, from_ext, to_ext
 
 VERSION = 1
 PREFIX = "dhtdata1"
@@ -41,11 +43,15 @@ class _Wire(Format, frozen=True):
 
 @dataclass(frozen=True)
 class Ticket:
-    """Where to look (``addresses``) and what for (``target``); ``secret``: of the private network it leads into."""
+    """Where to look (``addresses``, ``web_seeds``) and what for (``target``).
+
+    ``secret``: of the private network it leads into.
+    """
 
     target: Name | Digest
     addresses: tuple[Address, ...] = ()
     secret: bytes | None = field(default=None, repr=False)
+    web_seeds: tuple[WebSeed, ...] = ()
 
     def __str__(self) -> str:
         name = self.target if isinstance(self.target, Name) else None
@@ -57,11 +63,16 @@ class Ticket:
             name=name.name if name else None,
             sequence=name.sequence if name else None,
             secret=self.secret,
+            ext=to_ext(self.web_seeds),
         )
         payload = encode_msgpack(wire)
         text = PREFIX + base64.b32encode(payload + checksum(payload, _CHECKSUM_BYTES)).decode().lower().rstrip("=")
-        if len(text) > MAX_TICKET_CHARACTERS or len(self.addresses) > MAX_ADDRESSES:
+        if len(self.addresses) > MAX_ADDRESSES:
             raise FormatError(f"a ticket holds at most {MAX_ADDRESSES} addresses")
+        if len(text) > MAX_TICKET_CHARACTERS:
+            raise FormatError(
+                f"a ticket has at most {MAX_TICKET_CHARACTERS} characters, this one {len(text)}: name fewer web seeds"
+            )
         return text
 
     @classmethod
@@ -82,7 +93,8 @@ class Ticket:
         check_ext(wire.ext, "ticket")
         if len(wire.addresses) > MAX_ADDRESSES or (wire.secret is not None and len(wire.secret) != SECRET_BYTES):
             raise FormatError("ticket: too many addresses or a malformed secret")
-        return cls(_target(wire), tuple(address.address() for address in wire.addresses), wire.secret)
+        addresses = tuple(address.address() for address in wire.addresses)
+        return cls(_target(wire), addresses, wire.secret, from_ext(wire.ext))
 
 
 def _target(wire: _Wire) -> Name | Digest:

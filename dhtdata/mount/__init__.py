@@ -26,6 +26,7 @@ from dhtdata.config import Settings, entering, load_settings, parse_size
 from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.mount.dataset import Loop, StreamingDataset
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.ranks import find_ranks
@@ -58,6 +59,7 @@ def mount(
     cache_limit: int | str | None = None,
     bootstrap: str | Sequence[str | Address] | None = None,
     network: str | Path | None = None,
+    web_seeds: str | Sequence[str | WebSeed] | None = None,
     settings: Settings | None = None,
 ) -> StreamingDataset:
     """A dataset to iterate over. ``target``: a ticket, a ``dhtdata://`` name, a manifest digest or a name in the store.
@@ -73,7 +75,7 @@ def mount(
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
     the settings of `dhtdata.config`. ``network``: file with the secret of a private network; a ticket may carry the
-    secret instead.
+    secret instead. ``web_seeds``: URLs of mirrors to fetch from as well, of any that this machine reaches.
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
@@ -94,7 +96,14 @@ def mount(
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
-    flags = {"store": store, "home": home, "cache_limit": cache_limit, "bootstrap": bootstrap, "network": network}
+    flags = {
+        "store": store,
+        "home": home,
+        "cache_limit": cache_limit,
+        "bootstrap": bootstrap,
+        "network": network,
+        "web_seeds": web_seeds,
+    }
     given = {name: value for name, value in flags.items() if value is not None}
     if settings is None:
         settings = load_settings(given)

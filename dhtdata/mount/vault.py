@@ -2,7 +2,8 @@
 
 The vault asks the peer for blocks and maps the file in which they arrive; a block is read only after the peer said that
 it is verified, or from a whole shard in the store. A whole shard is checked once (`check_shard`), and that is
-remembered; the first shard of a publisher who is not trusted yet is fetched whole and checked in a process of its own.
+remembered. Until one shard of a publisher has passed whole, every block of theirs is checked in a process of its own
+(`Checker`) before this one reads it.
 
 When nobody has what is missing the vault waits, says so, and gives up after ``timeout_s``.
 
@@ -37,6 +38,7 @@ from dhtdata.tables.reader import ShardReader
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
+    from dhtdata.tables.check import Checker
 
 FETCHERS = 4
 OPEN_SHARDS = 256
@@ -119,6 +121,7 @@ class Vault:
         self._checking = threading.Lock()
         self._opening: dict[Digest, threading.Lock] = {}
         self._trusted = False
+        self._checker: Checker | None = None
         self._crew: _Crew | None = None
         self._leaving = threading.Event()
 
@@ -209,22 +212,52 @@ class Vault:
         digest, schema = shard.entry.digest, shard.group.schema_digest
         if self._store.is_checked(digest, schema):
             return
-        from dhtdata.tables.check import check_shard, check_shard_in_child
-
-        if self._trusts():
-            with self._blaming(shard.entry):
-                check_shard(path, shard.table, shard.group.stored)
-        else:
+        if not self._trusts():
             with self._checking:
                 if not self._trusts():
                     with self._blaming(shard.entry):
-                        check_shard_in_child(path, shard.table, shard.group.stored)
+                        self._stranger_checker().check(path, shard.table, shard.group.stored)
                     self._store.mark_checked(digest, schema)
                     self._store.trust_publisher(self._origin.publisher)
+                    self._end_checker()
                     return
-            self._check(shard, path)
-            return
+        from dhtdata.tables.check import check_shard
+
+        with self._blaming(shard.entry):
+            check_shard(path, shard.table, shard.group.stored)
         self._store.mark_checked(digest, schema)
+
+    def expect_stranger(self) -> None:
+        """Start the process that a stranger's blocks are checked in, so that it is ready when the first one is here."""
+        if not self._trusts():
+            with self._checking:
+                self._stranger_checker()
+
+    def _stranger_checker(self) -> Checker:
+        from dhtdata.tables.check import Checker
+
+        if self._checker is None:
+            self._checker = Checker()
+        return self._checker
+
+    def _end_checker(self) -> None:
+        checker, self._checker = self._checker, None
+        if checker is not None:
+            checker.close()
+
+    def _pass(self, shard: OpenShard, path: Path, blocks: list[int]) -> bool:
+        """Check a stranger's blocks, so that this process may read them. False if the file has gone meanwhile."""
+        if self._trusts():
+            return True
+        try:
+            with self._checking, self._blaming(shard.entry):
+                if not self._trusts():
+                    self._stranger_checker().check(path, shard.table, shard.group.stored, blocks)
+        except StoreError:
+            if path.exists():
+                raise
+            return False  # it was completed or dropped in between: ask again
+        return True
 
     def _trusts(self) -> bool:
         self._trusted = self._trusted or self._store.trusts(self._origin.publisher)
@@ -255,8 +288,6 @@ class Vault:
             missing = shard.missing(blocks)
             if not missing:
                 return []
-            if not self._trusts():
-                missing = list(range(len(shard.table.blocks)))
             waiting = {shard.asked[block] for block in missing if block in shard.asked}
             fresh = [block for block in missing if block not in shard.asked]
             if fresh:
@@ -294,6 +325,8 @@ class Vault:
         self._leaving.set()
         with self._lock:
             self._shards.clear()
+        with self._checking:
+            self._end_checker()
 
     def _submit(self, job: _Job) -> None:
         if self._crew is None:
@@ -330,7 +363,8 @@ class Vault:
             )
             if ensured.complete and self._open_stored(shard):
                 return
-            if not ensured.complete and self._open_partial(shard, Path(ensured.path)):
+            path = Path(ensured.path)
+            if not ensured.complete and self._open_partial(shard, path) and self._pass(shard, path, blocks):
                 return
         raise StoreError(f"shard {entry.digest} is dropped as fast as it is fetched: raise the store's cache limit")
 

@@ -120,15 +120,19 @@ class View:
 
     def close(self) -> None:
         """Unmap, close store and connection. What was handed out stays readable."""
-        here, self._here = self._here, None
-        if here is not None and here.pid == os.getpid():
-            here.vault.close()
+        self.unmap()
         store, self._store = self._store, None
         if store is not None:
             store.close()
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def unmap(self) -> None:
+        """Close the shards that this process has open; they are opened again when they are read."""
+        here, self._here = self._here, None
+        if here is not None and here.pid == os.getpid():
+            here.vault.close()
 
     def __del__(self) -> None:
         if (client := getattr(self, "_client", None)) is not None:
@@ -149,12 +153,20 @@ class View:
             lay_out(self.dataset.contents, self.split, number, columns, logical, of_group)
             for number, of_group in zip(numbers, indexes, strict=True)
         ]
-        missing = set(store.missing_blobs(self.dataset.digest))
-        self._complete = not missing or missing.isdisjoint(
-            digest for group in self.groups for digest in group.digests()
-        )
+        self._complete = self._holds_all(store)
         if not self._complete:
             self.connect()
+
+    def _holds_all(self, store: Store) -> bool:
+        """Whether every shard of these columns is stored. One look is enough where nothing is: a terabyte to come."""
+        if not all(store.has(group.entry(0).digest) for group in self.groups):
+            return False
+        missing = set(store.missing_blobs(self.dataset.digest))
+        return not missing or missing.isdisjoint(digest for group in self.groups for digest in group.digests())
+
+    def expect_stranger(self) -> None:
+        """Most of what comes has to be checked: see `Vault.expect_stranger`."""
+        self._process().vault.expect_stranger()
 
     def connect(self) -> PeerClient:
         """The peer of the store, started if none runs."""
@@ -202,6 +214,9 @@ def open_view(target: Target, settings: Settings, split: str, columns: Sequence[
         chosen = choose_columns(dataset.contents, columns)
         _trust_own(dataset, store, settings)
         view = View(target, settings, timeout_s, store, client, dataset, find_split(dataset.contents, split), chosen)
+        if client is not None:
+            opened.callback(view.unmap)
+            view.expect_stranger()
         view.load(chosen)
         opened.pop_all()
         return view

@@ -1,7 +1,7 @@
 """Fetch a whole dataset, or some splits and columns of it, behind everything that somebody waits for.
 
-Order: statistics, row ranges and indexes, then shards: those that were begun, then the others at random, so that peers
-that fetch the same dataset have different parts soon and serve each other.
+Order: statistics, row ranges and indexes, then shards: those that were begun, then the ones that the fewest others have
+or fetch, so that peers that fetch the same dataset have different parts soon and serve each other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,27 +19,18 @@ from dhtdata.formats.blocks import MAX_TABLE_BYTES
 from dhtdata.formats.index import MAX_INDEX_BYTES, MAX_RANGES_BYTES, ShardEntry
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.statistics import MAX_SHARD_STATISTICS_BYTES, MAX_STATISTICS_BYTES, Statistics
+from dhtdata.peer.tally import Tally
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import IndexSpan, Layout, entries_of
 from dhtdata.transfer.swarm import Swarm
 
-PARALLEL_SHARDS = 4
+PARALLEL_SHARDS = 8
+SAMPLED = 64
 PARALLEL_BLOBS = 4
 STALL_S = 120.0
 _WATCH_S = 5.0
 _T = TypeVar("_T")
-
-
-@dataclass
-class Tally:
-    """How far a fetch is. Bytes count whole shards."""
-
-    shards: int = 0
-    shards_total: int = 0
-    bytes: int = 0
-    bytes_total: int = 0
-    told: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass
@@ -95,30 +86,38 @@ class Collection:
         begun = set(await asyncio.to_thread(self.store.partials))
         held = await asyncio.to_thread(lambda: {entry.digest for entry in entries if self.store.has(entry.digest)})
         tables = await asyncio.to_thread(lambda: {entry.table for entry in entries if self.store.has(entry.table)})
-        tally = self.tally
-        tally.shards_total, tally.bytes_total = len(entries), sum(entry.size for entry in entries)
-        tally.shards, tally.bytes = len(held), sum(entry.size for entry in entries if entry.digest in held)
-        tally.told()
+        self.tally.begin([(entry.digest, entry.size) for entry in entries], held)
         await self._blobs([(e.table, MAX_TABLE_BYTES) for e in entries if e.digest in held and e.table not in tables])
         missing = [entry for entry in entries if entry.digest not in held]
         if new := [entry for entry in missing if entry.digest not in begun]:
             # Room for all of it or an error with the number now, not in the middle.
             await asyncio.to_thread(self.store.reserve, sum(entry.size for entry in new), new[0].digest)
-        random.shuffle(missing)
-        missing.sort(key=lambda entry: entry.digest not in begun)
+        missing.sort(key=lambda entry: entry.digest in begun)
+        begun_count = sum(entry.digest in begun for entry in missing)
 
         async def fetch(entry: ShardEntry) -> None:
             await self.fetcher.ensure(self.swarm, entry.digest, entry.table, urgent=False)
-            tally.shards += 1
-            tally.bytes += entry.size
-            tally.told()
+            self.tally.whole(entry.digest)
 
-        await self._each(missing, fetch, PARALLEL_SHARDS)
+        await self._each(self._rarest_first(missing, begun_count), fetch, PARALLEL_SHARDS)
 
-    async def _each(self, items: Sequence[_T], fetch: Callable[[_T], Awaitable[None]], parallel: int) -> None:
+    def _rarest_first(self, entries: list[ShardEntry], begun_count: int) -> Iterator[ShardEntry]:
+        """The last ``begun_count`` entries, then always one that few others have or fetch. Takes them off the list.
+
+        The rarest of a sample: to compare 30,000 shards each time would cost more than it brings.
+        """
+        while entries:
+            place = len(entries) - 1
+            if begun_count > 0:
+                begun_count -= 1
+            else:
+                sampled = random.sample(range(len(entries)), min(SAMPLED, len(entries)))
+                place = min(sampled, key=lambda each: self.swarm.members.shard_copies(entries[each].digest))
+            entries[place], entries[-1] = entries[-1], entries[place]
+            yield entries.pop()
+
+    async def _each(self, items: Iterable[_T], fetch: Callable[[_T], Awaitable[None]], parallel: int) -> None:
         """Fetch all items, some at a time; the first failure ends it."""
-        if not items:
-            return
         left = iter(items)
 
         async def worker() -> None:
@@ -133,7 +132,7 @@ class Collection:
         workers: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch(workers))
-            workers += [group.create_task(worker()) for _ in range(min(parallel, len(items)))]
+            workers += [group.create_task(worker()) for _ in range(parallel)]
             await asyncio.wait(workers)
             watch.cancel()
         if self.failure is not None:

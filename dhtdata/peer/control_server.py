@@ -28,6 +28,7 @@ _BACKLOG = 128
 
 Send = Callable[[Answer], Awaitable[None]]
 Handle = Callable[[Request, Send], Awaitable[Answer]]
+Greet = Callable[[Hello], None]
 
 
 class ControlServer:
@@ -40,6 +41,7 @@ class ControlServer:
         self._release = release
         self._network = network
         self._handle: Handle
+        self._greet: Greet
         self._group: asyncio.TaskGroup
         self._server: asyncio.Server
         self._connections = 0
@@ -59,10 +61,11 @@ class ControlServer:
             self._server.close()
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
-    async def serve(self, group: asyncio.TaskGroup, handle: Handle) -> None:
-        """Answer from now on; conversations are tasks of the group."""
+    async def serve(self, group: asyncio.TaskGroup, handle: Handle, greet: Greet) -> None:
+        """Answer from now on; conversations are tasks of the group. ``greet`` hears how each of them starts."""
         self._group = group
         self._handle = handle
+        self._greet = greet
         await self._server.start_serving()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,13 +90,13 @@ class ControlServer:
         counted = False
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
-                hello = await _read(reader)
-                self._check(hello)
+                hello = self._checked(await _read(reader))
+                self._greet(hello)
                 await _send(
                     writer,
                     Welcome(protocol=protocol.PROTOCOL, version=self._release, pid=os.getpid(), kind=self._kind),
                 )
-            if isinstance(hello, Hello) and hello.keeps_alive:
+            if hello.keeps_alive:
                 counted = True
                 self._count(1)
             early = b""
@@ -151,7 +154,7 @@ class ControlServer:
             return failure
         return None
 
-    def _check(self, hello: Message) -> None:
+    def _checked(self, hello: Message) -> Hello:
         if self._connections > MAX_CONNECTIONS:
             raise PeerError(f"more than {MAX_CONNECTIONS} programs talk to this peer")
         if not isinstance(hello, Hello):
@@ -169,6 +172,7 @@ class ControlServer:
                 f"the running {self._kind} peer (pid {os.getpid()}) is in network {self._network}, but network "
                 f"{hello.network} was asked for: run dhtdata stop, then try again, or use another store (--store)"
             )
+        return hello
 
     def _count(self, step: int) -> None:
         self.clients += step

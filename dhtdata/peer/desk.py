@@ -23,10 +23,10 @@ from dhtdata.control.protocol import (
     FetchBlobs,
     FetchDataset,
     HandOver,
+    Hello,
     LimitsNow,
     MakeTicket,
     PeerStatus,
-    Progress,
     ProviderList,
     ProviderStatus,
     Request,
@@ -36,33 +36,35 @@ from dhtdata.control.protocol import (
     SetLimits,
     Stop,
     TicketText,
-    Traffic,
 )
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError
+from dhtdata.errors import ConfigError, DhtDataError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name
 from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
-from dhtdata.peer.collect import Collection, Tally
+from dhtdata.formats.web_seeds import WebSeed
+from dhtdata.peer.collect import PARALLEL_BLOBS, Collection
 from dhtdata.peer.dht_desk import DhtDesk, gauges
+from dhtdata.peer.figures import FetchFigures, Figures
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
 from dhtdata.peer.swarms import Swarms
+from dhtdata.peer.tally import Tally
 from dhtdata.store import Store, meaning_of, version_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.members import Member
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.server import Served
-from dhtdata.transfer.swarm import Member, Swarm
+from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.uploads import Uploads
 
 LONGEST_S = 7 * 86_400.0
-PROGRESS_S = 0.5
+PROGRESS_S = 0.25
 PROXY_S = 20.0
-_MAX_TRAFFIC = 1_024
 _T = TypeVar("_T")
 
 
@@ -83,6 +85,7 @@ class Desk:
     served: Served
     uploads: Uploads
     limits: Limits
+    figures: Figures
     addresses: Sequence[Address]
     port: int
     clients: Callable[[], int]
@@ -92,6 +95,11 @@ class Desk:
     @property
     def kind(self) -> str:
         return "private" if self.seeder is None else "seed"
+
+    def greet(self, hello: Hello) -> None:
+        """A program has come: its user may have named web seeds. FormatError if one is malformed."""
+        if hello.web_seeds:
+            self.swarms.name_web_seeds([WebSeed.parse(url, named=True) for url in hello.web_seeds])
 
     async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         """The answer that ends the request; progress goes out through ``send`` before."""
@@ -157,18 +165,8 @@ class Desk:
 
     async def status(self) -> PeerStatus:
         dht = self.dht.status()
-        datasets = await self.seeder.describe() if self.seeder is not None else []
-        busy = [remote for remote in self.remotes.everybody() if remote.bytes or remote.wasted]
-        traffic = (
-            Traffic(
-                address=str(remote.address),
-                bytes=remote.bytes,
-                blocks=remote.blocks,
-                wasted=remote.wasted,
-                avoided=self.remotes.avoided(remote.address),
-            )
-            for remote in sorted(busy, key=lambda remote: -remote.bytes)[:_MAX_TRAFFIC]
-        )
+        partials = self.figures.holdings.begun()
+        datasets = await self.seeder.describe(partials) if self.seeder is not None else []
         return PeerStatus(
             version=self.release,
             pid=os.getpid(),
@@ -182,7 +180,7 @@ class Desk:
             dht_contacts=dht.contacts,
             dht=dht,
             datasets=tuple(datasets),
-            traffic=tuple(traffic),
+            traffic=self.figures.traffic(),
             blocks_verified=self.fetcher.blocks_verified,
             bytes_fetched=self.fetcher.bytes_fetched,
             bytes_served=self.served.bytes,
@@ -192,6 +190,9 @@ class Desk:
             limits=self._limits_now(),
             uploads=self.uploads.under_way,
             uploads_waiting=self.uploads.queued,
+            down_bytes_s=self.fetcher.received.total().bytes_s,
+            up_bytes_s=self.served.sent.total().bytes_s,
+            fetchers=self.figures.uploads(),
         )
 
     def _limit(self, request: SetLimits) -> LimitsNow:
@@ -208,8 +209,22 @@ class Desk:
 
     async def _fetch_blobs(self, request: FetchBlobs) -> Done:
         swarm = self.swarms.of(request.contents)
-        for digest, limit_bytes in request.blobs:
-            await self.fetcher.blob(swarm, digest, limit_bytes)
+        slots = asyncio.Semaphore(PARALLEL_BLOBS)
+        failures: list[DhtDataError] = []
+
+        async def fetch(digest: Digest, limit_bytes: int) -> None:
+            async with slots:
+                try:
+                    if not failures:
+                        await self.fetcher.blob(swarm, digest, limit_bytes)
+                except DhtDataError as failure:
+                    failures.append(failure)
+
+        async with asyncio.TaskGroup() as group:
+            for blob in request.blobs:
+                group.create_task(fetch(*blob))
+        if failures:
+            raise failures[0]
         return Done()
 
     async def _ensure(self, request: EnsureBlocks) -> Ensured:
@@ -237,39 +252,19 @@ class Desk:
     async def _fetch_dataset(self, request: FetchDataset, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         resolved = await self.resolver.resolve(request.manifest)
         swarm = self.swarms.of(resolved.contents)
-        news = asyncio.Event()
-        tally = Tally(told=news.set)
+        tally = Tally()
         collection = Collection(
             self.store, self.fetcher, swarm, request.manifest, request.splits, request.columns, tally
         )
-        async with asyncio.TaskGroup() as group:
-            telling = group.create_task(self._tell(tally, news, send))
-            failure = await group.create_task(collection.settle())
-            telling.cancel()
-        if failure is not None:
-            raise failure
-        await send(self._progress(tally))
+        with self.figures.fetching(swarm, tally) as figures:
+            async with asyncio.TaskGroup() as group:
+                telling = group.create_task(_tell(figures, send))
+                failure = await group.create_task(collection.settle())
+                telling.cancel()
+            if failure is not None:
+                raise failure
+            await send(figures.progress())
         return Done()
-
-    async def _tell(self, tally: Tally, news: asyncio.Event, send: Callable[[Answer], Awaitable[None]]) -> None:
-        while True:
-            await news.wait()
-            news.clear()
-            try:
-                await send(self._progress(tally))
-            except (ConnectionError, TimeoutError):
-                # The watch on the connection ends the request.
-                return
-            await asyncio.sleep(PROGRESS_S)
-
-    def _progress(self, tally: Tally) -> Progress:
-        return Progress(
-            shards=tally.shards,
-            shards_total=tally.shards_total,
-            bytes=tally.bytes,
-            bytes_total=tally.bytes_total,
-            providers=sum(remote.blocks > 0 for remote in self.remotes.everybody()),
-        )
 
     async def _ticket(self, target: Target, with_secret: bool) -> str:
         self._require_seed()
@@ -291,18 +286,22 @@ class Desk:
         swarm = self.swarms.of(contents)
         swarm.glance()
         await swarm.look_once()
-        members = sorted(swarm.members.values(), key=lambda member: (not member.complete, member.address))
-        return ProviderList(providers=tuple(self._provider(member) for member in members if member.have is not None))
+        others = (member for member in swarm.members if member.provider not in self.addresses)
+        members = sorted(others, key=lambda member: (not member.complete, str(member.provider)))
+        answered = (member for member in members if member.answered)
+        return ProviderList(providers=tuple(map(self._provider, answered)))
 
     def _provider(self, member: Member) -> ProviderStatus:
-        have = member.have
+        measured = self.fetcher.received.rate(member.provider)
         return ProviderStatus(
-            address=str(member.address),
+            address=str(member.provider),
             seed=member.complete,
-            shards=-1 if have is None or have.complete else int.from_bytes(have.shards, "little").bit_count(),
-            bytes=self.remotes.at(member.address).bytes,
+            shards=-1 if member.complete else member.shard_count,
+            bytes=self.remotes.at(member.provider).bytes,
             source=member.source,
-            avoided=self.remotes.avoided(member.address),
+            avoided=self.remotes.avoided(member.provider),
+            rate_bytes_s=measured.bytes_s,
+            latency_s=measured.latency_s,
         )
 
     def _require_seed(self) -> Seeder:
@@ -319,7 +318,12 @@ class Desk:
         if swarm is None:
             return ()
         swarm.glance()
-        return [member.address for member in swarm.usable() if member.have is not None]
+        # Web seeds are not passed on: who wants them asks the manifest.
+        return swarm.known()
+
+    def asked(self, contents: Digest, address: Address) -> None:
+        if (swarm := self.swarms.known(contents)) is not None:
+            swarm.asked_by(address)
 
     async def lookup(self, digest: Digest) -> list[ProviderRecord]:
         return await _within(PROXY_S, self.resolver.finder.proxied(digest), "a look-up in the DHT")
@@ -358,6 +362,17 @@ class Desk:
                 f"  shards {held.shards_held}/{held.shards}, bytes {held.bytes_held}/{held.bytes}, {held.state}"
             )
         return "\n".join(lines) + "\n"
+
+
+async def _tell(figures: FetchFigures, send: Callable[[Answer], Awaitable[None]]) -> None:
+    """Progress, for as long as the fetch lasts: whoever looks sees rates fall when nothing comes any more."""
+    while True:
+        try:
+            await send(figures.progress())
+        except (ConnectionError, TimeoutError):
+            # The watch on the connection ends the request.
+            return
+        await asyncio.sleep(PROGRESS_S)
 
 
 def _search_for(target: Target) -> str:

@@ -19,6 +19,7 @@ from dhtdata.formats import records
 from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord, ProviderClaim, ShardClaims, Signed, contents_key, shard_key
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.peer.known import Known
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient
@@ -95,13 +96,13 @@ class Finder:
             return addresses
         return addresses
 
-    async def name(self, name: Name, direct: Sequence[Address] = ()) -> tuple[Signed | None, set[Address], str]:
+    async def name(self, name: Name, direct: Sequence[Provider] = ()) -> tuple[Signed | None, set[Provider], str]:
         """Newest record of a name that anybody knows, who answered over HTTP, and what the search was.
 
         Waits for the DHT and for all peers asked, but once there is a record not much longer.
         """
         started_s = time.monotonic()
-        peers = list(dict.fromkeys([*direct, *self.known.everybody()]))[:_MAX_NAME_PEERS]
+        peers = list(dict.fromkeys([*direct, *self.known.web_seeds, *self.known.everybody()]))[:_MAX_NAME_PEERS]
         search = _NameSearch(name, self.http, self.node)
         try:
             async with asyncio.timeout(NAME_DEADLINE_S) as deadline:
@@ -129,8 +130,8 @@ class _NameSearch:
 
     def __init__(self, name: Name, http: HttpClient, node: DhtNode) -> None:
         self.best: Signed | None = None
-        self.answered: set[Address] = set()
-        self.heard: set[Address] = set()
+        self.answered: set[Provider] = set()
+        self.heard: set[Provider] = set()
         self.deadline: asyncio.Timeout | None = None
         self._name = name
         self._http = http
@@ -145,7 +146,7 @@ class _NameSearch:
             # The peers may know it; if nobody does, the caller says so.
             return
 
-    async def ask_peer(self, address: Address) -> None:
+    async def ask_peer(self, address: Provider) -> None:
         async with self._slots:
             try:
                 signed = await self._http.name(address, self._name)

@@ -15,10 +15,12 @@ from dhtdata.errors import FormatError, StoreError
 from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.codec import Format, decode_json, encode_json
 from dhtdata.formats.names import Name
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.peer.addresses import parse_addresses
 
 MAX_REMEMBERED = 64
 MAX_TRUSTED = 256
+MAX_WEB_SEEDS = 32
 _MAX_FOLLOWED = 1_024
 _LIMIT_BYTES = 1 << 20
 _FILE = "peers.json"
@@ -37,6 +39,7 @@ class Known:
         self._path = folder / _FILE
         self._guard = guard
         self._trusted: dict[Address, None] = {}
+        self._web_seeds: dict[WebSeed, None] = {}
         self._remembered: dict[Address, None] = {}
         self._followed: dict[Name, None] = {}
         self._saved: bytes | None = None
@@ -74,6 +77,16 @@ class Known:
             if len(self._trusted) < MAX_TRUSTED:
                 self._trusted[address] = None
                 self._guard.trust([address])
+
+    def name_web_seeds(self, seeds: Iterable[WebSeed]) -> None:
+        """The user named these mirrors, for whatever dataset they have."""
+        for seed in seeds:
+            if len(self._web_seeds) < MAX_WEB_SEEDS:
+                self._web_seeds[seed] = None
+
+    @property
+    def web_seeds(self) -> list[WebSeed]:
+        return list(self._web_seeds)
 
     def remember(self, address: Address) -> None:
         """It served something; the latest are kept."""

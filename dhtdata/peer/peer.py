@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Believed
+from dhtdata.formats.addresses import Address, Believed
 from dhtdata.formats.ticket import Target
 from dhtdata.network import Network, network_of_store
 from dhtdata.peer.addresses import free_port, own_addresses
@@ -32,6 +32,7 @@ from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
 from dhtdata.peer.desk import Desk
 from dhtdata.peer.dht_desk import DhtDesk
+from dhtdata.peer.figures import Figures
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
@@ -42,9 +43,12 @@ from dhtdata.store import Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.packer import Packer
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.server import BlobServer
+from dhtdata.transfer.swarm import NOBODY, Fetching
+from dhtdata.transfer.threads import Carrier
 
 LINGER_S = 60.0
 HAND_OVER_S = 15.0
@@ -109,31 +113,35 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     stop = asyncio.Event()
     empty = not await asyncio.to_thread(store.manifests)
     network = await asyncio.to_thread(network_of_store, store.path, settings.network, empty=empty)
-    holdings = Holdings(store)
+    packer = Packer(store, settings.packed)
+    holdings = Holdings(store, packer)
     limits = Limits(Rates(**{name: getattr(settings, name) for name in RATES}))
     front = BlobServer(holdings, network, limits)
     control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
     failures: list[DhtDataError] = []
     believed = Believed()
     async with (
+        AsyncExitStack() as exits,
         HttpClient.running(network, settings.listen) as http,
         _node(settings, store, network, believed, seed=seed) as node,
         _server(front, settings.listen, node.port, seed=seed),
         control.running(await asyncio.to_thread(socket_path, store.id)),
     ):
+        carrier = exits.enter_context(Carrier.running(network, settings.listen, limits))
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
-        fetcher = Fetcher(store, http, remotes, holdings)
+        fetcher = Fetcher(store, http, carrier, remotes, holdings, settings.packed)
+        own = Fetching(holdings.key, node.port) if seed else NOBODY
         try:
             with _signals(stop):
                 async with asyncio.TaskGroup() as group:
-                    swarms = Swarms(group, finder, http, remotes, fetcher.wake)
-                    resolver = Resolver(settings, store, http, finder, fetcher, swarms)
+                    swarms = Swarms(group, store, finder, http, remotes, fetcher.wake, own)
+                    resolver = Resolver(group, settings, store, http, finder, fetcher, swarms)
                     seeder = announcer = None
                     if seed:
                         announcer = Announcer(node, store)
-                        seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known)
+                        seeder = Seeder(group, store, fetcher, swarms, resolver, announcer, known, packer)
                     desk = Desk(
                         release=RELEASE,
                         settings=settings,
@@ -148,6 +156,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         served=front.served,
                         uploads=front.uploads,
                         limits=limits,
+                        figures=Figures(fetcher, remotes, holdings, front.served, limits),
                         addresses=own_addresses(settings.listen, node.port) if seed else (),
                         port=node.port,
                         clients=lambda: control.clients,
@@ -160,12 +169,13 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     group.create_task(_watch_store(store, stop, failures))
                     if seeder is not None and announcer is not None:
                         group.create_task(announcer.sweep())
+                        group.create_task(packer.run())
                         group.create_task(seeder.follow_all())
                         group.create_task(seeder.watch_pins())
                         group.create_task(_seed_all(desk, seeder, targets, events, failures))
                     else:
                         group.create_task(_end_when_unused(control, stop))
-                    await control.serve(group, desk.handle)
+                    await control.serve(group, desk.handle, desk.greet)
                     events.on_listening(await desk.status())
                     await stop.wait()
                     if announcer is not None:
@@ -215,6 +225,7 @@ async def _acquaintances(
     known = Known(store.path, believed)
     await asyncio.to_thread(known.load)
     known.trust(settings.bootstrap)
+    known.name_web_seeds(settings.web_seeds)
     return known, Finder(node, http, known, believed)
 
 
@@ -274,8 +285,8 @@ async def _remember(remotes: Remotes, known: Known) -> None:
     while True:
         await asyncio.sleep(REMEMBER_EVERY_S)
         for remote in remotes.everybody():
-            if remote.blocks and remotes.usable(remote.address):
-                known.remember(remote.address)
+            if isinstance(remote.provider, Address) and remote.blocks and remotes.usable(remote.provider):
+                known.remember(remote.provider)
         await _save(known)
 
 

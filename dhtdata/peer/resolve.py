@@ -9,34 +9,37 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from dhtdata.config import Settings
 from dhtdata.control.protocol import Resolved
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, IntegrityError, NotFoundError
+from dhtdata.errors import ConfigError, DhtDataError, IntegrityError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord, Signed
 from dhtdata.formats.ticket import LocalName, Target, Ticket
+from dhtdata.formats.web_seeds import Provider, WebSeed
 from dhtdata.network import Network
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.swarms import Swarms
 from dhtdata.store import Store, meaning_of
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.fetcher import Fetcher
-from dhtdata.transfer.search import Search, each
+from dhtdata.transfer.search import ProviderSource, Search, each
 
 JOIN_GRACE_S = 5.0
 
 
 @dataclass
 class Resolver:
-    """Answers `resolve`. Concurrent searches for the same thing are rare and harmless."""
+    """Answers `resolve`. Concurrent searches for the same thing are rare and harmless. ``group`` is the peer's."""
 
+    group: asyncio.TaskGroup
     settings: Settings
     store: Store
     http: HttpClient
@@ -46,11 +49,11 @@ class Resolver:
 
     async def resolve(self, target: Target) -> Resolved:
         """Find the version. ConfigError if there is nobody to ask, NotFoundError if nobody has it."""
-        direct: Sequence[Address] = ()
+        direct: Sequence[Provider] = ()
         if isinstance(target, Ticket):
             self._require_network(target)
-            direct, target = target.addresses, target.target
-            self.finder.known.trust(direct)
+            self.finder.known.trust(target.addresses)
+            direct, target = (*target.addresses, *target.web_seeds), target.target
         if isinstance(target, LocalName):
             target = await asyncio.to_thread(meaning_of, target, self.store)
         if isinstance(target, Digest):
@@ -68,12 +71,15 @@ class Resolver:
             )
         return await self._version(record.manifest, record, direct)
 
-    async def _version(self, manifest: Digest, record: NameRecord | None, direct: Sequence[Address]) -> Resolved:
-        contents = await self._manifest_contents(manifest, direct)
+    async def _version(self, manifest: Digest, record: NameRecord | None, direct: Sequence[Provider]) -> Resolved:
+        read = await self._manifest(manifest, direct)
+        contents = read.contents
         swarm = self.swarms.of(contents)
-        swarm.add(direct, "ticket", trusted=True)
+        swarm.add(_addresses(direct), "ticket", trusted=True)
+        swarm.add_web_seeds(_web_seeds(direct), "ticket")
+        swarm.add_web_seeds(read.web_seeds, "manifest")
         if not await asyncio.to_thread(self.store.has, contents):
-            await self._fetch_contents(contents, direct)
+            await self._fetch_contents(contents, [*direct, *read.web_seeds])
         Contents.decode(await asyncio.to_thread(self.store.read, contents, limit_bytes=MAX_CONTENTS_BYTES))
         await asyncio.to_thread(self.store.add_manifest, manifest)
         if record is None:
@@ -82,37 +88,42 @@ class Resolver:
             manifest=manifest, contents=contents, name_uri=str(record.target), stale=record.stale(time.time())
         )
 
-    async def _manifest_contents(self, manifest: Digest, direct: Sequence[Address]) -> Digest:
+    async def _manifest(self, manifest: Digest, direct: Sequence[Provider]) -> Manifest:
         if not await asyncio.to_thread(self.store.has, manifest):
             body = await self._search(manifest, MAX_MANIFEST_BYTES, "manifest", direct)
             # Parsed before it is stored: a manifest of a newer format is refused by name.
             Manifest.decode(body)
             await asyncio.to_thread(self.store.put, body)
         encoded = await asyncio.to_thread(self.store.read, manifest, limit_bytes=MAX_MANIFEST_BYTES)
-        return Manifest.decode(encoded).contents
+        return Manifest.decode(encoded)
 
-    async def _fetch_contents(self, contents: Digest, direct: Sequence[Address]) -> None:
+    async def _fetch_contents(self, contents: Digest, direct: Sequence[Provider]) -> None:
         body = await self._search(contents, MAX_CONTENTS_BYTES, "contents", direct, contents=True)
         Contents.decode(body)
         await asyncio.to_thread(self.store.put, body)
 
     async def _search(
-        self, blob: Digest, limit_bytes: int, what: str, direct: Sequence[Address], *, contents: bool = False
+        self, blob: Digest, limit_bytes: int, what: str, direct: Sequence[Provider], *, contents: bool = False
     ) -> bytes:
         started_s = time.monotonic()
         self._require_somebody(direct)
-        await self._join(direct)
-        answered: list[Address] = []
+        # Not cut off by the first answer: what is fetched next needs the DHT, too.
+        joining = self.group.create_task(self._join(direct))
+        answered: list[Provider] = []
 
-        async def attempt(address: Address) -> bytes:
+        async def attempt(address: Provider) -> bytes:
             body = await self.http.read_blob(address, blob, limit_bytes)
             answered.append(address)
             return body
 
         search = Search(attempt, self.fetcher.blame)
-        sources = [each([*direct, *self.finder.known.everybody()]), self.finder.holders(blob)]
+        known = self.finder.known
+        sources: list[ProviderSource] = [
+            each([*direct, *known.web_seeds, *known.everybody()]),
+            _after(joining, self.finder.holders(blob)),
+        ]
         if contents:
-            sources.append(self.finder.providers(blob))
+            sources.append(_after(joining, self.finder.providers(blob)))
         try:
             body = await search.first(sources)
         except NotFoundError as failure:
@@ -120,13 +131,13 @@ class Resolver:
                 f"nobody has {what} {blob}: asked {self.finder.dht_size} DHT nodes and {len(search.asked)} peers "
                 f"in {time.monotonic() - started_s:.1f} s ({failure}); try again later, or ask for a fresh ticket"
             ) from failure
-        for address in answered:
-            self.finder.known.remember(address)
+        for address in _addresses(answered):
+            known.remember(address)
         if contents:
-            self.swarms.of(blob).add(answered, "asked", trusted=True)
+            self.swarms.of(blob).add(_addresses(answered), "asked", trusted=True)
         return body
 
-    async def _newest(self, name: Name, direct: Sequence[Address]) -> Signed:
+    async def _newest(self, name: Name, direct: Sequence[Provider]) -> Signed:
         """The newest record: what the store remembers, unless the network knows a newer one."""
         stored: Signed | None = None
         try:
@@ -137,7 +148,7 @@ class Resolver:
             return stored
         await self._join(direct)
         found, answered, said = await self.finder.name(name, direct)
-        for address in answered:
+        for address in _addresses(answered):
             self.finder.known.remember(address)
         if found is not None:
             await asyncio.to_thread(self.store.put_name_record, found)
@@ -152,14 +163,14 @@ class Resolver:
             )
         return await asyncio.to_thread(self.store.name_record, name.publisher, name.name)
 
-    async def _join(self, direct: Sequence[Address]) -> None:
-        """Enter the DHT, if we know nobody there yet. Where UDP is blocked a search waits `JOIN_GRACE_S` for that."""
-        entry = [*direct, *self.finder.known.everybody()]
+    async def _join(self, direct: Sequence[Provider]) -> None:
+        """Enter the DHT, if we know nobody there yet, for at most `JOIN_GRACE_S`: UDP may be blocked."""
+        entry = [*_addresses(direct), *self.finder.known.everybody()]
         if entry and not self.finder.dht_size:
             try:
                 async with asyncio.timeout(JOIN_GRACE_S):
                     await self.finder.join(entry)
-            except TimeoutError:
+            except (TimeoutError, DhtDataError):
                 # The DHT is never the only path: the same addresses are asked over HTTP.
                 return
 
@@ -173,12 +184,29 @@ class Resolver:
                 "or use another store (--store)"
             )
 
-    def _somebody(self, direct: Sequence[Address]) -> bool:
-        return bool(direct or self.finder.dht_size or self.finder.known.everybody())
+    def _somebody(self, direct: Sequence[Provider]) -> bool:
+        known = self.finder.known
+        return bool(direct or self.finder.dht_size or known.everybody() or known.web_seeds)
 
-    def _require_somebody(self, direct: Sequence[Address]) -> None:
+    def _require_somebody(self, direct: Sequence[Provider]) -> None:
         if not self._somebody(direct):
             raise ConfigError(
                 "this peer knows nobody to ask: use a ticket (dhtdata1...) instead, "
-                "or name a peer with --bootstrap IP:PORT or DHTDATA_BOOTSTRAP"
+                "or name a peer with --bootstrap IP:PORT or DHTDATA_BOOTSTRAP, or a mirror with --web-seed URL"
             )
+
+
+async def _after(joining: asyncio.Task[None], source: ProviderSource) -> ProviderSource:
+    """A source that asks the DHT, once we are in it."""
+    await asyncio.wait([joining])
+    async with aclosing(source):
+        async for provider in source:
+            yield provider
+
+
+def _addresses(providers: Iterable[Provider]) -> list[Address]:
+    return [provider for provider in providers if isinstance(provider, Address)]
+
+
+def _web_seeds(providers: Iterable[Provider]) -> list[WebSeed]:
+    return [provider for provider in providers if isinstance(provider, WebSeed)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dhtdata.control.protocol import HeldDataset
@@ -18,12 +19,14 @@ from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord
 from dhtdata.peer.announcer import Announced, Announcer
-from dhtdata.peer.collect import Collection, Tally
+from dhtdata.peer.collect import Collection
 from dhtdata.peer.known import Known
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.swarms import Swarms
+from dhtdata.peer.tally import Spans, Tally
 from dhtdata.store import Store
 from dhtdata.transfer.fetcher import Fetcher
+from dhtdata.transfer.packer import Packer
 
 RETRY_S = 30.0
 FOLLOW_S = 600.0
@@ -54,6 +57,7 @@ class Seeder:
         resolver: Resolver,
         announcer: Announcer,
         known: Known,
+        packer: Packer,
     ) -> None:
         self._group = group
         self._store = store
@@ -62,6 +66,7 @@ class Seeder:
         self._resolver = resolver
         self._announcer = announcer
         self._known = known
+        self._packer = packer
         self._kept: dict[Digest, _Kept] = {}
         self._changing = asyncio.Lock()
 
@@ -153,8 +158,8 @@ class Seeder:
                     # Unreachable now; the next round asks again.
                     continue
 
-    async def describe(self) -> list[HeldDataset]:
-        """For the status."""
+    async def describe(self, partials: Spans) -> list[HeldDataset]:
+        """For the status. ``partials``: what is here of shards that are being fetched."""
         names = {record.manifest: str(record.target) for record in await asyncio.to_thread(self._names)}
         described = []
         for manifest, kept in self._kept.items():
@@ -167,10 +172,11 @@ class Seeder:
                     shards=tally.shards_total,
                     shards_held=tally.shards,
                     bytes=tally.bytes_total,
-                    bytes_held=tally.bytes,
+                    bytes_held=tally.held_bytes(partials),
                     announced=announced.announced,
                     holders=announced.holders,
                     state=kept.state,
+                    have=tally.have(partials),
                 )
             )
         return described
@@ -194,6 +200,8 @@ class Seeder:
             announced.nudge.set()
             self._announcer.shards_changed()
             while announced.complete:
+                with suppress(DhtDataError):  # lost again just now: the next look finds out
+                    await self._packer.completed(announced.contents)
                 await asyncio.sleep(LOSS_S * random.uniform(1 - _JITTER, 1 + _JITTER))
                 announced.complete = await self._whole(announced.manifest)
 

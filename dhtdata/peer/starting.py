@@ -53,6 +53,8 @@ def run_private(arguments: Sequence[str]) -> int:
             "bootstrap": options.bootstrap,
             "network": options.network,
             **{name: getattr(options, name) for name in RATES},
+            "web_seeds": options.web_seed,
+            "packed": options.packed,
         },
         environment={},
     )
@@ -114,5 +116,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--network")
     for name in RATES:
         parser.add_argument(f"--{name.replace('_', '-')}")
+    parser.add_argument("--web-seed", action="append")
+    parser.add_argument("--packed")
     parser.add_argument("--elect", action="store_true")
     return parser.parse_args(arguments)

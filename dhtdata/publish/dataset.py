@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from dhtdata.formats.contents import MAX_CONTENTS_BYTES, MAX_SPLIT_NAME, MAX_SPL
 from dhtdata.formats.manifest import MAX_SOURCES, Manifest, Provenance, Source
 from dhtdata.formats.names import Name, check_name
 from dhtdata.formats.statistics import Statistics
+from dhtdata.formats.web_seeds import WebSeed, to_ext
 from dhtdata.publish.destination import Destination, DryDestination, StoreDestination
 from dhtdata.publish.splits import Progress, PublishedSplit, ReadAhead, SplitPublisher, choose_groups, stored_rows
 from dhtdata.publish.version import Keys, Previous, load_previous, release, with_parent, without_credentials
@@ -69,6 +70,7 @@ def publish(
     licence: str = "",
     source_url: str = "",
     card: str = "",
+    web_seeds: Sequence[str] = (),
     allow_missing: bool = False,
     dry_run: bool = False,
     store: Store | Path | str | None = None,
@@ -80,14 +82,15 @@ def publish(
 
     ``source`` becomes the split ``split``; or ``splits`` maps names to sources. A source is a path, folder or glob (or
     a list of them), any object with ``__arrow_c_stream__``, or an iterator of dicts or record batches. ``card`` is text
-    in Markdown. ``store`` is a `Store` or the path of one; without it, the settings'. ``progress`` is called in this
-    thread. A dry run digests and counts everything and writes nothing.
+    in Markdown. ``web_seeds`` are public URLs of mirrors, for readers to fetch from as well. ``store`` is a `Store` or
+    the path of one; without it, the settings'. ``progress`` is called in this thread. A dry run digests and counts
+    everything and writes nothing.
 
     ConfigError or FormatError name what is wrong with the input, StoreError what is wrong with the disk. Nothing of a
     publish that failed is visible; run it again to go on.
     """
     settings = settings or load_settings()
-    words = _Words(name, licence, without_credentials(source_url), card)
+    words = _Words(name, licence, without_credentials(source_url), card, tuple(web_seeds))
     words.check()
     given = _given_splits(source, split, splits)
     opened = {key: open_source(value, allow_missing=allow_missing) for key, value in given.items()}
@@ -128,6 +131,7 @@ class _Words:
     licence: str
     source_url: str
     card: str
+    web_seeds: tuple[str, ...]
 
     def check(self) -> None:
         """ConfigError unless a manifest can hold them: found out before any row is read."""
@@ -150,6 +154,7 @@ class _Words:
             licence=self.licence,
             card=self.card,
             provenance=Provenance(files=len(files), sources=files[:MAX_SOURCES], url=self.source_url),
+            ext=to_ext(map(WebSeed.parse, self.web_seeds)),
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dhtdata.digest import Buffer, Digest, Hasher
+from dhtdata.formats.blocks import BlockTable
 from dhtdata.store import BlobWriter, Store
 
 
@@ -36,6 +37,10 @@ class Destination(Protocol):
 
     def put(self, content: bytes) -> Digest: ...
 
+    def put_table(self, shard: Digest, table: BlockTable) -> Digest:
+        """Keep the block table of a shard, and in mind where its blocks are."""
+        ...
+
 
 class StoreDestination:
     """A store."""
@@ -48,6 +53,10 @@ class StoreDestination:
 
     def put(self, content: bytes) -> Digest:
         return self._store.put(content)
+
+    def put_table(self, shard: Digest, table: BlockTable) -> Digest:
+        self._store.note_blocks(shard, table)
+        return self._store.put(table.encode())
 
 
 class _StoreBlob:
@@ -82,6 +91,9 @@ class DryDestination:
 
     def put(self, content: bytes) -> Digest:
         return Digest.of(content)
+
+    def put_table(self, shard: Digest, table: BlockTable) -> Digest:
+        return Digest.of(table.encode())
 
 
 class _DryBlob:

@@ -111,7 +111,9 @@ class GroupWriter:
         try:
             table = BlockTable.build(shard.spans)
             kept = shard.blob.keep()
-            entry = ShardEntry(kept.digest, self._destination.put(table.encode()), table.row_count, table.shard_bytes)
+            entry = ShardEntry(
+                kept.digest, self._destination.put_table(kept.digest, table), table.row_count, table.shard_bytes
+            )
             return WrittenShard(entry, kept.new)
         finally:
             shard.blob.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dhtdata.store.blobs import BlobWriter, ScrubResult
 from dhtdata.store.catalogue import ManifestEntry
 from dhtdata.store.meaning import meaning_of, name_records, version_of
+from dhtdata.store.packed import NotWorthPacking, PackedFile
 from dhtdata.store.partial import Partial
 from dhtdata.store.room import Completeness, Usage
 from dhtdata.store.store import Located, Store
@@ -14,6 +15,8 @@ __all__ = [
     "Completeness",
     "Located",
     "ManifestEntry",
+    "NotWorthPacking",
+    "PackedFile",
     "Partial",
     "ScrubResult",
     "Store",

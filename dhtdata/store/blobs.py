@@ -28,6 +28,7 @@ from typing import Literal, Self
 
 from dhtdata.digest import Buffer, Digest, Hasher, random_id
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from dhtdata.store import places
 from dhtdata.store.filesystem import make_folder, store_errors, sync_folder, write_all
 from dhtdata.store.index import Database
 
@@ -38,11 +39,12 @@ _READ_ONLY = 0o400
 
 @dataclass(frozen=True, slots=True)
 class ScrubResult:
-    """What `scrub` found of one blob. ``missing``: the index had it, the disk has not."""
+    """What `scrub` found of one blob, or of its packed form. ``missing``: the index had it, the disk has not."""
 
     digest: Digest
     size: int
     state: Literal["ok", "corrupt", "missing"]
+    packed: bool = False
 
 
 class Blobs:
@@ -139,12 +141,16 @@ class Blobs:
 
     def new_blob(self, digest: Digest | None = None) -> BlobWriter:
         """A blob to be written in pieces. Who gives a ``digest`` has digested these very bytes in memory."""
-        return BlobWriter(self, self._incoming, digest)
+        return BlobWriter(self.publish_file, self._incoming, digest)
+
+    def new_file(self, publish: Callable[[Path, Digest], Path]) -> BlobWriter:
+        """The same for a file with another place: ``publish`` renames the synced file of this digest to it."""
+        return BlobWriter(publish, self._incoming, None)
 
     def verify(self, digest: Digest) -> int:
         """Digest the file and renew its row; its size. NotFoundError if it is gone; a wrong one goes to quarantine."""
         path = self.final_path(digest)
-        found = _digest_of(path)
+        found = digest_of(path)
         if found is None:
             self._drop_if_gone(digest)
             raise NotFoundError(f"blob {digest} is not in this store")
@@ -195,6 +201,7 @@ class Blobs:
         with store_errors(path := self.final_path(digest)):
             path.unlink(missing_ok=True)
         connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        places.forget(connection, digest)
         return int(row[0])
 
     def flush_touches(self) -> None:
@@ -264,8 +271,8 @@ class Blobs:
 class BlobWriter:
     """Writes one blob to a temporary file, which is removed unless `commit` makes it durable and visible."""
 
-    def __init__(self, blobs: Blobs, folder: Path, digest: Digest | None) -> None:
-        self._blobs = blobs
+    def __init__(self, publish: Callable[[Path, Digest], Path], folder: Path, digest: Digest | None) -> None:
+        self._publish = publish
         self._hasher = Hasher()
         self._digest = digest
         self._written = 0
@@ -300,7 +307,7 @@ class BlobWriter:
         with store_errors(self._path, self._written):
             os.fchmod(self._descriptor, _READ_ONLY)
             os.fsync(self._descriptor)
-        path = self._blobs.publish_file(self._path, own)
+        path = self._publish(self._path, own)
         self.close()
         return path
 
@@ -334,12 +341,14 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
+    """What a look at a whole file saw: the digest of its bytes, None if they cannot be read; the file's status."""
+
     digest: Digest | None
     status: os.stat_result
 
 
-def _digest_of(path: Path) -> _Found | None:
+def digest_of(path: Path) -> Found | None:
     """What a file holds: no digest if it is unreadable where it lies or no file at all, None if nothing is there."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -351,16 +360,16 @@ def _digest_of(path: Path) -> _Found | None:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            return _Found(None, status)
+            return Found(None, status)
         while piece := os.read(descriptor, _READ_BYTES):
             hasher.update(piece)
     except OSError as failure:
         if failure.errno != errno.EIO:
             raise StoreError(f"{path}: {failure.strerror}") from failure
-        return _Found(None, status)
+        return Found(None, status)
     finally:
         os.close(descriptor)
-    return _Found(hasher.digest(), status)
+    return Found(hasher.digest(), status)
 
 
 def _new_temporary(folder: Path) -> tuple[int, Path]:

@@ -72,15 +72,19 @@ def store_errors(path: Path, needed_bytes: int = 0) -> Iterator[None]:
         raise StoreError(f"{path}: {failure.strerror or failure}") from failure
 
 
+def free_bytes(path: Path) -> tuple[int, int]:
+    """Bytes free on the disk of ``path``, and how many of them are kept for the index."""
+    with store_errors(path):
+        status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize, min(HEADROOM_BYTES, status.f_blocks * status.f_frsize // 16)
+
+
 def require_room(path: Path, needed_bytes: int) -> None:
     """StoreError unless the disk of ``path`` has room for so many bytes, and a little more.
 
     Shards that fill a disk to the last byte would leave none to the index, and so nothing could be dropped any more.
     """
-    with store_errors(path):
-        status = os.statvfs(path)
-    free = status.f_bavail * status.f_frsize
-    kept = min(HEADROOM_BYTES, status.f_blocks * status.f_frsize // 16)
+    free, kept = free_bytes(path)
     if free < needed_bytes + kept:
         raise StoreError(
             f"{path}: no room for {needed_bytes} more bytes ({free} are free, {kept} of them kept for the index): "

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dhtdata.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0
 _FORK_WAIT_S = 10.0
 _MAX_IDLE = 4
@@ -39,6 +39,20 @@ CREATE TABLE checked(digest BLOB NOT NULL, schema_digest BLOB NOT NULL,
     PRIMARY KEY(digest, schema_digest)) WITHOUT ROWID;
 CREATE TABLE publishers(key BLOB PRIMARY KEY) WITHOUT ROWID;
 """
+_PACKED = """
+CREATE TABLE packed(digest BLOB PRIMARY KEY, packed_digest BLOB NOT NULL, size INTEGER NOT NULL,
+    shard_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, added_s REAL NOT NULL)
+    WITHOUT ROWID;
+"""
+"""New in version 2. A size of 0 marks a shard that is not worth packing."""
+_PLACES = """
+CREATE TABLE placed(id INTEGER PRIMARY KEY, shard BLOB NOT NULL UNIQUE);
+CREATE TABLE places(block INTEGER NOT NULL, shard INTEGER NOT NULL, start INTEGER NOT NULL,
+    PRIMARY KEY(block, shard, start)) WITHOUT ROWID;
+CREATE INDEX places_of_shard ON places(shard);
+"""
+"""New in version 3: where blocks are (`dhtdata.store.places`). Shards of an older store are not in it."""
+_SINCE = {2: _PACKED, 3: _PLACES}
 
 
 class Database:
@@ -62,11 +76,14 @@ class Database:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise StoreError(f"{self.path} has format version {version}: upgrade dhtdata, or use another store")
-            if version < SCHEMA_VERSION:
+            if 1 <= version < SCHEMA_VERSION:
+                added = "".join(schema for since, schema in _SINCE.items() if since > version)
+                connection.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            if version < 1:
                 if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
                     raise StoreError(f"{self.path}: this file system cannot hold a store: use a folder on a local disk")
                 connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; "
+                    f"BEGIN IMMEDIATE; {_SCHEMA} {''.join(_SINCE.values())} PRAGMA user_version={SCHEMA_VERSION}; "
                     f"INSERT INTO meta VALUES('id', x'{new_id.hex()}'); COMMIT;"
                 )
             return bytes(connection.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])

@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 from dhtdata.digest import Buffer, Digest, Hasher
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.formats.blocks import BlockTable
+from dhtdata.store import places
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.filesystem import make_folder, require_room, store_errors, write_at
 from dhtdata.store.index import Database, ProcessLock
@@ -124,13 +125,18 @@ class Partial:
             # After a failed fsync nobody knows what the disk holds: start anew rather than believe the next one.
             self.remove()
             raise
-        return self._blobs.publish_file(self.path, self.digest, self._drop_row)
+        return self._blobs.publish_file(self.path, self.digest, self._settle_rows)
 
     def remove(self) -> None:
         """Drop the file and what the index says of it."""
         with store_errors(self.path), self._database.writing() as connection:
             self.path.unlink(missing_ok=True)
             self._drop_row(connection)
+
+    def _settle_rows(self, connection: sqlite3.Connection) -> None:
+        """It is a whole shard from now on."""
+        self._drop_row(connection)
+        places.note(connection, self.digest, self.table)
 
     def _drop_row(self, connection: sqlite3.Connection) -> None:
         connection.execute(_DROP_ROW, (self.digest, self.table_digest))

@@ -53,6 +53,18 @@ def walk(manifest: Digest, read: Read, reach: Reach) -> None:
     _walk_statistics(reach, read, parsed.statistics)
 
 
+def find_table(manifest: Digest, shard: Digest, read: Read) -> Digest:
+    """Digest of the block table that a manifest's indexes give a shard. NotFoundError if none that is here lists it."""
+    contents = Contents.decode(read(Manifest.decode(read(manifest, MAX_MANIFEST_BYTES)).contents, MAX_CONTENTS_BYTES))
+    for digest in (digest for split in contents.splits for group in split.groups for digest in group.indexes):
+        with suppress(NotFoundError, IntegrityError):
+            index = Index.decode(read(digest, MAX_INDEX_BYTES))
+            listed = index.digests()
+            if shard in listed:
+                return index[listed.index(shard)].table
+    raise NotFoundError(f"no index of manifest {manifest} that is here lists shard {shard}")
+
+
 def _walk_contents(reach: Reach, read: Read, contents: Contents) -> None:
     reach.shard_count = contents.shard_count
     reach.byte_count = contents.byte_count

@@ -2,13 +2,15 @@
 
 | blobs | leave by |
 |---|---|
+| packed copies of shards that are here | eviction, before any other; with their shard |
 | led to by a pinned manifest | never, until it is unpinned or removed |
 | led to by a listed manifest | eviction: shards, least recently used first |
 | led to by none, written or retained within the grace period | nothing: a publish may be about to refer to them |
 | led to by none, older | `gc`, and eviction before any other |
 
-The cache limit counts everything but the first and third kind, and partial shards at their full size, so that bytes
-which are on their way have their room already. Leaving is ``unlink`` only: whoever has mapped a shard keeps reading it.
+A packed shard whose blob was given up counts as that blob. The cache limit counts everything but what is pinned and
+what is in its grace period, and partial shards at their full size, so that bytes which are on their way have their room
+already. Leaving is ``unlink`` only: whoever has mapped a shard keeps reading it.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
-from dhtdata.store.filesystem import require_room
+from dhtdata.store.filesystem import free_bytes, require_room
 from dhtdata.store.index import Database, ProcessLock
+from dhtdata.store.packed import PackedFile, PackedShards
 from dhtdata.store.partial import PartialEntry, Partials
-from dhtdata.store.reach import Reach, walk
+from dhtdata.store.reach import Reach, find_table, walk
 
 GRACE_S = 24 * 3600.0
 _BATCH = 32
@@ -51,6 +54,8 @@ class Usage:
     bytes: int
     partials: int
     partial_bytes: int
+    packed: int
+    packed_bytes: int
     cache_bytes: int
 
 
@@ -59,33 +64,41 @@ class _Loose(NamedTuple):
 
     used_s: float
     size: int
-    what: bytes | PartialEntry
+    what: bytes | PartialEntry | PackedFile
     added_s: float
 
 
 @dataclass
 class _Census:
-    """``cache_bytes`` count against the limit. ``garbage`` and ``shards`` of them may go, longest unused first."""
+    """``cache_bytes`` count against the limit. ``copies``, ``garbage`` and ``shards`` may go, longest unused first."""
 
     listed: frozenset[tuple[bytes, bool]]
     pinned: set[bytes]
     unmapped: Digest | None
     cache_bytes: int
+    copies: list[_Loose]
     garbage: list[_Loose]
     shards: list[_Loose]
 
     def evictable(self) -> list[_Loose]:
-        return self.garbage + self.shards
+        return self.copies + self.garbage + self.shards
 
 
 class Room:
     """Completeness, garbage and eviction of one store."""
 
     def __init__(
-        self, blobs: Blobs, partials: Partials, catalogue: Catalogue, database: Database, cache_limit: int | None
+        self,
+        blobs: Blobs,
+        partials: Partials,
+        packed: PackedShards,
+        catalogue: Catalogue,
+        database: Database,
+        cache_limit: int | None,
     ) -> None:
         self._blobs = blobs
         self._partials = partials
+        self._packed = packed
         self._catalogue = catalogue
         self._database = database
         self._cache_limit = cache_limit
@@ -104,17 +117,21 @@ class Room:
             self._walked[manifest] = reach
         return reach
 
+    def held(self) -> set[bytes]:
+        """Digests of what is here, packed or as it is."""
+        return self._blobs.held() | self._packed.held()
+
     def missing(self, manifest: Digest) -> list[Digest]:
         """Blobs that the manifest is known to lead to and that are not here, ascending."""
         reach = self.reach(manifest)
-        held = self._blobs.held()
+        held = self.held()
         return [Digest(value) for value in sorted((reach.small | reach.sizes.keys()) - held)]
 
     def completeness(self, manifest: Digest) -> Completeness:
         reach = self.reach(manifest)
         if not reach.byte_count:
             raise NotFoundError(f"manifest {manifest} or its contents are not in this store: fetch them first")
-        held = self._blobs.held()
+        held = self.held()
         here = [digest for digest in reach.sequence if digest in held]
         begun: dict[bytes, int] = {}
         for entry in self._partials.entries():
@@ -131,6 +148,7 @@ class Room:
     def usage(self) -> Usage:
         """What the store takes."""
         partials = self._partials.entries()
+        packed = self._packed.files()
         with self._database.reading() as connection:
             count, size = connection.execute("SELECT count(*), coalesce(sum(size), 0) FROM blobs").fetchone()
         return Usage(
@@ -138,6 +156,8 @@ class Room:
             bytes=size,
             partials=len(partials),
             partial_bytes=sum(entry.held_bytes for entry in partials),
+            packed=len(packed),
+            packed_bytes=sum(file.size for file in packed),
             cache_bytes=self._census(GRACE_S).cache_bytes,
         )
 
@@ -147,7 +167,7 @@ class Room:
         StoreError says what the limit must be, or how much the disk lacks.
         """
         with self._lock:
-            require_room(self._database.path.parent, needed_bytes)
+            self._require_room(needed_bytes)
             if self._cache_limit is None:
                 return
             if needed_bytes <= self._spare_bytes and self._spare_for == _listed(self._catalogue.manifests()):
@@ -156,6 +176,26 @@ class Room:
             census = self._census(GRACE_S)
             if digest is None or digest not in census.pinned:
                 self._reserve_under(self._cache_limit, needed_bytes, census)
+
+    def table_of(self, shard: Digest) -> Digest:
+        """Digest of the block table that a listed manifest gives a shard. NotFoundError if none is known to list it."""
+        for entry in self._catalogue.manifests():
+            if shard in self._reach_so_far(entry.digest).sizes:
+                return find_table(entry.digest, shard, self._blobs.read)
+        raise NotFoundError(f"no dataset of this store lists a shard {shard}")
+
+    def reserve_copy(self, needed_bytes: int) -> None:
+        """Make room for a packed copy, for which nothing goes but other copies. StoreError if that does not suffice."""
+        with self._lock:
+            require_room(self._database.path.parent, needed_bytes)
+            if self._cache_limit is None:
+                return
+            census = self._census(GRACE_S)
+            excess = census.cache_bytes + needed_bytes - self._cache_limit
+            if excess > sum(item.size for item in census.copies):
+                raise StoreError(f"no room for a packed copy under the cache limit of {self._cache_limit} bytes")
+            self._evict(census, excess)
+            self._spare_bytes = 0
 
     def evict(self, needed_bytes: int) -> int:
         """Drop unpinned shards, least recently used first, until ``needed_bytes`` are free; bytes freed."""
@@ -190,6 +230,15 @@ class Room:
                 [(digest, listed_s) for digest in (*reach.small, *reach.sizes)],
             )
 
+    def _require_room(self, needed_bytes: int) -> None:
+        """Room on the disk, for which packed copies go if need be."""
+        free, kept = free_bytes(self._database.path.parent)
+        if (lacking := needed_bytes + kept - free) > 0:
+            census = self._census(GRACE_S)
+            if lacking <= sum(item.size for item in census.copies):
+                self._drop(census, _first(census.copies, lacking))
+        require_room(self._database.path.parent, needed_bytes)
+
     def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census) -> None:
         excess = census.cache_bytes + needed_bytes - limit_bytes
         if excess > 0:
@@ -211,6 +260,7 @@ class Room:
             if digest not in held:
                 with suppress(IntegrityError, NotFoundError):  # quarantined, or gone by now: no garbage of ours
                     self._blobs.verify(digest)
+        self._packed.adopt_strays()
 
     def _census(self, grace_s: float) -> _Census:
         self._blobs.flush_touches()
@@ -244,12 +294,23 @@ class Room:
                 evictable.append(item)
             else:
                 garbage.append(item)
-        cache_bytes = kept_bytes + sum(item.size for item in evictable) + sum(item.size for item in garbage)
+        copies = []
+        whole = {row[2] for row in rows}
+        for packed in self._packed.files():
+            item = _Loose(packed.added_s, packed.size, packed, packed.added_s)
+            if packed.shard in whole:
+                copies.append(item)
+            elif packed.shard in shards:
+                evictable.append(item)
+            elif packed.shard not in pinned and packed.added_s <= oldest_s:
+                garbage.append(item)
+        cache_bytes = kept_bytes + sum(item.size for item in (*copies, *evictable, *garbage))
+        copies.sort(key=itemgetter(0))
         evictable.sort(key=itemgetter(0))
         garbage.sort(key=itemgetter(0))
         # Unless all that is pinned is known, what looks like garbage may be pinned.
         garbage = garbage if unmapped is None else []
-        return _Census(_listed(entries), pinned, unmapped, cache_bytes, garbage, evictable)
+        return _Census(_listed(entries), pinned, unmapped, cache_bytes, copies, garbage, evictable)
 
     def _reach_so_far(self, manifest: Digest) -> Reach:
         if (known := self._walked.get(manifest)) is not None:
@@ -263,13 +324,7 @@ class Room:
         return reach
 
     def _evict(self, census: _Census, needed_bytes: int) -> int:
-        chosen: list[_Loose] = []
-        for item in census.evictable():
-            if needed_bytes <= 0:
-                break
-            chosen.append(item)
-            needed_bytes -= item.size
-        return self._drop(census, chosen)
+        return self._drop(census, _first(census.evictable(), needed_bytes))
 
     def _drop(self, census: _Census, chosen: list[_Loose]) -> int:
         """Drop in batches, so that others get the write lock in between; stops if datasets were added or pinned."""
@@ -282,9 +337,22 @@ class Room:
                 for item in batch:
                     if isinstance(item.what, PartialEntry):
                         freed += self._partials.remove(connection, item.what)
-                    else:
-                        freed += self._blobs.remove(connection, Digest(item.what), item.added_s)
+                    elif isinstance(item.what, PackedFile):
+                        freed += self._packed.remove(connection, item.what.shard)
+                    elif dropped := self._blobs.remove(connection, Digest(item.what), item.added_s):
+                        freed += dropped + self._packed.remove(connection, item.what)
         return freed
+
+
+def _first(items: list[_Loose], needed_bytes: int) -> list[_Loose]:
+    """As many of the first items as it takes."""
+    chosen: list[_Loose] = []
+    for item in items:
+        if needed_bytes <= 0:
+            break
+        chosen.append(item)
+        needed_bytes -= item.size
+    return chosen
 
 
 def _listed(entries: list[ManifestEntry]) -> frozenset[tuple[bytes, bool]]:

@@ -10,6 +10,7 @@ goals: network file systems (refused), several users (the folder is 0700), bad m
       index.sqlite      rows of blobs, partials, datasets, names (WAL)
       store.lock        held while a process opens the store
       blobs/ab/<digest>   final, read-only
+      packed/ab/<digest>.zst  packed forms of shards
       partial/          shards of which some blocks are here
       incoming/         temporary files, each locked by its writer
       quarantine/       blobs whose bytes changed on disk
@@ -20,22 +21,25 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dhtdata.digest import Buffer, Digest, random_id
-from dhtdata.errors import NotFoundError
-from dhtdata.formats.blocks import BlockTable
+from dhtdata.errors import IntegrityError, NotFoundError
+from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.records import Signed
 from dhtdata.store.blobs import Blobs, BlobWriter, ScrubResult
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
-from dhtdata.store.index import Database
+from dhtdata.store.index import Database, ProcessLock
+from dhtdata.store.packed import NotWorthPacking, PackedFile, PackedShards
 from dhtdata.store.partial import Partial, Partials
+from dhtdata.store.places import Place, Places
 from dhtdata.store.room import GRACE_S, Completeness, Room, Usage
 
 
@@ -60,8 +64,11 @@ class Store:
         self._database = database
         self._blobs = Blobs(path, database, clock)
         self._partials = Partials(path, self._blobs, database)
+        self._packed = PackedShards(path, self._blobs, database)
+        self._places = Places(database)
         self._catalogue = Catalogue(database, clock)
-        self._room = Room(self._blobs, self._partials, self._catalogue, database, cache_limit)
+        self._restoring = ProcessLock()
+        self._room = Room(self._blobs, self._partials, self._packed, self._catalogue, database, cache_limit)
         self.id = b""
 
     @classmethod
@@ -78,6 +85,7 @@ class Store:
                 store.id = store._database.create(random_id())
                 store._blobs.create()
                 store._partials.create()
+                store._packed.create()
         except BaseException:
             store._database.close()
             raise
@@ -99,12 +107,12 @@ class Store:
     # Blobs
 
     def has(self, digest: Digest) -> bool:
-        """Whether the whole blob is here, as it should be."""
-        return self._blobs.has(digest)
+        """Whether the whole blob is here, as it should be, or a shard's packed form, of which `path_of` makes it."""
+        return self._blobs.has(digest) or self._packed.has(digest)
 
     def held(self, digests: Iterable[Digest]) -> set[Digest]:
         """Those of many blobs that are here, by the index alone: milliseconds for 30,000, where `has` takes seconds."""
-        held = self._blobs.held()
+        held = self._room.held()
         return {digest for digest in digests if digest in held}
 
     def retain(self, digest: Digest) -> bool:
@@ -113,14 +121,30 @@ class Store:
 
     def size(self, digest: Digest) -> int:
         """Bytes of a blob. NotFoundError if it is not here."""
-        return self._blobs.size(digest)
+        try:
+            return self._blobs.size(digest)
+        except NotFoundError:
+            if not self._packed.has(digest):
+                raise
+            return self._packed.find(digest).shard_bytes
 
     def path_of(self, digest: Digest) -> Path:
         """A verified blob's file. NotFoundError if it is not here; IntegrityError names a file that has changed.
 
+        A shard of which only the packed form is here is unpacked first: StoreError if there is no room for it.
         Eviction may unlink it at any time: open or map it at once; FileNotFoundError then means ask again.
         """
-        return self._blobs.path_of(digest)
+        try:
+            return self._blobs.path_of(digest)
+        except NotFoundError:
+            if not self._packed.has(digest):
+                raise
+        with self._restoring:  # others who ask for the same shard find it restored
+            if self._blobs.has(digest):
+                return self._blobs.path_of(digest)
+            found = self._packed.find(digest)
+            self._room.reserve(found.shard_bytes, digest)
+            return self._packed.restore(found)
 
     def read(self, digest: Digest, *, limit_bytes: int) -> bytes:
         """A small blob, digested on every read. FormatError if it is larger than ``limit_bytes``."""
@@ -143,7 +167,7 @@ class Store:
         The first look at a partial in a process digests what it holds: call it off the event loop.
         """
         try:
-            path = self._blobs.path_of(digest)
+            path = self.path_of(digest)
         except NotFoundError:
             partial = self._partials.stored(digest)
             return Located(partial.path, partial.table.shard_bytes, partial)
@@ -151,8 +175,12 @@ class Store:
             return Located(path, path.stat().st_size, None)
 
     def scrub(self) -> Iterator[ScrubResult]:
-        """Digest every blob again, one result each; bad ones go to quarantine. `usage` says how many there will be."""
-        return self._blobs.scrub()
+        """Digest every blob and packed file again, one result each; `usage` says how many there will be.
+
+        Bad blobs go to quarantine, bad packed files are dropped.
+        """
+        yield from self._blobs.scrub()
+        yield from self._packed.scrub()
 
     # Partial shards
 
@@ -162,9 +190,64 @@ class Store:
             self._room.reserve(table.shard_bytes, digest)
         return self._partials.open(digest, table)
 
+    def reuse(self, partial: Partial) -> list[int]:
+        """Copy missing blocks that whole shards hold, verified; their positions."""
+        missing = partial.missing()
+        found = self._places.find([partial.table.blocks[position] for position in missing])
+        copied = []
+        for shard, held in groupby(found, key=lambda place: place.shard):
+            try:
+                with self._blobs.path_of(shard).open("rb", buffering=0) as file:
+                    copied += [missing[place.wanted] for place in held if _copy(file.fileno(), place, partial, missing)]
+            except (NotFoundError, IntegrityError, FileNotFoundError):
+                # Evicted or spoilt: what is not copied will be fetched.
+                continue
+        return copied
+
+    def note_blocks(self, shard: Digest, table: BlockTable) -> None:
+        """Remember where the blocks of a whole shard are, for `reuse`. Shards made of partial ones are remembered."""
+        self._places.note(shard, table)
+
     def partials(self) -> list[Digest]:
         """Shards of which some blocks may be here, ascending."""
         return sorted({entry.digest for entry in self._partials.entries()})
+
+    # Packed shards
+
+    def packed(self, shard: Digest) -> PackedFile:
+        """The packed form of a shard. NotFoundError if there is none, `NotWorthPacking` if there never will be one."""
+        return self._packed.find(shard)
+
+    def pack(self, shard: Digest, going: Callable[[], bool] = lambda: True) -> PackedFile:
+        """Pack a whole shard of a listed dataset, unless that was done; ends early once ``going`` says no.
+
+        NotFoundError if shard or block table is not here, `NotWorthPacking` if that saves too little, StoreError if
+        there is no room beside what is not packed.
+        """
+        try:
+            return self._packed.find(shard)
+        except NotWorthPacking:
+            raise
+        except (NotFoundError, IntegrityError):
+            pass  # not yet, or its file had changed and was dropped
+        table = self.block_table(shard)
+        self._room.reserve_copy(table.shard_bytes)
+        return self._packed.pack(shard, table, going)
+
+    def unpacked(self, shards: Iterable[Digest], *, alone: bool) -> set[Digest]:
+        """Those of many shards that `pack` has something to do for; with ``alone`` those, too, that `give_up` has."""
+        return self._packed.unpacked(shards, alone=alone)
+
+    def give_up(self, shard: Digest) -> int:
+        """Drop a packed shard's blob after a look at whether it can be had again; bytes freed. `path_of` restores it.
+
+        NotFoundError if it is not packed.
+        """
+        return self._packed.give_up_blob(shard)
+
+    def block_table(self, shard: Digest) -> BlockTable:
+        """The block table that some listed dataset gives a shard. NotFoundError if none lists it, or it is not here."""
+        return BlockTable.decode(self.read(self._room.table_of(shard), limit_bytes=MAX_TABLE_BYTES))
 
     # Datasets
 
@@ -238,6 +321,19 @@ class Store:
 
     def trusts(self, key: bytes) -> bool:
         return self._catalogue.trusts(key)
+
+
+def _copy(descriptor: int, place: Place, partial: Partial, missing: Sequence[int]) -> bool:
+    position = missing[place.wanted]
+    block = partial.table.blocks[position]
+    if partial.has(position):
+        return False
+    try:
+        partial.accept(position, os.pread(descriptor, block.length, place.offset))
+    except (IntegrityError, OSError):
+        # A stale hint, or rot.
+        return False
+    return True
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 | module | part |
 |---|---|
 | ``answers`` | binary answers of the interface |
+| ``meters`` | how fast bytes come and go, and the least time that a fetch could take |
 | ``membership`` | proof that a request comes from a member of a private network |
 | ``layout`` | ordinals of the shards of some contents |
 | ``client`` | one question to one peer |

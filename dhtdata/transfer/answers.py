@@ -7,14 +7,16 @@
 | ``/v1/providers/<digest>`` | `ProviderRecords` | 256 KiB |
 | ``/v1/names/<publisher>/<name>`` | bytes of one signed NameRecord (`dhtdata.formats.records`) | 1,000 bytes |
 
-A have-map speaks of shard ordinals (`dhtdata.formats.contents`) and block positions: bit i of a bitmap is bit
-``i % 8``, counted from the lowest, of byte ``i // 8``. It is a promise, not a proof: who asks for a block that is not
-there gets a 404 or 416 and asks somebody else.
+A have-map is whole, or says what has changed since a revision that the asker named; who names none, or one that is too
+old, gets a whole one. It also says which blocks are on their way to its sender, so that others ask for different ones
+first. It speaks of shard ordinals (`dhtdata.formats.contents`) and block positions:
+bit i of a bitmap is bit ``i % 8``, counted from the lowest, of byte ``i // 8``. It is a promise, not a proof: who asks
+for a block that is not there gets a 404 or 416 and asks somebody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest
@@ -24,9 +26,11 @@ from dhtdata.formats.blocks import MAX_BLOCKS
 from dhtdata.formats.codec import Format, check_ext, check_version, decode_msgpack, encode_msgpack
 from dhtdata.formats.records import MAX_RECORD_BYTES
 
-VERSION = 1
+VERSION = 2
 MAX_HAVE_BYTES = 4 << 20
-MAX_PARTIALS = 1_024
+MAX_PARTIALS = 256
+FETCHER_BYTES = 8
+MAX_GAINED = MAX_PARTIALS
 MAX_EXCHANGE_BYTES = 64 << 10
 MAX_EXCHANGED = 64
 MAX_PROVIDERS_BYTES = 256 << 10
@@ -35,16 +39,21 @@ MAX_ORDINALS = 1 << 24
 
 
 class PartialShard(Format, frozen=True, array_like=True):
-    """Verified blocks of a shard that is not whole yet."""
+    """Verified blocks of a shard that is not whole yet, and blocks that its holder is fetching (``coming``)."""
 
     ordinal: int
     blocks: bytes
+    coming: bytes = b""
 
 
 class HaveMap(Format, frozen=True):
     """What a peer holds of some contents. ``complete``: every shard, the bitmap is left out.
 
-    ``revision`` grows with every change; ``unchanged`` answers ``?since=<revision>`` when there was none.
+    ``revision`` grows with every change; ``unchanged`` answers ``?since=<revision>`` when there was none. With
+    ``base``, the map adds to the one of that revision: ``gained`` are ordinals of shards that have become whole,
+    ``partials`` the partial shards in which anything has changed, as they are now; ``shards`` is left out.
+    ``fetcher``: random bytes, the same for as long as its sender runs, by which those who fetch share the work
+    (`dhtdata.transfer.members`).
     """
 
     version: int
@@ -54,6 +63,9 @@ class HaveMap(Format, frozen=True):
     unchanged: bool = False
     shards: bytes = b""
     partials: tuple[PartialShard, ...] = ()
+    base: int = 0
+    gained: tuple[int, ...] = ()
+    fetcher: bytes = b""
     ext: dict[str, str] = {}
 
     def encode(self) -> bytes:
@@ -65,11 +77,18 @@ class HaveMap(Format, frozen=True):
         have = decode_msgpack(data, cls, limit_bytes=MAX_HAVE_BYTES, what=what)
         check_version(have, VERSION, what)
         check_ext(have.ext, what)
-        if len(have.partials) > MAX_PARTIALS or have.revision < 0 or 8 * len(have.shards) > MAX_ORDINALS:
-            raise FormatError(f"{what}: too large, or a revision that makes no sense")
+        if len(have.partials) > MAX_PARTIALS or len(have.gained) > MAX_GAINED or 8 * len(have.shards) > MAX_ORDINALS:
+            raise FormatError(f"{what}: too large")
+        if len(have.fetcher) not in (0, FETCHER_BYTES):
+            raise FormatError(f"{what}: its sender's key has {len(have.fetcher)} bytes, not {FETCHER_BYTES}")
+        if have.revision < 0 or not 0 <= have.base <= have.revision or (have.base and (have.shards or have.complete)):
+            raise FormatError(f"{what}: revisions that make no sense")
         for partial in have.partials:
-            if not 0 <= partial.ordinal < MAX_ORDINALS or 8 * len(partial.blocks) > MAX_BLOCKS + 7:
+            longest = max(len(partial.blocks), len(partial.coming))
+            if not 0 <= partial.ordinal < MAX_ORDINALS or 8 * longest > MAX_BLOCKS + 7:
                 raise FormatError(f"{what}: a partial shard that cannot be")
+        if not all(0 <= ordinal < MAX_ORDINALS for ordinal in have.gained):
+            raise FormatError(f"{what}: a shard that cannot be")
         return have
 
 
@@ -157,3 +176,11 @@ def pack_bits(positions: Iterable[int], length: int) -> bytes:
     for position in positions:
         bitmap[position >> 3] |= 1 << (position & 7)
     return bytes(bitmap)
+
+
+def set_bits(bitmap: bytes | bytearray) -> Iterator[int]:
+    """Positions of the bits that are set, ascending."""
+    for place, byte in enumerate(bitmap):
+        while byte:
+            yield 8 * place + (byte & -byte).bit_length() - 1
+            byte &= byte - 1

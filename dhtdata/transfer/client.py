@@ -1,52 +1,53 @@
-"""HTTP client: ranges, small blobs and answers from one peer at a time (door of ``aiohttp``, with `server`).
+"""HTTP client: small blobs and answers from one peer at a time (door of ``aiohttp``, with `server`).
 
-Every answer is checked against what was asked before anybody uses it: status, exact range, length, no compression, no
-redirect. Whatever a server does ends as one of four errors, never as another exception and never as a wait without end:
+Every answer is checked against what was asked before anybody uses it: status, length, no compression, no redirect.
+Whatever a server does ends as one of four errors, never as another exception and never as a wait without end:
 
 | error | when |
 |---|---|
-| NotFoundError | 404 or 416: this peer does not have it (now) |
+| NotFoundError | 404: this peer does not have it (now) |
 | PeerError | refused, timed out, cut off, over-long, or an answer to another question |
 | IntegrityError | a blob whose bytes are not its digest's |
 | FormatError | an answer that does not parse |
 
 In a private network every request carries the code that `membership` describes; another network's peer stays silent,
-which is a PeerError.
+which is a PeerError. Web seeds are no members and get no code. Those that the user named may redirect and be anywhere;
+the others are asked over connections of their own, which lead to global addresses only (`dialling`). Folders are read
+in a thread (`folders`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
 
 import aiohttp
+from yarl import URL
 
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats import records
-from dhtdata.formats.addresses import Address, scope
+from dhtdata.formats.addresses import Address
 from dhtdata.formats.names import Name, encode_key
 from dhtdata.formats.records import MAX_RECORD_BYTES, NameRecord, Signed
+from dhtdata.formats.web_seeds import MAX_REDIRECTS, REDIRECTS, Hop, Provider, WebSeed, first_hop, next_hop
 from dhtdata.network import PUBLIC, Network
-from dhtdata.transfer import answers
+from dhtdata.transfer import answers, folders
 from dhtdata.transfer.answers import HaveMap, PeerExchange, ProviderRecord, ProviderRecords
+from dhtdata.transfer.dialling import CONNECT_S, socket_maker
 from dhtdata.transfer.membership import member_headers
 
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_ADDRESS = 6
-CONNECT_S = 5.0
 SILENCE_S = 10.0
 SLOWEST_BYTES_S = 64_000
 _SLACK_S = 10.0
 _ASK_S = 15.0
 LOOKUP_S = 30.0
 _PIECE_BYTES = 1 << 18
-_LOOPBACK = "loopback"
 
 
 def transfer_deadline_s(length: int) -> float:
@@ -57,58 +58,34 @@ def transfer_deadline_s(length: int) -> float:
 class HttpClient:
     """Connections to other peers of one network. Use `running`."""
 
-    def __init__(self, session: aiohttp.ClientSession, network: Network) -> None:
+    def __init__(self, session: aiohttp.ClientSession, guarded: aiohttp.ClientSession, network: Network) -> None:
         self.network = network
         self._session = session
+        self._guarded = guarded
 
     @classmethod
     @asynccontextmanager
     async def running(cls, network: Network = PUBLIC, source_ip: str = "::") -> AsyncIterator[Self]:
-        """Connects from ``source_ip`` where that leads to the other one, so that this peer has one address for all."""
-        connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS,
-            limit_per_host=MAX_CONNECTIONS_PER_ADDRESS,
-            use_dns_cache=False,
-            socket_factory=lambda found: connecting_socket(found, source_ip),
-        )
-        async with aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
-            headers={"Accept-Encoding": "identity", "User-Agent": "dhtdata"},
-            auto_decompress=False,
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            max_line_size=2_048,
-            max_field_size=4_096,
-            max_headers=32,
-        ) as session:
-            yield cls(session, network)
+        """Connects from ``source_ip`` where that can be, so that others see one address of this peer; ``::``: any."""
+        trusting, guarding = _session(source_ip, trusted=True), _session(source_ip, trusted=False)
+        async with trusting as session, guarding as guarded:
+            yield cls(session, guarded, network)
 
-    async def read_range(self, address: Address, digest: Digest, offset: int, length: int) -> bytearray:
-        """Bytes ``[offset, offset + length)`` of a blob; what they are is for the caller to verify."""
-        last = offset + length - 1
-        path = f"/v1/blobs/{digest}"
-        url = f"{address.url}{path}"
-        async with self._get(address, path, transfer_deadline_s(length), f"bytes={offset}-{last}") as response:
-            echoed = response.headers.get("Content-Range", "")
-            if response.status != 206 or not echoed.startswith(f"bytes {offset}-{last}/"):
-                raise PeerError(
-                    f"{url}: asked for bytes {offset}-{last}, got status {response.status}, range {echoed[:64]!r}"
-                )
-            if response.content_length != length:
-                raise PeerError(f"{url}: announces {response.content_length} bytes for a range of {length}")
-            return await _read(response, length)
-
-    async def read_blob(self, address: Address, digest: Digest, limit_bytes: int) -> bytes:
+    async def read_blob(self, address: Provider, digest: Digest, limit_bytes: int) -> bytes:
         """A whole small blob, verified. IntegrityError if the bytes are not the digest's."""
-        async with self._get(address, f"/v1/blobs/{digest}", transfer_deadline_s(limit_bytes)) as response:
-            body = bytes(await _read_whole(response, limit_bytes))
+        body = await self._ask(address, f"/v1/blobs/{digest}", limit_bytes, transfer_deadline_s(limit_bytes))
         if await asyncio.to_thread(Digest.of, body) != digest:
             raise IntegrityError(f"{address} sent wrong bytes for blob {digest}", culprit=str(address))
         return body
 
-    async def have(self, address: Address, contents: Digest, since: int | None = None) -> HaveMap:
-        query = "" if since is None else f"?since={since}"
+    async def have(self, address: Provider, contents: Digest, since: int | None = None, port: int = 0) -> HaveMap:
+        """What a peer has of some contents, or what has changed ``since`` a revision.
+
+        ``port``: where we serve while we fetch, so that it knows us as a provider; 0 if we serve nobody.
+        """
+        asked = {"since": since, "port": port or None}
+        query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+        query = f"?{query}" if query else ""
         body = await self._ask(address, f"/v1/have/{contents}{query}", answers.MAX_HAVE_BYTES)
         have = HaveMap.decode(body)
         if have.contents != contents:
@@ -124,7 +101,7 @@ class HttpClient:
         path = f"/v1/providers/{digest}"
         return ProviderRecords.decode(await self._ask(address, path, answers.MAX_PROVIDERS_BYTES, LOOKUP_S))
 
-    async def name(self, address: Address, name: Name) -> Signed:
+    async def name(self, address: Provider, name: Name) -> Signed:
         """The newest NameRecord that this peer knows, verified."""
         path = f"/v1/names/{encode_key(name.publisher)}/{name.name}"
         signed = records.decode(await self._ask(address, path, MAX_RECORD_BYTES))
@@ -133,24 +110,26 @@ class HttpClient:
             raise FormatError(f"{address}: record of another name than asked")
         return signed
 
-    async def _ask(self, address: Address, path: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+    async def _ask(self, address: Provider, path: str, limit_bytes: int, deadline_s: float = _ASK_S) -> bytes:
+        if isinstance(address, WebSeed) and address.folder is not None:
+            return await asyncio.to_thread(folders.read_whole, address, path, limit_bytes)
         async with self._get(address, path, deadline_s) as response:
             return bytes(await _read_whole(response, limit_bytes))
 
     @asynccontextmanager
-    async def _get(
-        self, address: Address, path: str, deadline_s: float, span: str = ""
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with status 200 or 206 and a plain body. The deadline covers the reading too."""
+    async def _get(self, address: Provider, path: str, deadline_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with status 200 and a plain body. The deadline covers the reading too."""
         url = f"{address.url}{path}"
-        headers = member_headers(self.network, address, path, time.time(), span)
-        if span:
-            headers["Range"] = span
         try:
             async with asyncio.timeout(deadline_s):
-                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
-                    _check(response, url)
-                    yield response
+                if isinstance(address, WebSeed):
+                    async with self._get_web(address, path) as response:
+                        yield response
+                else:
+                    headers = member_headers(self.network, address, path, time.time())
+                    async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                        _check(response, url)
+                        yield response
         except TimeoutError as failure:
             raise PeerError(f"{url}: too slow or silent") from failure
         except aiohttp.ClientConnectorError as failure:
@@ -159,36 +138,52 @@ class HttpClient:
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             raise PeerError(f"{url}: {failure or type(failure).__name__}") from failure
 
+    @asynccontextmanager
+    async def _get_web(self, seed: WebSeed, path: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        """From a web seed; redirects are followed as far as `next_hop` lets them."""
+        hop = first_hop(seed, path)
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._request(hop) as response:
+                if response.status not in REDIRECTS:
+                    _check(response, hop.url)
+                    yield response
+                    return
+                try:
+                    hop = next_hop(seed, hop, response.headers.get("Location", ""))
+                except FormatError as failure:
+                    raise PeerError(str(failure)) from failure
+        raise PeerError(f"{seed.url}{path}: more than {MAX_REDIRECTS} redirects")
 
-def connecting_socket(found: tuple[Any, ...], source_ip: str) -> socket.socket:
-    """A socket for a connection to what `socket.getaddrinfo` ``found``, bound to ``source_ip`` if that can reach it."""
-    family, kind, protocol, _, there = found
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setblocking(False)
-        if leads_to(source_ip, there[0]):
-            if hasattr(socket, "IP_BIND_ADDRESS_NO_PORT"):
-                # Else each connection takes one of the machine's ports away from all others.
-                made.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-            made.bind((source_ip, 0))
-    except BaseException:
-        made.close()
-        raise
-    return made
+    def _request(self, hop: Hop) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        session = self._session if hop.trusted else self._guarded
+        # Asked for as it stands: the library's own ideas of escapes would make it another path.
+        return session.get(URL(hop.url, encoded=True), allow_redirects=False)
 
 
-def leads_to(source_ip: str, ip: str) -> bool:
-    """Whether to connect from one specific address to another: same family, and both on loopback or neither."""
-    source, there = ipaddress.ip_address(source_ip), ipaddress.ip_address(ip)
-    if source.is_unspecified or source.version != there.version:
-        return False
-    return (scope(source_ip) == _LOOPBACK) == (scope(ip) == _LOOPBACK)
+def _session(source_ip: str, *, trusted: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS,
+            limit_per_host=MAX_CONNECTIONS_PER_ADDRESS,
+            use_dns_cache=False,
+            socket_factory=socket_maker(trusted=trusted, source_ip=source_ip),
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+        headers={"Accept-Encoding": "identity", "User-Agent": "dhtdata"},
+        auto_decompress=False,
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Buckets send more headers than peers do.
+        max_line_size=4_096,
+        max_field_size=8_190,
+        max_headers=64,
+    )
 
 
 def _check(response: aiohttp.ClientResponse, url: str) -> None:
     if response.status in (404, 416):
         raise NotFoundError(f"{url}: not there")
-    if response.status not in (200, 206):
+    if response.status != 200:
         raise PeerError(f"{url}: status {response.status}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise PeerError(f"{url}: a compressed body, which was not asked for")
@@ -198,8 +193,8 @@ def _check(response: aiohttp.ClientResponse, url: str) -> None:
 
 async def _read_whole(response: aiohttp.ClientResponse, limit_bytes: int) -> bytearray:
     length = response.content_length
-    if response.status != 200 or length is None or length > limit_bytes:
-        raise PeerError(f"{response.url}: status {response.status}, {length} bytes of at most {limit_bytes}")
+    if length is None or length > limit_bytes:
+        raise PeerError(f"{response.url}: {length} bytes of at most {limit_bytes}")
     return await _read(response, length)
 
 

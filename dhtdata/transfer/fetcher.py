@@ -1,9 +1,9 @@
 """Fetch shards block by block from many providers at once, and small blobs whole.
 
-All shards that are being fetched share one dispatcher: whenever something changes (a block is wanted, a transfer ends,
-a provider appears) it hands runs of blocks to providers with a free slot, least backlog first, until none can help. A
-block is verified before it is written; a wrong one costs its sender the trust in its address and nobody else anything.
-A transfer that is late is doubled by another provider, one that breaks off is handed on at once.
+All shards that are being fetched share one dispatcher: whenever something changes (a block is wanted or has come, a
+transfer ends, a provider appears) it carries out what the `Planner` orders until that has no more. Threads do the work
+(`dhtdata.transfer.threads`). A block is verified before it is written; a wrong one costs its sender the trust in its
+address and nobody else anything. A transfer of which nothing is missing any more is cut.
 
 Resuming, and two who ask for the same shard, need nothing special: a `Job` knows what its partial file has.
 """
@@ -14,41 +14,41 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from dhtdata.config import PackedPolicy
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
-from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
+from dhtdata.formats.web_seeds import Provider
 from dhtdata.store import Partial, Store
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
-from dhtdata.transfer.picker import BACKGROUND, Run, pick
+from dhtdata.transfer.meters import Meters
+from dhtdata.transfer.packed import Welcome
+from dhtdata.transfer.picker import BACKGROUND
+from dhtdata.transfer.planner import Order, Planner
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import Search
-from dhtdata.transfer.swarm import Member, Swarm
+from dhtdata.transfer.swarm import Swarm
+from dhtdata.transfer.threads import Cargo, Carrier
+from dhtdata.transfer.wire import Busy
 
-MAX_TRANSFERS = 32
-TRANSFERS_PER_ADDRESS = 4
-MAX_OUTSTANDING_BYTES = 64 << 20
-LATE_S = 2.0
 SAVE_EVERY_S = 5.0
 _MAX_REFUSED = 1_024
 
 
 @dataclass(eq=False)
 class _Transfer:
-    """One run on its way."""
+    """One run on its way. ``arrived_bytes``: blocks of it that were right."""
 
+    order: Order
     job: Job
-    run: Run
-    address: Address
-    since_s: float
-    accepted_bytes: int = 0
-    marked: bool = False
+    cargo: Cargo
+    arrived_bytes: int = 0
 
 
 class Fetcher:
@@ -58,17 +58,23 @@ class Fetcher:
         self,
         store: Store,
         http: HttpClient,
+        carrier: Carrier,
         remotes: Remotes,
         holdings: Holdings,
+        packed: PackedPolicy = "auto",
         chance: random.Random | None = None,
     ) -> None:
         self.blocks_verified = 0
         self.bytes_fetched = 0
+        self.bytes_reused = 0
+        self.received: Meters[Provider] = Meters()
         self._store = store
         self._http = http
+        self._carrier = carrier
         self._remotes = remotes
         self._holdings = holdings
-        self._chance = chance or random.Random()
+        self._welcome = Welcome(packed)
+        self._planner = Planner(remotes, chance or random.Random())
         self._jobs: dict[Digest, Job] = {}
         self._blobs: dict[Digest, asyncio.Lock] = {}
         self._refused: dict[tuple[Digest, Digest], str] = {}
@@ -126,7 +132,7 @@ class Fetcher:
             if not lock.locked():
                 self._blobs.pop(digest, None)
 
-    def blame(self, address: Address, failure: Exception) -> None:
+    def blame(self, address: Provider, failure: Exception) -> None:
         """What a failed answer means for an address: a lie, a failure, or nothing (it does not have the thing)."""
         if isinstance(failure, IntegrityError):
             self._remotes.lied(address, 0, str(failure))
@@ -142,10 +148,11 @@ class Fetcher:
                     self._wake.clear()
                     self._dispatch(group)
                     try:
-                        async with asyncio.timeout(self._next_late_s()):
+                        async with asyncio.timeout(self._planner.look_again_s(time.monotonic())):
                             await self._wake.wait()
                     except TimeoutError:
-                        self._mark_late()
+                        # Time alone changes something, too: a transfer is late, a pause is over.
+                        continue
         finally:
             for job in self._jobs.values():
                 if job.partial is not None:
@@ -162,7 +169,7 @@ class Fetcher:
     async def _using(self, shard: Digest, swarm: Swarm) -> AsyncIterator[Job]:
         job = self._jobs.setdefault(shard, Job(shard))
         job.users += 1
-        job.swarms.add(swarm)
+        job.join(swarm)
         try:
             yield job
         finally:
@@ -171,8 +178,13 @@ class Fetcher:
 
     def _drop_if_idle(self, job: Job) -> None:
         if job.idle and self._jobs.get(job.shard) is job:
-            del self._jobs[job.shard]
-            self._holdings.closed(job.shard)
+            self._close(job)
+
+    def _close(self, job: Job) -> None:
+        del self._jobs[job.shard]
+        job.closed()
+        self._planner.close(job.shard)
+        self._holdings.closed(job.shard)
 
     async def _opened(self, job: Job, swarm: Swarm, table_digest: Digest) -> Partial | None:
         """The job's partial file; None if the shard became whole meanwhile."""
@@ -186,12 +198,19 @@ class Fetcher:
                 if await asyncio.to_thread(self._store.has, job.shard):
                     return None
                 partial = await asyncio.to_thread(self._store.partial, job.shard, table)
-                job.opened(partial)
+                reused = await asyncio.to_thread(self._store.reuse, partial)
+                job.opened(partial, self._planner.open(job.shard, table))
                 self._holdings.opened(partial)
+                self._reused(job, sum(table.blocks[position].length for position in reused))
                 self.wake()
             if job.partial is not None and job.partial.table_digest != table_digest:
                 raise FormatError(f"shard {job.shard} is being fetched with another block table: one manifest is wrong")
             return job.partial
+
+    def _reused(self, job: Job, byte_count: int) -> None:
+        self.bytes_reused += byte_count
+        for swarm in job.swarms:
+            swarm.bytes_reused += byte_count
 
     async def _table(self, swarm: Swarm, table: Digest) -> None:
         """A block table into the store, however long it takes: providers may come back before the caller's deadline."""
@@ -206,106 +225,90 @@ class Fetcher:
             if job.partial is not None and job.unfinished:
                 job.finishing = True
                 group.create_task(self._finish(job, job.partial))
-        while len(self._transfers) < MAX_TRANSFERS:
-            outstanding = sum(transfer.run.length for transfer in self._transfers)
-            chosen = self._choose()
-            if chosen is None or (outstanding and outstanding + chosen.run.length > MAX_OUTSTANDING_BYTES):
-                return
-            self._start(chosen, group)
+        now_s = time.monotonic()
+        for transfer in self._transfers:
+            self._planner.progress(transfer.order, transfer.cargo.received, now_s)
+            if self._planner.redundant(transfer.order):
+                transfer.cargo.stop()
+        while (order := self._planner.next(now_s)) is not None:
+            self._start(order, group)
 
-    def _choose(self) -> _Transfer | None:
-        """The next run and its provider, the least burdened first."""
-        swarms = {swarm for job in self._jobs.values() if job.wanted and job.wanted.turns for swarm in job.swarms}
-        candidates = [(member, swarm) for swarm in swarms for member in swarm.usable()]
-        candidates.sort(key=lambda candidate: self._remotes.at(candidate[0].address).backlog_s)
-        for member, swarm in candidates:
-            if self._remotes.at(member.address).requests >= TRANSFERS_PER_ADDRESS:
-                continue
-            jobs = [job for job in self._jobs.values() if swarm in job.swarms and job.wanted is not None]
-            run = pick([job.wanted for job in jobs if job.wanted], self._offer(member, swarm), self._chance)
-            if run is not None:
-                return _Transfer(self._jobs[run.shard], run, member.address, time.monotonic())
-        return None
-
-    def _offer(self, member: Member, swarm: Swarm) -> Callable[[Digest, int], bool]:
-        """What this member may be asked for: it has the block and is not being asked for it already."""
-        busy = {
-            (transfer.run.shard, position)
-            for transfer in self._transfers
-            if transfer.address == member.address
-            for position in transfer.run.positions
-        }
-        return lambda shard, position: (shard, position) not in busy and swarm.has(member, shard, position)
-
-    def _start(self, transfer: _Transfer, group: asyncio.TaskGroup) -> None:
+    def _start(self, order: Order, group: asyncio.TaskGroup) -> None:
+        job = self._jobs[order.run.shard]
+        partial = job.partial
+        if partial is None:
+            raise StoreError(f"shard {job.shard} is wanted without a partial file")
+        cargo = Cargo(
+            order.provider,
+            order.run,
+            partial,
+            heard=self.received.asked(order.provider),
+            on_began=lambda: self._planner.began(order, time.monotonic()),
+            on_block=lambda position, new: self._block(transfer, position, new),
+            packed=self._packed_is_welcome(),
+        )
+        transfer = _Transfer(order, job, cargo)
         self._transfers.add(transfer)
-        transfer.job.in_flight += 1
-        remote = self._remotes.at(transfer.address)
-        remote.requests += 1
-        remote.outstanding_bytes += transfer.run.length
-        if transfer.job.wanted is not None:
-            for position in transfer.run.positions:
-                transfer.job.wanted.asked[position] = transfer.job.wanted.asked.get(position, 0) + 1
+        job.in_flight += 1
+        self._holdings.coming(job.shard, order.run.positions)
         group.create_task(self._carry_out(transfer))
+
+    def _packed_is_welcome(self) -> bool:
+        providers = {transfer.order.provider for transfer in self._transfers}
+        remotes = [remote for provider in providers if (remote := self._remotes.at(provider)).measured]
+        return self._welcome.look(sum(remote.rate_bytes_s for remote in remotes), self.received.total().bytes_s)
 
     async def _carry_out(self, transfer: _Transfer) -> None:
         """One transfer from request to disk; every expected failure is settled here."""
-        run, address = transfer.run, transfer.address
+        order, provider = transfer.order, transfer.order.provider
         try:
-            body = await self._http.read_range(address, run.shard, run.offset, run.length)
-            self._remotes.timed(address, run.length, time.monotonic() - transfer.since_s)
-            await self._accept(transfer, memoryview(body))
+            await self._carrier.carry(transfer.cargo)
         except NotFoundError:
-            self._lacks(transfer)
+            for swarm in transfer.job.swarms:
+                swarm.members.refused(provider, order.run)
         except IntegrityError as failure:
-            self._remotes.lied(address, run.length - transfer.accepted_bytes, str(failure))
+            self._lied(transfer, failure)
+        except Busy as failure:
+            self._remotes.busy(provider, failure.retry_s)
         except (PeerError, FormatError) as failure:
-            self._remotes.failed(address, str(failure))
+            if not transfer.cargo.stopped:
+                self._remotes.failed(provider, str(failure))
         except StoreError as failure:
             transfer.job.failed(failure)
         finally:
             self._ended(transfer)
 
-    async def _accept(self, transfer: _Transfer, body: memoryview) -> None:
-        job, run, address = transfer.job, transfer.run, transfer.address
-        partial = job.partial
-        if partial is None:
-            raise StoreError(f"the partial file of shard {run.shard} was closed while blocks were on their way")
-        for position in run.positions:
-            block = partial.table.blocks[position]
-            if partial.has(position):
-                self._remotes.at(address).wasted += block.length
-                continue
-            start = block.offset - run.offset
-            await asyncio.to_thread(partial.accept, position, body[start : start + block.length], str(address))
-            transfer.accepted_bytes += block.length
-            self._remotes.delivered(address, block.length, 1)
-            self.blocks_verified += 1
-            self.bytes_fetched += block.length
-            self._holdings.changed()
-            job.arrived(partial, position)
+    def _lied(self, transfer: _Transfer, failure: IntegrityError) -> None:
+        """A wrong block: what else its sender is sending is not waited for."""
+        provider = transfer.order.provider
+        self._remotes.lied(provider, transfer.cargo.received - transfer.arrived_bytes, str(failure))
+        for other in self._transfers:
+            if other is not transfer and other.order.provider == provider:
+                other.cargo.stop()
 
-    def _lacks(self, transfer: _Transfer) -> None:
-        for swarm in transfer.job.swarms:
-            if (member := swarm.members.get(transfer.address)) is not None:
-                member.lacks.update((transfer.run.shard, position) for position in transfer.run.positions)
+    def _block(self, transfer: _Transfer, position: int, new: bool) -> None:
+        """A block is on disk, or was there already when it came."""
+        job, order, partial = transfer.job, transfer.order, transfer.cargo.partial
+        length = partial.table.blocks[position].length
+        transfer.arrived_bytes += length
+        if new:
+            self.blocks_verified += 1
+            self.bytes_fetched += length
+            self._planner.delivered(order, position, time.monotonic())
+            self._holdings.changed(job.shard)
+            for swarm in job.swarms:
+                swarm.delivered(length)
+            job.arrived(partial, position)
+        else:
+            self._remotes.at(order.provider).wasted += length
+        self.wake()
 
     def _ended(self, transfer: _Transfer) -> None:
         self._transfers.discard(transfer)
-        remote = self._remotes.at(transfer.address)
-        remote.requests -= 1
-        remote.outstanding_bytes -= transfer.run.length
-        job = transfer.job
-        job.in_flight -= 1
-        if job.wanted is not None:
-            for position in transfer.run.positions:
-                left = job.wanted.asked.get(position, 0) - 1
-                if left > 0:
-                    job.wanted.asked[position] = left
-                else:
-                    job.wanted.asked.pop(position, None)
-                    job.wanted.late.discard(position)
-        self._drop_if_idle(job)
+        self._planner.ended(transfer.order, time.monotonic())
+        self._holdings.not_coming(transfer.job.shard, transfer.order.run.positions)
+        transfer.job.in_flight -= 1
+        self._drop_if_idle(transfer.job)
         self.wake()
 
     async def _finish(self, job: Job, partial: Partial) -> None:
@@ -316,8 +319,8 @@ class Fetcher:
             if isinstance(failure, FormatError):
                 self._refuse(job.shard, partial.table_digest, str(failure))
             job.failed(failure)
-            self._jobs.pop(job.shard, None)
-            self._holdings.closed(job.shard)
+            if self._jobs.get(job.shard) is job:
+                self._close(job)
         else:
             self._holdings.finished(job.shard)
             job.finished(path)
@@ -329,23 +332,6 @@ class Fetcher:
         while len(self._refused) >= _MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
         self._refused[shard, table] = reason
-
-    def _next_late_s(self) -> float | None:
-        waiting = [transfer.since_s for transfer in self._transfers if not transfer.marked]
-        return max(min(waiting) + LATE_S - time.monotonic(), 0.01) if waiting else self._retry_s()
-
-    def _retry_s(self) -> float | None:
-        # Nothing is on its way although blocks are wanted: avoided addresses come back with time.
-        wanting = any(job.wanted is not None and job.wanted.turns for job in self._jobs.values())
-        return 1.0 if wanting else None
-
-    def _mark_late(self) -> None:
-        now_s = time.monotonic()
-        for transfer in self._transfers:
-            if now_s - transfer.since_s >= LATE_S and not transfer.marked:
-                transfer.marked = True
-                if transfer.job.wanted is not None:
-                    transfer.job.wanted.late.update(transfer.run.positions)
 
 
 async def _note(partial: Partial) -> None:

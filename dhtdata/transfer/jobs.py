@@ -65,9 +65,23 @@ class Job:
         """Whether all blocks are here and nobody has begun to make the shard a blob."""
         return self._partial is not None and self._partial.complete and not self.finishing and self.reached is None
 
-    def opened(self, partial: Partial) -> None:
+    def join(self, swarm: Swarm) -> None:
+        """Its providers may be asked, too."""
+        self.swarms.add(swarm)
+        if self._wanted is not None:
+            self._wanted.crowds.add(swarm)
+            swarm.members.fetch(self.shard, self._wanted.table)
+
+    def opened(self, partial: Partial, wanted: Wanted) -> None:
         self._partial = partial
-        self._wanted = Wanted(self.shard, partial.table)
+        self._wanted = wanted
+        for swarm in self.swarms:
+            self.join(swarm)
+
+    def closed(self) -> None:
+        """Nobody fetches it any more."""
+        for swarm in self.swarms:
+            swarm.members.fetched(self.shard)
 
     def wait(self, partial: Partial, positions: Iterable[int], turn: int) -> Waiter:
         """Ask for blocks (all if none are named); ``turn`` orders those who wait, `BACKGROUND` waits for everybody."""
@@ -100,9 +114,6 @@ class Job:
 
     def arrived(self, partial: Partial, position: int) -> None:
         """A block was verified and written."""
-        if self._wanted is not None:
-            self._wanted.turns.pop(position, None)
-            self._wanted.late.discard(position)
         for waiter in self._waiters:
             waiter.missing.discard(position)
         self.settle(partial)

@@ -49,6 +49,11 @@ class Layout:
     def shard_count(self) -> int:
         return self.contents.shard_count
 
+    @property
+    def placed(self) -> bool:
+        """Whether every index has been taken up."""
+        return len(self._placed) == len(self.spans)
+
     def place_stored(self, store: Store) -> None:
         """Take up indexes that have come into the store since."""
         for position, span in enumerate(self.spans):
@@ -60,6 +65,11 @@ class Layout:
                 for place, shard in enumerate(entries.digests()):
                     self._ordinals.setdefault(shard, span.first + place)
                 self._placed.add(position)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every index was stored when last looked for."""
+        return len(self._placed) == len(self.spans)
 
     def ordinal(self, shard: Digest) -> int | None:
         """None while the index that lists the shard is not stored."""

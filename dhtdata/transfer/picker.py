@@ -1,43 +1,16 @@
-"""Which blocks to ask whom for next. Pure: no I/O, no clock, randomness passed in.
-
-Blocks that somebody waits for come before background ones, in the order in which they were asked for. A background
-run starts at a random missing block, so that peers that fetch the same shard hold different parts of it soon and can
-serve each other. Adjacent blocks of one shard coalesce into one range. A block that is late may be asked of a second
-provider.
-"""
+"""Which blocks of a shard are wanted, how urgently, and the runs that are asked for. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
+from dhtdata.transfer.availability import Crowd
+from dhtdata.transfer.masks import mask_of
 
-RUN_BYTES = 4 << 20
-URGENT_RUN_BYTES = 1 << 20
-MAX_ASKED_AT_ONCE = 2
 BACKGROUND = 1 << 62
-
-
-@dataclass
-class Wanted:
-    """Missing blocks of one shard. ``turns``: position → place in the queue, or `BACKGROUND`.
-
-    ``asked``: position → how many providers are being asked for it; ``late``: positions that should have come by now.
-    """
-
-    shard: Digest
-    table: BlockTable
-    turns: dict[int, int] = field(default_factory=dict)
-    asked: dict[int, int] = field(default_factory=dict)
-    late: set[int] = field(default_factory=set)
-
-    def open(self, position: int) -> bool:
-        """May be asked for now."""
-        count = self.asked.get(position, 0)
-        return count == 0 or (position in self.late and count < MAX_ASKED_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +27,66 @@ class Run:
     def positions(self) -> range:
         return range(self.first, self.first + self.count)
 
-
-def pick(wanted: Sequence[Wanted], has: Callable[[Digest, int], bool], chance: random.Random) -> Run | None:
-    """The next run for a provider that ``has`` (shard, position); None if it can help with nothing."""
-    urgent: tuple[int, Wanted, int] | None = None
-    for want in wanted:
-        for position, turn in want.turns.items():
-            if (
-                turn != BACKGROUND
-                and (urgent is None or (turn, position) < (urgent[0], urgent[2]))
-                and want.open(position)
-                and has(want.shard, position)
-            ):
-                urgent = (turn, want, position)
-    if urgent is not None:
-        return _run(urgent[1], urgent[2], has, URGENT_RUN_BYTES)
-    for want in wanted:
-        positions = [position for position in want.turns if want.open(position) and has(want.shard, position)]
-        if positions:
-            return _run(want, chance.choice(positions), has, RUN_BYTES)
-    return None
+    @property
+    def mask(self) -> int:
+        return ((1 << self.count) - 1) << self.first
 
 
-def _run(want: Wanted, first: int, has: Callable[[Digest, int], bool], limit_bytes: int) -> Run:
-    """From ``first`` on, as many adjacent open blocks as fit into the limit; at least one."""
-    blocks = want.table.blocks
-    length = blocks[first].length
-    end = first + 1
-    while (
-        end < len(blocks)
-        and end in want.turns
-        and length + blocks[end].length <= limit_bytes
-        and want.asked.get(end, 0) == 0
-        and has(want.shard, end)
-    ):
-        length += blocks[end].length
-        end += 1
-    return Run(want.shard, first, end - first, blocks[first].offset, length)
+class Wanted:
+    """Missing blocks of one shard, and how many providers are being asked for each.
+
+    ``crowds``: where they can be had, kept by the caller. ``missing``: all of them; ``asked`` and ``twice``: those that
+    one provider or two are being asked for. ``urgent``: (turn, position) of those that somebody waits for, the soonest
+    first; ``urgent_mask``: the same.
+    """
+
+    def __init__(self, shard: Digest, table: BlockTable) -> None:
+        self.shard = shard
+        self.table = table
+        self.crowds: set[Crowd] = set()
+        self.missing = 0
+        self.urgent: list[tuple[int, int]] = []
+        self.urgent_mask = 0
+        self.asked = 0
+        self.twice = 0
+        self.mean_bytes = max(table.shard_bytes // len(table.blocks), 1)
+        self._length = len(table.blocks)
+        self._turns: dict[int, int] = {}
+
+    @property
+    def turns(self) -> Mapping[int, int]:
+        """Missing block → place in the queue (smaller: sooner), or `BACKGROUND`. To change it, set all of it."""
+        return self._turns
+
+    @turns.setter
+    def turns(self, turns: Mapping[int, int]) -> None:
+        self._turns = dict(turns)
+        self.missing = mask_of(self._turns, self._length)
+        self.urgent_mask = mask_of((place for place, turn in turns.items() if turn != BACKGROUND), self._length)
+        self.urgent = sorted((turn, position) for position, turn in self._turns.items() if turn != BACKGROUND)
+
+    @property
+    def open(self) -> int:
+        """Missing, and nobody is being asked for it."""
+        return self.missing & ~self.asked
+
+    def arrived(self, position: int) -> None:
+        """It is not missing any more."""
+        turn = self._turns.pop(position, None)
+        if turn is not None:
+            self.missing &= ~(1 << position)
+            if turn != BACKGROUND:
+                self.urgent_mask &= ~(1 << position)
+                self.urgent.remove((turn, position))
+
+    def run(self, around: int, among: int, limit_bytes: int) -> Run:
+        """A block and as many adjacent ones ``among`` these as fit into the limit, those behind it first."""
+        blocks = self.table.blocks
+        first, end, length = around, around + 1, blocks[around].length
+        while among >> end & 1 and length + blocks[end].length <= limit_bytes:
+            length += blocks[end].length
+            end += 1
+        while first and among >> first - 1 & 1 and length + blocks[first - 1].length <= limit_bytes:
+            first -= 1
+            length += blocks[first].length
+        return Run(self.shard, first, end - first, blocks[first].offset, length)

@@ -9,33 +9,39 @@ from typing import Generic, TypeVar
 
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import Provider
 
 PARALLEL_ASKS = 4
+HEDGE_S = 0.25
 MAX_ASKED = 256
 EXPECTED_FAILURES = (PeerError, NotFoundError, IntegrityError, FormatError)
 
 Source = AsyncGenerator[Address, None]
+ProviderSource = AsyncGenerator[Provider, None]
 _T = TypeVar("_T")
+_P = TypeVar("_P", bound=Provider)
 
 
 class Search(Generic[_T]):
-    """One question to the addresses that some sources yield, a few at a time, each address once.
+    """One question to the providers that some sources yield, each provider once.
+
+    The next is asked when the last has failed or is late, so that one good answer is not sent four times.
 
     ``asked`` is who was asked and ``failures`` what they said, for the message when nobody had an answer.
     """
 
     def __init__(
-        self, attempt: Callable[[Address], Awaitable[_T]], blame: Callable[[Address, Exception], None]
+        self, attempt: Callable[[Provider], Awaitable[_T]], blame: Callable[[Provider, Exception], None]
     ) -> None:
         self._attempt = attempt
         self._blame = blame
         self._answers: list[_T] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(PARALLEL_ASKS)
-        self.asked: set[Address] = set()
+        self.asked: set[Provider] = set()
         self.failures: list[str] = []
 
-    async def first(self, sources: Sequence[Source]) -> _T:
+    async def first(self, sources: Sequence[ProviderSource]) -> _T:
         """The first good answer; NotFoundError once all sources ended and everybody was asked in vain."""
         async with asyncio.TaskGroup() as group:
             for source in sources:
@@ -44,29 +50,31 @@ class Search(Generic[_T]):
             raise NotFoundError("; ".join(self.failures[:3]) or "nobody to ask is known")
         return self._answers[0]
 
-    async def _drain(self, source: Source, group: asyncio.TaskGroup) -> None:
+    async def _drain(self, source: ProviderSource, group: asyncio.TaskGroup) -> None:
         async with aclosing(source):
-            async for address in source:
-                if address not in self.asked and len(self.asked) < MAX_ASKED:
-                    self.asked.add(address)
+            async for provider in source:
+                if provider not in self.asked and len(self.asked) < MAX_ASKED:
+                    self.asked.add(provider)
                     await self._slots.acquire()
-                    self._start(group, self._ask(address))
+                    asking = self._start(group, self._ask(provider))
+                    await asyncio.wait([asking], timeout=HEDGE_S)
 
-    async def _ask(self, address: Address) -> None:
+    async def _ask(self, provider: Provider) -> None:
         try:
-            self._answers.append(await self._attempt(address))
+            self._answers.append(await self._attempt(provider))
         except EXPECTED_FAILURES as failure:
             self.failures.append(str(failure))
-            self._blame(address, failure)
+            self._blame(provider, failure)
         finally:
             self._slots.release()
         if self._answers:
             self._end()
 
-    def _start(self, group: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> None:
+    def _start(self, group: asyncio.TaskGroup, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _end(self) -> None:
         """Stop asking. Not by an exception: a group that ends with one forgets that it was cancelled from outside."""
@@ -75,7 +83,7 @@ class Search(Generic[_T]):
                 task.cancel()
 
 
-async def each(addresses: Iterable[Address]) -> Source:
-    """A source of addresses that are known already."""
-    for address in addresses:
-        yield address
+async def each(providers: Iterable[_P]) -> AsyncGenerator[_P, None]:
+    """A source of providers that are known already."""
+    for provider in providers:
+        yield provider

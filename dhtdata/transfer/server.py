@@ -3,7 +3,8 @@
 ::
 
     GET/HEAD /v1/blobs/<digest>            one Range at most; ETag is the digest, immutable
-    GET      /v1/have/<contents>?since=    `answers.HaveMap`
+    GET/HEAD /v1/blobs/<shard>.zst         `formats.packed`, if held; ETag is the digest of these bytes, for If-Match
+    GET      /v1/have/<contents>?since=&port=  `answers.HaveMap`; ``port``: where the asker serves while it fetches
     GET      /v1/peers/<contents>          `answers.PeerExchange`
     GET      /v1/providers/<digest>        `answers.ProviderRecords`: a look-up in the DHT on behalf of the asker
     GET      /v1/names/<publisher>/<name>  bytes of the newest NameRecord known
@@ -24,12 +25,13 @@ a newcomer that has fewer. Large pieces of blobs wait for a slot (`uploads`); ev
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,8 +46,9 @@ from dhtdata.formats.names import Name, check_name, decode_key
 from dhtdata.network import PUBLIC, Network
 from dhtdata.transfer import sending
 from dhtdata.transfer.answers import PeerExchange, ProviderRecord, ProviderRecords
-from dhtdata.transfer.holdings import Holdings
+from dhtdata.transfer.holdings import Holdings, Servable
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
+from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
 from dhtdata.transfer.uploads import Busy, Upload, Uploads, peer_of
@@ -70,6 +73,8 @@ class Directory(Protocol):
 
     def peers(self, contents: Digest) -> Sequence[Address]: ...
 
+    def asked(self, contents: Digest, address: Address) -> None: ...
+
     async def lookup(self, digest: Digest) -> list[ProviderRecord]: ...
 
     async def name(self, name: Name) -> bytes: ...
@@ -84,6 +89,7 @@ class Served:
     """Counters since the start. ``strangers``: requests to a private network that had no code of a member.
 
     ``cut_readers``: connections that were dropped because they took next to nothing.
+    ``sent``: what goes out to which IP address.
     """
 
     bytes: int = 0
@@ -91,6 +97,7 @@ class Served:
     strangers: int = 0
     refused_connections: int = 0
     cut_readers: int = 0
+    sent: Meters[str] = field(default_factory=Meters)
 
 
 class _Silence(web.Response):
@@ -301,9 +308,12 @@ class BlobServer:
     async def _route(self, request: web.BaseRequest, directory: Directory) -> web.StreamResponse:
         parts = request.path.split("/")[1:]
         if parts[:2] == ["v1", "blobs"] and len(parts) == 3:
-            return await self._blob(request, Digest.parse(parts[2]))
+            name = parts[2].removesuffix(".zst")
+            find = self._holdings.find if name == parts[2] else self._holdings.find_packed
+            digest = Digest.parse(name)
+            return await self._blob(request, digest, await find(digest))
         if parts[:2] == ["v1", "have"] and len(parts) == 3:
-            return _binary(await self._have(request, Digest.parse(parts[2])))
+            return _binary(await self._have(request, Digest.parse(parts[2]), directory))
         if parts[:2] == ["v1", "peers"] and len(parts) == 3:
             return _binary(PeerExchange.of(directory.peers(Digest.parse(parts[2]))).encode())
         if parts[:2] == ["v1", "providers"] and len(parts) == 3:
@@ -321,20 +331,23 @@ class BlobServer:
             return _plain(200, await directory.page())
         raise NotFoundError("no such thing here")
 
-    async def _have(self, request: web.BaseRequest, contents: Digest) -> bytes:
-        since = request.query.get("since", "")
-        if since and (not since.isascii() or not since.isdigit() or len(since) > 20):
-            raise FormatError("since must be a revision: a whole number")
+    async def _have(self, request: web.BaseRequest, contents: Digest, directory: Directory) -> bytes:
+        since, port = request.query.get("since", ""), request.query.get("port", "")
+        if (since and not _digits(since)) or (port and not (_digits(port) and 0 < int(port) < 65_536)):
+            raise FormatError("since must be a revision, a whole number, and port a port")
+        if port and request.transport is not None:
+            directory.asked(contents, Address(_plain_ip(request.transport), int(port)))
         have = await self._holdings.have(contents, int(since) if since else None)
         return await asyncio.to_thread(have.encode)
 
-    async def _blob(self, request: web.BaseRequest, digest: Digest) -> web.StreamResponse:
-        servable = await self._holdings.find(digest)
+    async def _blob(self, request: web.BaseRequest, digest: Digest, servable: Servable) -> web.StreamResponse:
         headers = {
-            "ETag": f'"{digest}"',
+            "ETag": f'"{servable.etag or digest}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "public, max-age=31536000, immutable",
         }
+        if request.headers.get("If-Match", headers["ETag"]) not in (headers["ETag"], "*"):
+            return _plain(412, "these are other bytes than before: start again\n", headers)
         span = _range(request.headers.getall("Range", []), servable.size)
         if span is None:
             return _plain(416, "no such range\n", headers | {"Content-Range": f"bytes */{servable.size}"})
@@ -369,6 +382,7 @@ class BlobServer:
             body = await asyncio.to_thread(_read, path, start, end)
             await self.uploads.pay(peer, len(body))
             self.served.bytes += len(body)
+            self.served.sent.add(peer, len(body))
             return web.Response(status=status, body=body, content_type=_BINARY, headers=_HEADERS | headers)
         async with self.uploads.slot(peer) as upload:
             descriptor = await asyncio.to_thread(_open, path)
@@ -398,6 +412,7 @@ class BlobServer:
                 await out.send(start, start + length)
                 self.uploads.sent(upload, length)
                 self.served.bytes += length
+                self.served.sent.add(upload.peer.name, length)
                 start += length
                 # Other connections have their turn, however fast this one is read.
                 await asyncio.sleep(0)
@@ -479,6 +494,13 @@ def _peer(transport: asyncio.Transport) -> str:
 def _most_connections(transport: asyncio.Transport) -> int:
     """How many connections the peer of this one may have."""
     return MAX_CONNECTIONS_OF_THIS_MACHINE if _from_this_machine(transport) else MAX_CONNECTIONS_PER_ADDRESS
+
+
+def _plain_ip(transport: asyncio.Transport) -> str:
+    """Where the other side is, as an IP literal; an IPv4 address that came through an IPv6 socket is one of IPv4."""
+    ip = ipaddress.ip_address(_peer_ip(transport).partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip)
 
 
 def _from_this_machine(transport: asyncio.Transport | None) -> bool:

@@ -1,12 +1,18 @@
-"""The providers of one dataset: finds them, polls their have-maps, while somebody fetches.
+"""The providers of one dataset: finds them, follows their have-maps, while somebody fetches.
 
 Addresses come from tickets, DHT claims, other providers (peer exchange) and memory. None is believed more than another:
-what a provider has is asked of itself, and what it sends is verified.
+what a provider has is asked of itself, and what it sends is verified. Whoever is still fetching is asked every
+`FOLLOW_S` what has changed, so that a crowd spreads blocks instead of asking one seed for the same ones.
+
+Web seeds come from the user, from tickets and from the manifest, and are told to nobody. They are raced from the start:
+until its have-map is here a web seed counts as having everything. Once peers suffice they are left out, for somebody
+pays for what they send: when usable peers have it all between them, and deliver well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
@@ -15,51 +21,49 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import Address
-from dhtdata.transfer.answers import HaveMap, bit
+from dhtdata.formats.contents import MAX_CONTENTS_BYTES
+from dhtdata.formats.web_seeds import MAX_WEB_SEEDS, Provider, WebSeed
+from dhtdata.transfer.answers import VERSION, HaveMap
+from dhtdata.transfer.availability import Availability
 from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.layout import Layout
+from dhtdata.transfer.members import Member, Members
 from dhtdata.transfer.providers import Remotes
-from dhtdata.transfer.search import EXPECTED_FAILURES, Source
+from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
-MAX_MEMBERS = 256
+FOLLOW_S = 0.25
+MAX_FOLLOWED = 32
 POLL_PARTIAL_S = 3.0
 POLL_COMPLETE_S = 60.0
+POLL_WEB_SEED_S = 600.0
+AMPLE_BYTES_S = 16 << 20
+AMPLE_RATIO = 2.0
+FIRST_EXCHANGE_S = 0.1
 EXCHANGE_S = 20.0
+HEARD_S = 120.0
 LOOKUP_S = 60.0
 HUNGRY_LOOKUP_S = 10.0
-_PARALLEL_POLLS = 8
+_PARALLEL_POLLS = 16
 _POLL_DEADLINE_S = 10.0
 _LOOK_DEADLINE_S = 15.0
 _EXCHANGE_PARTNERS = 3
 _MAX_MISSES = 5
+_MAX_NAMED = 32
 
 Discover = Callable[[Digest], Source]
 Guard = Callable[[Address], bool]
 
 
-@dataclass
-class Member:
-    """One provider of these contents. ``lacks``: blocks it said no to since its last have-map.
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """What a peer that serves while it fetches says of itself: its `HaveMap.fetcher` and its port."""
 
-    ``doubtful``: it has no have-map of these contents. A plain web server never has one; a peer that lacks all of it
-    has none either.
-    """
+    key: bytes = b""
+    port: int = 0
 
-    address: Address
-    source: str
-    have: HaveMap | None = None
-    asked_s: float = float("-inf")
-    exchanged_s: float = float("-inf")
-    misses: int = 0
-    doubtful: bool = False
 
-    def __post_init__(self) -> None:
-        self.lacks: set[tuple[Digest, int]] = set()
-        self.blocks: dict[int, bytes] = {}
-
-    @property
-    def complete(self) -> bool:
-        return self.have is not None and self.have.complete
+NOBODY = Fetching()
+"""A peer that serves nobody: others need not know of it."""
 
 
 class Swarm:
@@ -74,26 +78,40 @@ class Swarm:
         discover: Discover,
         guard: Guard,
         changed: Callable[[], None],
+        own: Fetching = NOBODY,
     ) -> None:
         self.contents = contents
-        self.members: dict[Address, Member] = {}
-        self.layout: Layout | None = None
+        self.members = Members(own.key)
         self.rounds = 0
+        self.blocks_verified = self.bytes_verified = self.bytes_reused = 0
         self._http = http
         self._remotes = remotes
         self._discover = discover
         self._guard = guard
         self._changed = changed
+        self._port = own.port
         self._interest = 0
+        self._exchange_s = FIRST_EXCHANGE_S
         self._glance = False
         self._looking = False
         self._looked_s = float("-inf")
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
+        self._slots = asyncio.Semaphore(_PARALLEL_POLLS)
+
+    @property
+    def layout(self) -> Layout | None:
+        return self.members.layout
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        self.members.layout = layout
 
     @contextmanager
     def interest(self) -> Iterator[None]:
         """Providers are looked for as long as somebody is in here."""
+        if not self._interest:
+            self._exchange_s = FIRST_EXCHANGE_S
         self._interest += 1
         self._wake.set()
         try:
@@ -125,50 +143,110 @@ class Swarm:
 
     def add(self, addresses: Iterable[Address], source: str, *, trusted: bool = False) -> None:
         """Take up addresses; those from strangers pass the guard first."""
-        added = False
-        for address in addresses:
-            if address not in self.members and (trusted or self._guard(address)) and len(self.members) < MAX_MEMBERS:
-                self.members[address] = Member(address, source)
-                added = True
-        if added:
+        added = [self.members.add(address, source) for address in addresses if trusted or self._guard(address)]
+        if any(added):
             self._tell()
 
-    def usable(self) -> list[Member]:
-        """Members that are not avoided now, complete ones first; doubtful ones only if there are no others."""
+    def asked_by(self, address: Address) -> None:
+        """Somebody who serves at this address asked what we have: a provider to others, soon or already."""
+        if self._guard(address):
+            if self.members.add(address, "asked"):
+                self._tell()
+            if (member := self.members.get(address)) is not None:
+                member.heard_s = time.monotonic()
+
+    def known(self) -> list[Address]:
+        """Addresses for others who look for providers: those that answered, and those that asked lately."""
+        oldest_s = time.monotonic() - HEARD_S
+        return [
+            member.provider
+            for member in self._reachable()
+            if isinstance(member.provider, Address) and (member.answered or member.heard_s > oldest_s)
+        ]
+
+    def add_web_seeds(self, seeds: Iterable[WebSeed], source: str) -> None:
+        """Take up mirrors, a few of those that strangers name. What the user names is believed from then on."""
+        added = False
+        for seed in seeds:
+            known = self.members.get(seed)
+            if known is not None and isinstance(known.provider, WebSeed) and (known.provider.named or not seed.named):
+                continue
+            if known is None and self._web_seeds(named=seed.named) >= (_MAX_NAMED if seed.named else 2 * MAX_WEB_SEEDS):
+                continue
+            if known is not None:
+                # A key that is equal would stay, and with it what it was refused before.
+                self.members.drop(known)
+            added |= self.members.add(seed, source)
+        if added:
+            self._wake.set()
+            self._tell()
+
+    def _web_seeds(self, *, named: bool) -> int:
+        providers = (member.provider for member in self.members)
+        return sum(isinstance(provider, WebSeed) and provider.named == named for provider in providers)
+
+    def usable(self) -> list[Provider]:
+        """Providers that may be asked for blocks now, complete ones first.
+
+        Doubtful ones only if there are no others, web seeds only while peers do not suffice.
+        """
         members = self._reachable()
-        return [member for member in members if not member.doubtful] or members
+        peers = [member for member in members if not member.web_seed and not member.doubtful]
+        seeds = [member for member in members if member.web_seed]
+        if not (seeds and self._suffice(peers, seeds)):
+            peers = [member for member in members if not member.doubtful] or members
+        return [member.provider for member in peers]
+
+    def _suffice(self, peers: list[Member], seeds: list[Member]) -> bool:
+        """Whether these peers have every shard between them, and deliver well: plainly, or beside the web seeds."""
+        beside = self._rate(seeds)
+        ample = min(AMPLE_BYTES_S, AMPLE_RATIO * beside) if beside else AMPLE_BYTES_S
+        if self._rate(peers) < ample:
+            return False
+        if any(peer.complete for peer in peers):
+            return True
+        if self.layout is None:
+            return False
+        union = 0
+        for peer in peers:
+            union |= int.from_bytes(peer.shards, "little")
+        everything = (1 << self.layout.shard_count) - 1
+        return union & everything == everything
+
+    def _rate(self, members: list[Member]) -> float:
+        """Bytes per second of those that were measured."""
+        remotes = (self._remotes.at(member.provider) for member in members)
+        return sum(remote.rate_bytes_s for remote in remotes if remote.blocks)
+
+    @property
+    def have(self) -> Availability:
+        """What they hold and are fetching."""
+        return self.members.have
 
     def _reachable(self) -> list[Member]:
-        members = [member for member in self.members.values() if self._remotes.usable(member.address)]
-        return sorted(members, key=lambda member: (member.doubtful, not member.complete))
+        members = [member for member in self.members if self._remotes.usable(member.provider)]
+        return sorted(members, key=lambda member: (member.doubtful, not member.complete, member.web_seed))
 
-    def has(self, member: Member, shard: Digest, position: int) -> bool:
-        """Whether this member is worth asking for a block. True while nothing is known of it."""
-        if (shard, position) in member.lacks or (shard, -1) in member.lacks:
-            return False
-        have = member.have
-        if have is None or have.complete:
-            return True
-        ordinal = self.layout.ordinal(shard) if self.layout is not None else None
-        if ordinal is None:
-            return True
-        return bit(have.shards, ordinal) or bit(member.blocks.get(ordinal, b""), position)
-
-    async def addresses(self) -> Source:
+    async def addresses(self) -> ProviderSource:
         """Members as they become known, until a whole round of searching brought nobody new."""
-        seen: set[Address] = set()
+        seen: set[Provider] = set()
         with self.interest():
             first_round = self.rounds
             while True:
                 for member in self._reachable():
-                    if member.address not in seen:
-                        seen.add(member.address)
-                        yield member.address
+                    if member.provider not in seen:
+                        seen.add(member.provider)
+                        yield member.provider
                 if self.rounds >= first_round + 2:
                     return
                 news = self._news
-                if all(member.address in seen for member in self._reachable()):
+                if all(member.provider in seen for member in self._reachable()):
                     await news.wait()
+
+    def delivered(self, byte_count: int) -> None:
+        """A block of this dataset came and was verified."""
+        self.blocks_verified += 1
+        self.bytes_verified += byte_count
 
     async def news(self) -> None:
         """Wait until something about the providers has changed."""
@@ -176,31 +254,51 @@ class Swarm:
 
     async def run(self) -> None:
         """Look and poll, for ever."""
-        while True:
-            while not (self._interest or self._glance):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(group))
+            while True:
+                await self._wanted()
+                self._glance = False
                 self._wake.clear()
-                await self._wake.wait()
-            self._glance = False
+                self._looking = True
+                async with asyncio.TaskGroup() as round_:
+                    round_.create_task(self._look())
+                    round_.create_task(self._poll_all())
+                # Those whom the look has found: a round ends when everybody known was asked.
+                await self._poll_all()
+                self._looking = False
+                self.rounds += 1
+                self._tell()
+                try:
+                    async with asyncio.timeout(self._pause_s()):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _wanted(self) -> None:
+        """Wait until somebody is interested, or wants a glance."""
+        while not (self._interest or self._glance):
             self._wake.clear()
-            self._looking = True
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._look())
-                group.create_task(self._poll_all())
-            # Those whom the look has found: a round ends when everybody known was asked.
-            await self._poll_all()
-            self._looking = False
-            self.rounds += 1
-            self._tell()
-            try:
-                async with asyncio.timeout(self._pause_s()):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await self._wake.wait()
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Ask those who are fetching themselves what has changed, often, while we fetch; for ever."""
+        while True:
+            if not self._interest:
+                await self._news.wait()
+                continue
+            due_s = time.monotonic() - FOLLOW_S
+            partial = [member for member in self._reachable() if member.revision is not None and not member.complete]
+            partial = [member for member in partial if not member.web_seed]
+            for member in random.sample(partial, min(MAX_FOLLOWED, len(partial))):
+                if member.asked_s <= due_s and not member.asking:
+                    group.create_task(self._poll(member, exchange=False))
+            await asyncio.sleep(FOLLOW_S / 4)
 
     def _pause_s(self) -> float:
         now_s = time.monotonic()
-        due = [member.asked_s + _poll_every_s(member) - now_s for member in self.members.values()]
-        return min(max(min(due, default=POLL_PARTIAL_S), 0.5), POLL_PARTIAL_S)
+        due = [member.asked_s + _poll_every_s(member) - now_s for member in self.members]
+        return min(max(min(due, default=POLL_PARTIAL_S), 0.05), POLL_PARTIAL_S, self._exchange_s)
 
     async def _look(self) -> None:
         every_s = LOOKUP_S if self.usable() else HUNGRY_LOOKUP_S
@@ -217,47 +315,55 @@ class Swarm:
             return
 
     async def _poll_all(self) -> None:
-        slots = asyncio.Semaphore(_PARALLEL_POLLS)
         now_s = time.monotonic()
         partners = 0
         async with asyncio.TaskGroup() as group:
             for member in self._reachable():
-                if now_s - member.asked_s >= _poll_every_s(member):
-                    exchange = now_s - member.exchanged_s >= EXCHANGE_S and partners < _EXCHANGE_PARTNERS
+                exchange = not member.web_seed and partners < _EXCHANGE_PARTNERS
+                exchange = exchange and now_s - member.exchanged_s >= self._exchange_s
+                if (exchange or now_s - member.asked_s >= _poll_every_s(member)) and not member.asking:
                     partners += exchange
-                    group.create_task(self._poll(member, slots, exchange=exchange))
+                    group.create_task(self._poll(member, exchange=exchange))
+        if partners:
+            # A crowd that starts together must know one another at once, or all of it asks one seed for everything.
+            self._exchange_s = min(2 * self._exchange_s, EXCHANGE_S)
 
-    async def _poll(self, member: Member, slots: asyncio.Semaphore, *, exchange: bool) -> None:
-        async with slots:
-            since = member.have.revision if member.have is not None else None
-            try:
-                async with asyncio.timeout(_POLL_DEADLINE_S):
-                    have = await self._http.have(member.address, self.contents, since)
+    async def _poll(self, member: Member, *, exchange: bool) -> None:
+        member.asking = True
+        try:
+            async with self._slots, asyncio.timeout(_POLL_DEADLINE_S):
+                if isinstance(member.provider, WebSeed):
+                    have = await self._have_of_mirror(member.provider)
+                else:
+                    have = await self._http.have(member.provider, self.contents, member.revision, self._port)
                     if exchange:
                         member.exchanged_s = time.monotonic()
-                        self.add(await self._http.peers(member.address, self.contents), "exchange")
-            except NotFoundError:
-                member.doubtful, member.have = True, None
-                member.lacks.clear()
-                self._tell()
-                return
-            except (*EXPECTED_FAILURES, TimeoutError) as failure:
-                self._missed(member, failure)
-                return
-            finally:
-                member.asked_s = time.monotonic()
-            member.misses, member.doubtful = 0, False
-            if not have.unchanged:
-                member.have = have
-                member.blocks = {partial.ordinal: partial.blocks for partial in have.partials}
-            member.lacks.clear()
-            self._tell()
+                        self.add(await self._http.peers(member.provider, self.contents), "exchange")
+        except NotFoundError:
+            self.members.denied(member)
+        except (*EXPECTED_FAILURES, TimeoutError) as failure:
+            self._missed(member, failure)
+            return
+        else:
+            self.members.learned(member, have)
+        finally:
+            member.asked_s, member.asking = time.monotonic(), False
+        self._tell()
+
+    async def _have_of_mirror(self, seed: WebSeed) -> HaveMap:
+        """What a web seed has. One without a have-map may have everything, unless it lacks these contents too."""
+        try:
+            return await self._http.have(seed, self.contents)
+        except NotFoundError:
+            await self._http.read_blob(seed, self.contents, MAX_CONTENTS_BYTES)
+            return HaveMap(version=VERSION, contents=self.contents, revision=1, complete=True)
 
     def _missed(self, member: Member, failure: Exception) -> None:
         member.misses += 1
-        self._remotes.failed(member.address, str(failure))
-        if member.misses >= _MAX_MISSES:
-            self.members.pop(member.address, None)
+        self._remotes.failed(member.provider, str(failure))
+        # A web seed is never found again, so it stays; it is left alone longer each time.
+        if member.misses >= _MAX_MISSES and not member.web_seed:
+            self.members.drop(member)
 
     def _tell(self) -> None:
         # Whoever waits holds the old event; those who come later wait for the next one.
@@ -267,4 +373,9 @@ class Swarm:
 
 
 def _poll_every_s(member: Member) -> float:
-    return POLL_COMPLETE_S if member.complete or member.doubtful else POLL_PARTIAL_S
+    """Complete ones rarely; those that had nothing yet ever more rarely."""
+    if member.web_seed and member.answered and not member.misses:
+        return POLL_WEB_SEED_S
+    if member.denials:
+        return min(2.0 ** min(member.denials, 8) / 2, POLL_COMPLETE_S)
+    return POLL_COMPLETE_S if member.complete else POLL_PARTIAL_S

@@ -21,6 +21,7 @@ from dhtdata.config import Settings
 from dhtdata.dht.envelope import VERSION
 from dhtdata.doctor import DOUBTFUL, GOOD, WRONG, Finding, examine
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import PUBLIC, Network, network_of_store, new_network, save_network
 from dhtdata.store import Store
 from dhtdata.transfer.membership import HEADER, Asked, member_asks
@@ -312,3 +313,18 @@ def test_a_folder_that_cannot_be_made_is_wrong(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     assert findings(settings(closed))["store"].verdict == WRONG
+
+
+def test_web_seeds_that_are_not_there_are_named(tmp_path: Path) -> None:
+    def named(url: str) -> WebSeed:
+        return WebSeed.parse(url, named=True)
+
+    assert "web seeds" not in findings(settings(tmp_path))
+    (tmp_path / "mirror" / "v1" / "blobs").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = (named((tmp_path / "mirror").as_uri()), named(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        assert findings(settings(tmp_path, web_seeds=there))["web seeds"].verdict == GOOD
+    gone = (named((tmp_path / "gone").as_uri()), named(f"http://127.0.0.1:{free_port()}/x"))
+    found = findings(settings(tmp_path, web_seeds=gone))["web seeds"]
+    assert found.verdict == DOUBTFUL
+    assert f"{tmp_path / 'gone'} holds no mirror" in found.text and "no connection" in found.text

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from io import StringIO
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.text import Text
 
-from dhtdata.cli.output import Output, fit, percent, rows_table, size
+from dhtdata.cli.output import Output, _Console, fit, percent, rows_table, size
 from dhtdata.cli.summary import bars
 from dhtdata.cli.values import CELL_CHARACTERS, cell, to_json
 from dhtdata.formats.statistics import Histogram
@@ -73,6 +75,21 @@ def test_a_json_result_is_exactly_one_line(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr()
     assert shown.err == ""
     assert shown.out.count("\n") == 1 and json.loads(shown.out) == {"text": "two\nlines, ünïcode"}
+
+
+def test_a_result_below_a_live_view_takes_its_place_and_is_not_wiped_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output(as_json=False)
+    output._out = output._err = _Console(file=screen, force_terminal=True, width=80, height=24)
+    with output.live(Text("1\n2\n3")) as seen:
+        assert seen
+        output.result({}, "the result")
+    before, _, after = screen.getvalue().partition("the result")
+    up = "\x1b[1A"
+    # Two lines up from the third: once before the result, and not between it and the end of the next drawing.
+    assert before.count(up) >= 2
+    assert up not in after.partition("3")[0]
 
 
 @given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))

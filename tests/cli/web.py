@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +56,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[Address, list[str]]]:
-    """Its address and the paths that were asked for."""
+def serving(folder: Path, secure: ssl.SSLContext | None = None) -> Iterator[tuple[Address, list[str]]]:
+    """Its address and the paths that were asked for. ``secure``: over HTTPS."""
     asked: list[str] = []
     handler = partial(_Handler, folder=folder, asked=asked)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
+        if secure is not None:
+            server.socket = secure.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

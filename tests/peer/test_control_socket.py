@@ -143,7 +143,7 @@ def test_a_defect_costs_its_asker_an_error_and_the_peer_nothing(
     async def main() -> list[Message]:
         server = ControlServer(store_id, "seed", "0.1.0", "public")
         async with asyncio.TaskGroup() as group, server.running(path):
-            await server.serve(group, handle)
+            await server.serve(group, handle, lambda _: None)
             reader, writer = await asyncio.open_unix_connection(str(path))
             hello = Hello(protocol=PROTOCOL, version="0.1.0", uid=os.getuid(), store=store_id, keeps_alive=False)
             answers = []

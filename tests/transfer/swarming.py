@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.search import each
 from dhtdata.transfer.server import BlobServer
-from dhtdata.transfer.swarm import Swarm
+from dhtdata.transfer.swarm import Fetching, Swarm
+from dhtdata.transfer.threads import Carrier
 
 _T = TypeVar("_T")
 DEADLINE_S = 15.0
@@ -47,9 +48,15 @@ class Table:
     addresses: dict[Digest, Sequence[Address]] = field(default_factory=dict)
     records: dict[Digest, list[ProviderRecord]] = field(default_factory=dict)
     names: dict[Name, bytes] = field(default_factory=dict)
+    swarms: dict[Digest, Swarm] = field(default_factory=dict)
 
     def peers(self, contents: Digest) -> Sequence[Address]:
-        return self.addresses.get(contents, ())
+        swarm = self.swarms.get(contents)
+        return [*self.addresses.get(contents, ()), *(swarm.known() if swarm is not None else ())]
+
+    def asked(self, contents: Digest, address: Address) -> None:
+        if (swarm := self.swarms.get(contents)) is not None:
+            swarm.asked_by(address)
 
     async def lookup(self, digest: Digest) -> list[ProviderRecord]:
         return self.records.get(digest, [])
@@ -90,7 +97,9 @@ class Node:
             discover=lambda _: each(()),
             guard=_not(self.address),
             changed=self.fetcher.wake,
+            own=Fetching(self.holdings.key, self.address.port),
         )
+        self.directory.swarms[contents] = swarm
         swarm.add(providers, "test", trusted=True)
         self.group.create_task(swarm.run())
         return swarm
@@ -109,8 +118,13 @@ async def node(store: Store, network: Network = PUBLIC, limits: Limits | None = 
     remotes = Remotes()
     server = BlobServer(holdings, network, limits)
     server.directory = directory = Table()
-    async with HttpClient.running(network) as http, server.running("127.0.0.1", 0) as port:
-        fetcher = Fetcher(store, http, remotes, holdings)
+    async with (
+        AsyncExitStack() as exits,
+        HttpClient.running(network) as http,
+        server.running("127.0.0.1", 0) as port,
+    ):
+        carrier = exits.enter_context(Carrier.running(network))
+        fetcher = Fetcher(store, http, carrier, remotes, holdings)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(fetcher.run())
             made = Node(store, http, holdings, remotes, fetcher, server, Address("127.0.0.1", port), group, directory)

@@ -28,7 +28,7 @@ addresses = st.builds(
 partials = st.builds(PartialShard, ordinal=st.integers(0, 1_000), blocks=st.binary(max_size=512))
 have_maps = st.builds(
     HaveMap,
-    version=st.just(1),
+    version=st.just(2),
     contents=st.just(CONTENTS),
     revision=st.integers(0, 1 << 62),
     complete=st.booleans(),
@@ -73,12 +73,12 @@ def test_a_damaged_have_map_is_a_format_error_or_another_valid_one(have: HaveMap
 @pytest.mark.parametrize(
     "have",
     [
-        HaveMap(version=2, contents=CONTENTS, revision=1),
-        HaveMap(version=1, contents=CONTENTS, revision=-1),
-        HaveMap(version=1, contents=CONTENTS, revision=1, partials=(PartialShard(ordinal=-1, blocks=b""),)),
-        HaveMap(version=1, contents=CONTENTS, revision=1, partials=(PartialShard(ordinal=0, blocks=bytes(600)),)),
+        HaveMap(version=3, contents=CONTENTS, revision=1),
+        HaveMap(version=2, contents=CONTENTS, revision=-1),
+        HaveMap(version=2, contents=CONTENTS, revision=1, partials=(PartialShard(ordinal=-1, blocks=b""),)),
+        HaveMap(version=2, contents=CONTENTS, revision=1, partials=(PartialShard(ordinal=0, blocks=bytes(600)),)),
         HaveMap(
-            version=1,
+            version=2,
             contents=CONTENTS,
             revision=1,
             partials=(PartialShard(ordinal=0, blocks=b""),) * (MAX_PARTIALS + 1),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -14,26 +13,11 @@ from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.client import HttpClient
 from tests.peer.worlds import Publisher, make_world
 from tests.transfer.evil import KINDS, evil
+from tests.transfer.ranges import read_range
 from tests.transfer.swarming import NewStore, node, run
 
 BODY = random.Random(3).randbytes(50_000)
 DIGEST = Digest.of(BODY)
-BAD_BYTES = {"flipped", "zeros"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_wrong_answer_to_a_range_is_an_error_or_plainly_wrong_bytes(kind: str) -> None:
-    async def main() -> None:
-        async with evil(kind, {str(DIGEST): BODY}) as address, HttpClient.running() as http:
-            if kind in BAD_BYTES:
-                got = await http.read_range(address, DIGEST, 1_000, 2_000)
-                assert len(got) == 2_000
-                assert got != BODY[1_000:3_000]
-            else:
-                with pytest.raises(PeerError):
-                    await http.read_range(address, DIGEST, 1_000, 2_000)
-
-    run(main())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,29 +69,6 @@ def test_a_blob_over_its_limit_is_refused() -> None:
     run(main())
 
 
-def test_a_server_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dhtdata.transfer.client.SILENCE_S", 0.2)
-
-    async def main() -> None:
-        never = asyncio.Event()
-
-        async def say_nothing(_: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
-            await never.wait()
-            out.close()
-            await out.wait_closed()
-
-        server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with server, HttpClient.running() as http:
-            with pytest.raises(PeerError):
-                await http.read_range(Address("127.0.0.1", port), DIGEST, 0, 10)
-            never.set()
-            await asyncio.sleep(0)
-            server.close()
-
-    run(main())
-
-
 def test_nobody_at_an_address_is_a_peer_error() -> None:
     async def main() -> None:
         async with HttpClient.running() as http:
@@ -149,7 +110,7 @@ def test_members_of_a_private_network_answer_each_other(new_store: NewStore) -> 
             one.directory.addresses[world.contents] = (Address("192.0.2.7", 1_000),)
             one.directory.records[world.contents] = [ProviderRecord(b"signed", ())]
             one.directory.names[publisher.name()] = publisher.sign(world).data
-            assert await one.http.read_range(one.address, digest, 5, 10) == BODY[5:15]
+            assert await read_range(one.address, digest, 5, 10, network=network) == BODY[5:15]
             assert await one.http.read_blob(one.address, digest, 60_000) == BODY
             have = await one.http.have(one.address, world.contents)
             assert (await one.http.have(one.address, world.contents, have.revision)).unchanged
@@ -171,7 +132,10 @@ def test_the_silence_of_another_network_is_a_peer_error(new_store: NewStore, kin
     async def main() -> None:
         ours = PUBLIC if kind == "public" else new_network()
         async with node(store, new_network()) as one, HttpClient.running(ours) as http:
-            for asking in (http.read_range(one.address, digest, 0, 10), http.read_blob(one.address, digest, 60_000)):
+            for asking in (
+                read_range(one.address, digest, 0, 10, network=http.network),
+                http.read_blob(one.address, digest, 60_000),
+            ):
                 with pytest.raises(PeerError):
                     await asking
             assert one.server.served.strangers >= 2

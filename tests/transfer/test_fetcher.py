@@ -35,18 +35,23 @@ def test_a_shard_comes_from_several_providers_at_once(new_store: NewStore) -> No
     a = new_store("a")
     b = new_store("b")
     c = new_store("c")
-    world.publish(a)
-    world.publish(b)
+    for store, shard in ((a, world.shards[0]), (b, world.shards[1])):
+        world.publish_small(store)
+        store.put(shard.body)
     world.publish_small(c)
 
     async def main() -> None:
         async with node(a) as first, node(b) as second, node(c) as third:
             swarm = third.swarm(world.contents, first.address, second.address)
-            for shard in world.shards:
-                reached = await third.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=False)
-                assert reached.complete
-                assert reached.path.read_bytes() == shard.body
-            delivered = {remote.address: remote.bytes for remote in third.remotes.everybody()}
+            async with asyncio.TaskGroup() as group:
+                fetches = [
+                    group.create_task(third.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=False))
+                    for shard in world.shards
+                ]
+            for shard, fetch in zip(world.shards, fetches, strict=True):
+                assert fetch.result().complete
+                assert fetch.result().path.read_bytes() == shard.body
+            delivered = {remote.provider: remote.bytes for remote in third.remotes.everybody()}
             assert sum(delivered.values()) == sum(len(shard.body) for shard in world.shards)
             assert min(delivered[first.address], delivered[second.address]) > 0
             assert third.fetcher.blocks_verified == sum(len(shard.table.blocks) for shard in world.shards)
@@ -369,7 +374,7 @@ def test_providers_learn_of_each_other_by_exchange(new_store: NewStore) -> None:
             await me.place(swarm)
             reached = await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=True)
             assert reached.path.read_bytes() == shard.body
-            assert swarm.members[seed.address].source == "exchange"
+            assert {member.provider: member.source for member in swarm.members}[seed.address] == "exchange"
 
     run(main())
 

@@ -23,6 +23,7 @@ from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.membership import HEADER, member_headers
 from dhtdata.transfer.server import BlobServer
 from tests.peer.worlds import make_world
+from tests.transfer.ranges import read_range
 from tests.transfer.swarming import NewStore, Node, Table, node, run
 
 BODY = random.Random(5).randbytes(600_001)
@@ -191,19 +192,19 @@ def test_a_partial_shard_serves_its_verified_blocks_and_nothing_else(new_store: 
                 block = shard.table.blocks[position]
                 body = shard.body[block.offset : block.offset + block.length]
                 await asyncio.to_thread(partial.accept, position, body)
-            one.holdings.changed()
+            one.holdings.changed(shard.digest)
             have = await one.http.have(one.address, world.contents)
             assert not have.complete
             assert have.partials[0].blocks == partial.bitmap()
             first, second = shard.table.blocks[1], shard.table.blocks[2]
-            span = await one.http.read_range(one.address, shard.digest, first.offset, first.length + second.length)
+            span = await read_range(one.address, shard.digest, first.offset, first.length + second.length)
             assert span == shard.body[first.offset : second.offset + second.length]
             for position in (0, 3, 4, 6):
                 block = shard.table.blocks[position]
                 with pytest.raises(NotFoundError):
-                    await one.http.read_range(one.address, shard.digest, block.offset, block.length)
+                    await read_range(one.address, shard.digest, block.offset, block.length)
             with pytest.raises(NotFoundError):
-                await one.http.read_range(one.address, shard.digest, first.offset, first.length * 2 + 1)
+                await read_range(one.address, shard.digest, first.offset, first.length * 2 + 1)
 
     run(main())
 

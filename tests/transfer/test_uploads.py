@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from dhtdata.formats.addresses import Address
 from dhtdata.transfer import sending, uploads
 from dhtdata.transfer import server as server_module
-from dhtdata.transfer.client import HttpClient, leads_to
+from dhtdata.transfer.dialling import leads_to
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.sending import Sending, SlowReader, is_warm
 from dhtdata.transfer.uploads import SLOTS, Busy, Meter, Upload, Uploads, peer_of
+from tests.transfer.ranges import read_range
 from tests.transfer.swarming import NewStore, node, run, until
 from tests.transfer.test_rates import Clock
 
@@ -298,7 +299,7 @@ def test_spans_around_every_bound_are_served_exactly(new_store: NewStore) -> Non
             for start in near:
                 for end in near:
                     if start < end:
-                        assert await one.http.read_range(one.address, digest, start, end - start) == BODY[start:end]
+                        assert await read_range(one.address, digest, start, end - start) == BODY[start:end]
             assert one.server.served.bytes == sum(end - start for start in near for end in near if start < end)
 
     run(main())
@@ -575,7 +576,7 @@ def test_small_things_do_not_wait_behind_uploads(new_store: NewStore) -> None:
                 await asker.ask(BLOB.format(digest=large), receive_bytes=16 << 10)
             await until(lambda: one.server.uploads.under_way == SLOTS)
             assert await one.http.read_blob(one.address, small, 100) == b"small"
-            assert await one.http.read_range(one.address, large, 0, 1_000)
+            assert await read_range(one.address, large, 0, 1_000)
             head, _ = await asker.ask(BLOB.format(digest=large), method="HEAD")
             assert (await _status(head))[0] == 200
 
@@ -615,16 +616,16 @@ def test_limits_that_change_while_running_pace_what_is_sent(new_store: NewStore)
         clock = Clock()
         limits = Limits(clock=clock)
         async with node(store, limits=limits) as one:
-            assert await one.http.read_range(one.address, digest, 0, MIB) == BODY[:MIB]
+            assert await read_range(one.address, digest, 0, MIB) == BODY[:MIB]
             assert limits.up.owed_s() == 0
             limits.rates = Rates(up=100 * MIB, peer_up=50 * MIB)
-            assert await one.http.read_range(one.address, digest, 0, MIB) == BODY[:MIB]
+            assert await read_range(one.address, digest, 0, MIB) == BODY[:MIB]
             assert limits.up.owed_s() == pytest.approx(1 / 100)
             assert limits.peer_up("127.0.0.1").owed_s() == pytest.approx(1 / 50)
-            assert await one.http.read_range(one.address, digest, 7, 1_000) == BODY[7:1_007]
+            assert await read_range(one.address, digest, 7, 1_000) == BODY[7:1_007]
             assert limits.up.owed_s() == pytest.approx(1 / 100 + 1_000 / (100 * MIB))
             limits.rates = Rates()
-            assert await one.http.read_range(one.address, digest, 0, len(BODY)) == BODY
+            assert await read_range(one.address, digest, 0, len(BODY)) == BODY
             assert limits.up.owed_s() == 0
 
     run(main())
@@ -657,8 +658,8 @@ def test_a_peer_with_one_address_connects_from_it(new_store: NewStore, source: s
 
     async def main() -> None:
         limits = Limits(Rates(peer_up=1_000 * MIB), Clock())
-        async with node(store, limits=limits) as one, HttpClient.running(source_ip=source) as http:
-            assert await http.read_range(one.address, digest, 0, 1_000) == BODY[:1_000]
+        async with node(store, limits=limits) as one:
+            assert await read_range(one.address, digest, 0, 1_000, source_ip=source) == BODY[:1_000]
             assert limits.peer_up(seen).owed_s() > 0
 
     run(main())

@@ -1,0 +1,457 @@
+"""Which provider to ask for which blocks next. Pure: no I/O; the clock and randomness are passed in.
+
+`Planner.next` is called whenever something changed, until it answers None, and again after `Planner.look_again_s`. In
+this order it gives out:
+
+1. **What somebody waits for**, earliest turn first, to the provider that will have sent it first: least (outstanding
+   bytes + block) / rate, plus latency. If that one has no room now, the block goes to another that will not be clearly
+   later, else it waits for the fast one. What is late is asked of one more provider.
+2. **Background**: the rarest blocks, random among equals, from the provider with the least backlog. Adjacent blocks
+   make one run.
+3. **The end game**: nothing unasked is left that a provider with room has, so blocks that another is slow with are
+   asked of it too.
+
+**One block is asked of two at most**, and of a second only if it would be there in less than half the time that the
+first still needs. That time is estimated from the order's own progress, and grows with its silence: whoever stalls is
+overtaken, whoever is only slow too, when others have nothing better to do.
+
+**A crowd at one seed.** Of complete members a block is fetched that no partial member holds or is fetching: so
+everybody brings something else into the crowd, and the seed sends little more than one copy. What partial members have
+is fetched from them; only who would otherwise idle asks a complete member for it.
+
+**How much at once.** Per provider what `Remote.window_bytes` says: one block for a stranger, one or two on slow links,
+so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers. In
+all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from heapq import merge
+from itertools import islice
+from operator import or_
+
+from dhtdata.digest import Digest
+from dhtdata.formats.blocks import BlockTable
+from dhtdata.formats.web_seeds import Provider
+from dhtdata.transfer.availability import Crowd
+from dhtdata.transfer.masks import any_of
+from dhtdata.transfer.picker import Run, Wanted
+from dhtdata.transfer.providers import Remote, Remotes
+
+MAX_TRANSFERS = 32
+MAX_OUTSTANDING_BYTES = 96 << 20
+TRANSFERS_PER_PROVIDER = 4
+MAX_RUN_BYTES = 16 << 20
+RUN_S = 0.5
+URGENT_RUN_S = 0.25
+HORIZON_S = 4.0
+MIN_PIPELINE_BYTES = 8 << 20
+STALL_S = 2.0
+LOOK_AGAIN_S = 1.0
+HEDGE_AGAIN_S = 0.25
+
+_UNPROVEN_RATE = 1 << 20
+_CLEARLY = 2.0
+_WORTH_S = 0.1
+_LATE_FACTOR = 1.5
+_LATE_S = 0.25
+_URGENT_SCAN = 32
+_METER_S = 0.5
+_METER_WEIGHT = 0.3
+_SHORTEST_S = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """One run asked of one provider; equal only to itself."""
+
+    provider: Provider
+    run: Run
+
+
+@dataclass(eq=False)
+class _Asked:
+    """An order on its way. ``left``: blocks of it that were not delivered. ``due_s``: from then on it is late."""
+
+    order: Order
+    want: Wanted
+    remote: Remote
+    since_s: float
+    due_s: float
+    last_s: float
+    left: int
+    began_s: float | None = None
+    received: int = 0
+
+    def needs_s(self, position: int, now_s: float) -> float:
+        """How long until this block of it is here, by its own progress; grows with silence."""
+        block = self.want.table.blocks[position]
+        left_bytes = max(block.offset + block.length - self.order.run.offset - self.received, 0)
+        share = self.remote.rate_bytes_s / max(self.remote.requests, 1)
+        silence_s = now_s - self.last_s
+        if self.began_s is None:
+            return max(self.remote.latency_s + left_bytes / share - silence_s, 2 * silence_s - self.remote.latency_s)
+        if self.received and now_s - self.began_s > _LATE_S:
+            share = self.received / (now_s - self.began_s)
+        return max(left_bytes / share, 2 * silence_s)
+
+
+@dataclass
+class _Meter:
+    """How fast everything together arrives."""
+
+    rate_bytes_s: float = 0.0
+    bytes: int = 0
+    since_s: float = 0.0
+
+    def restart(self, now_s: float) -> None:
+        """Nothing was on its way until now."""
+        self.bytes, self.since_s = 0, now_s
+
+    def add(self, byte_count: int, now_s: float) -> None:
+        self.bytes += byte_count
+        if now_s - self.since_s >= _METER_S:
+            self.read(now_s)
+
+    def read(self, now_s: float) -> None:
+        """Take what came since the last reading for the rate."""
+        rate = self.bytes / max(now_s - self.since_s, _SHORTEST_S)
+        self.rate_bytes_s += _METER_WEIGHT * (rate - self.rate_bytes_s) if self.rate_bytes_s else rate
+        self.restart(now_s)
+
+
+@dataclass
+class _Helper:
+    """A provider that may be asked now, for these."""
+
+    provider: Provider
+    remote: Remote
+    crowd: Crowd
+    wants: list[Wanted]
+    busy: dict[Digest, int]
+    stalled: bool
+
+    def offers(self, want: Wanted) -> int:
+        """Blocks of it that may be asked of this provider: it has them and is not being asked for them already."""
+        return self.crowd.have.held(self.provider, want.shard) & ~self.busy.get(want.shard, 0)
+
+
+class Planner:
+    """Gives out orders and keeps account of them. Touched by the event loop's thread only."""
+
+    def __init__(self, remotes: Remotes, chance: random.Random) -> None:
+        self._remotes = remotes
+        self._chance = chance
+        self._wants: dict[Digest, Wanted] = {}
+        self._asked: dict[Order, _Asked] = {}
+        self._reserved = 0
+        self._outstanding = 0
+        self._meter = _Meter()
+
+    def open(self, shard: Digest, table: BlockTable) -> Wanted:
+        """Begin with a shard. The caller sets ``turns`` and ``crowds`` of what it gets."""
+        want = self._wants[shard] = Wanted(shard, table)
+        return want
+
+    def close(self, shard: Digest) -> None:
+        """Nothing more of it is wanted; what is on its way becomes redundant."""
+        want = self._wants.pop(shard, None)
+        if want is not None:
+            want.turns = {}
+
+    def next(self, now_s: float) -> Order | None:
+        """What to ask whom now, registered as outstanding; None if there is nothing to do until something happens."""
+        if len(self._asked) >= MAX_TRANSFERS or self._reserved >= MAX_OUTSTANDING_BYTES:
+            return None
+        wants = [want for want in self._wants.values() if want.missing]
+        if not wants:
+            return None
+        helpers = self._helpers(wants, now_s)
+        if not helpers:
+            return None
+        urgent = any(want.urgent for want in wants)
+        chosen = self._urgent(wants, helpers, now_s) if urgent else None
+        if chosen is None:
+            # One transfer of each provider is kept free for what somebody waits for.
+            limit = TRANSFERS_PER_PROVIDER - urgent
+            free = [helper for helper in helpers if _room(helper, limit)]
+            if self._outstanding < self._pipeline_bytes(helpers):
+                free.sort(key=lambda helper: (helper.remote.backlog_s, self._chance.random()))
+                chosen = self._background(free, now_s)
+            chosen = chosen or self._end_game(free, now_s)
+        return None if chosen is None else self._register(*chosen, now_s)
+
+    def began(self, order: Order, now_s: float) -> None:
+        """The first byte of the body is here."""
+        asked = self._asked[order]
+        if asked.began_s is None:
+            asked.began_s = asked.last_s = now_s
+            asked.remote.began(now_s - asked.since_s, now_s)
+
+    def progress(self, order: Order, byte_count: int, now_s: float) -> None:
+        """So many bytes of the body arrived in all, not verified yet."""
+        asked = self._asked[order]
+        self.began(order, now_s)
+        more = min(byte_count, order.run.length) - asked.received
+        if more > 0:
+            asked.received += more
+            asked.last_s = now_s
+            self._outstanding -= more
+            asked.remote.received(more, now_s)
+            self._meter.add(more, now_s)
+
+    def delivered(self, order: Order, position: int, now_s: float) -> None:
+        """A block of it was verified and written."""
+        asked = self._asked[order]
+        block = asked.want.table.blocks[position]
+        self.progress(order, block.offset + block.length - order.run.offset, now_s)
+        asked.left &= ~(1 << position)
+        asked.remote.verified(block.length)
+        asked.want.arrived(position)
+
+    def ended(self, order: Order, now_s: float) -> None:
+        """It is over, whatever came of it; blocks that were not delivered are open again."""
+        asked = self._asked.pop(order)
+        left_bytes = order.run.length - asked.received
+        self._reserved -= order.run.length
+        self._outstanding -= left_bytes
+        asked.remote.ended(left_bytes, now_s, began=asked.began_s is not None)
+        if not self._asked and self._meter.bytes:
+            self._meter.read(now_s)
+        self._recount(asked.want)
+
+    def redundant(self, order: Order) -> bool:
+        """Whether nothing of it is missing any more: it is of no use to anybody."""
+        asked = self._asked.get(order)
+        return asked is not None and not asked.left & asked.want.missing
+
+    def look_again_s(self, now_s: float) -> float | None:
+        """Seconds until `next` may have something new although nothing happened; None if it cannot."""
+        if not any(want.missing for want in self._wants.values()):
+            return None
+        if any(asked.want.urgent for asked in self._asked.values()):
+            return HEDGE_AGAIN_S
+        return LOOK_AGAIN_S
+
+    def _helpers(self, wants: Sequence[Wanted], now_s: float) -> list[_Helper]:
+        """Providers that may be asked for something, once for every crowd."""
+        by_crowd: dict[Crowd, list[Wanted]] = {}
+        for want in wants:
+            for crowd in want.crowds:
+                by_crowd.setdefault(crowd, []).append(want)
+        busy: dict[Provider, dict[Digest, int]] = {}
+        stalled: set[Provider] = set()
+        for asked in self._asked.values():
+            provider = asked.order.provider
+            shards = busy.setdefault(provider, {})
+            shards[asked.want.shard] = shards.get(asked.want.shard, 0) | asked.order.run.mask
+            if now_s - asked.last_s > STALL_S:
+                stalled.add(provider)
+        return [
+            _Helper(provider, self._remotes.at(provider), crowd, shared, busy.get(provider, {}), provider in stalled)
+            for crowd, shared in by_crowd.items()
+            for provider in crowd.usable()
+            if self._remotes.usable(provider)
+        ]
+
+    def _pipeline_bytes(self, helpers: Sequence[_Helper]) -> float:
+        """How much to have outstanding in the background: what will come soon, or what one provider is good for."""
+        widest = max(helper.remote.window_bytes for helper in helpers)
+        return max(self._meter.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
+
+    def _urgent(
+        self, wants: Sequence[Wanted], helpers: Sequence[_Helper], now_s: float
+    ) -> tuple[_Helper, Wanted, Run] | None:
+        waiting: dict[Provider, int] = {}
+        offers: dict[Digest, list[tuple[_Helper, int]]] = {}
+        for want in wants:
+            masks = [(helper, helper.offers(want)) for helper in helpers if not helper.stalled and want in helper.wants]
+            offers[want.shard] = [(helper, mask) for helper, mask in masks if mask & want.missing]
+        for position, want in self._by_turn(wants, offers, now_s):
+            length = want.table.blocks[position].length
+            soonest: tuple[float, _Helper] | None = None
+            free: tuple[float, _Helper] | None = None
+            for helper, mask in offers[want.shard]:
+                if not mask >> position & 1:
+                    continue
+                done_s = _cautious_s(helper.remote, length + waiting.get(helper.provider, 0))
+                if soonest is None or done_s < soonest[0]:
+                    soonest = done_s, helper
+                if (free is None or done_s < free[0]) and _room(helper, TRANSFERS_PER_PROVIDER):
+                    free = done_s, helper
+            if soonest is None:
+                continue
+            if want.asked >> position & 1:
+                if free is not None and _worth(free[0], self._needs_s(want, position, now_s)):
+                    return free[1], want, want.run(position, 0, 0)
+            elif free is not None and free[0] <= soonest[0] * _CLEARLY + _WORTH_S:
+                return free[1], want, self._urgent_run(want, position, free[1], len(helpers))
+            else:
+                waiting[soonest[1].provider] = waiting.get(soonest[1].provider, 0) + length
+        return None
+
+    def _by_turn(
+        self, wants: Sequence[Wanted], offers: Mapping[Digest, Sequence[tuple[_Helper, int]]], now_s: float
+    ) -> Iterator[tuple[int, Wanted]]:
+        """Urgent blocks on offer, open or late, soonest first; only so many: what is behind them can wait."""
+        late: dict[Digest, int] = {}
+        for asked in self._asked.values():
+            if now_s >= asked.due_s:
+                late[asked.want.shard] = late.get(asked.want.shard, 0) | asked.left
+        maybe = []
+        for want in wants:
+            offered = reduce(or_, (mask for _, mask in offers[want.shard]), 0)
+            maybe.append(offered & (want.open | late.get(want.shard, 0) & ~want.twice))
+
+        def turns(place: int) -> Iterator[tuple[int, int, int]]:
+            for turn, position in wants[place].urgent:
+                if maybe[place] >> position & 1:
+                    yield turn, place, position
+
+        for _, place, position in islice(merge(*map(turns, range(len(wants)))), _URGENT_SCAN):
+            yield position, wants[place]
+
+    def _needs_s(self, want: Wanted, position: int, now_s: float) -> float:
+        """How long the one who was asked for a block still needs."""
+        times_s = [
+            asked.needs_s(position, now_s)
+            for asked in self._asked.values()
+            if asked.want is want and asked.left >> position & 1
+        ]
+        return min(times_s, default=0.0)
+
+    def _urgent_run(self, want: Wanted, position: int, helper: _Helper, helper_count: int) -> Run:
+        """With the urgent blocks right behind it, as long as it is no gain to give those to others."""
+        among = (want.urgent_mask & want.open & helper.offers(want)) >> position << position
+        share = among.bit_count() * want.mean_bytes // helper_count
+        return want.run(position, among, self._limit_bytes(helper.remote, URGENT_RUN_S, share))
+
+    def _limit_bytes(self, remote: Remote, seconds: float, share: int) -> int:
+        """How long a run may be. One block (that is, 0) for who never delivered any."""
+        if not remote.credit_bytes:
+            return 0
+        room = max(remote.window_bytes - remote.outstanding_bytes, 0)
+        left = MAX_OUTSTANDING_BYTES - self._reserved
+        return min(int(remote.rate_bytes_s * seconds), share, room, left, MAX_RUN_BYTES)
+
+    def _background(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
+        if not any(want.open & ~want.urgent_mask for want in self._wants.values()):
+            return None
+        for helper in free:
+            seed = helper.crowd.have.is_complete(helper.provider)
+            if (found := self._rarest(helper, only_new=seed)) is not None:
+                return helper, found[0], self._run(*found, helper, len(free))
+        soon_s = self._lasts_s(now_s)
+        for helper in free:
+            if soon_s and not _worth(_cautious_s(helper.remote, 0), soon_s):
+                continue
+            if (found := self._rarest(helper, only_new=False)) is not None:
+                return helper, found[0], self._run(*found, helper, len(free))
+        return None
+
+    def _rarest(self, helper: _Helper, *, only_new: bool) -> tuple[Wanted, int] | None:
+        """The open blocks of one shard that are rarest among all that this provider has; shards at random."""
+        best: list[tuple[Wanted, int]] = []
+        fewest = 1 << 30
+        for want in helper.wants:
+            offered = want.open & ~want.urgent_mask & helper.offers(want)
+            if not offered:
+                continue
+            copies = helper.crowd.have.copies(want.shard)
+            if only_new:
+                offered &= ~copies.any
+                if not offered:
+                    continue
+            count, rarest = copies.rarest(offered)
+            if count < fewest:
+                fewest, best = count, [(want, rarest)]
+            elif count == fewest:
+                best.append((want, rarest))
+        if not best:
+            return None
+        weights = [rarest.bit_count() for _, rarest in best]
+        return best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
+
+    def _run(self, want: Wanted, rarest: int, helper: _Helper, helper_count: int) -> Run:
+        """From a random one of the rarest on, with its neighbours that are as rare."""
+        left = sum(each.open.bit_count() * each.mean_bytes for each in helper.wants)
+        limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
+        return want.run(any_of(rarest, self._chance), rarest, limit)
+
+    def _lasts_s(self, now_s: float) -> float:
+        """How long what is on its way will go on coming; who stalls does not count."""
+        lively = [asked for asked in self._asked.values() if now_s - asked.last_s < STALL_S]
+        left_bytes = sum(asked.order.run.length - asked.received for asked in lively)
+        return left_bytes / max(
+            sum({asked.remote.provider: asked.remote.rate_bytes_s for asked in lively}.values()), 1.0
+        )
+
+    def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
+        """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""
+        able = [helper for helper in free if not any(want.open & helper.offers(want) for want in helper.wants)]
+        if not able:
+            return None
+        able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
+        slow = [(asked.needs_s(asked.order.run.positions[-1], now_s), asked) for asked in self._asked.values()]
+        slow.sort(key=lambda entry: -entry[0])
+        for longest_s, asked in slow:
+            once = asked.left & asked.want.missing & ~asked.want.twice
+            if not once:
+                continue
+            for helper in able:
+                if not _worth(_cautious_s(helper.remote, 0), longest_s):
+                    break
+                offered = once & helper.offers(asked.want) if asked.want in helper.wants else 0
+                if offered:
+                    position = offered.bit_length() - 1
+                    done_s = _cautious_s(helper.remote, asked.want.table.blocks[position].length)
+                    if _worth(done_s, asked.needs_s(position, now_s)):
+                        return helper, asked.want, asked.want.run(position, 0, 0)
+        return None
+
+    def _register(self, helper: _Helper, want: Wanted, run: Run, now_s: float) -> Order | None:
+        if self._reserved and self._reserved + run.length > MAX_OUTSTANDING_BYTES:
+            return None
+        order = Order(helper.provider, run)
+        remote = helper.remote
+        expected_s = remote.done_in_s(run.length)
+        due_s = now_s + _LATE_FACTOR * expected_s + _LATE_S
+        self._reserved += run.length
+        if not self._asked:
+            self._meter.restart(now_s)
+        self._asked[order] = _Asked(order, want, remote, now_s, due_s, now_s, run.mask)
+        self._outstanding += run.length
+        remote.asked(run.length)
+        self._recount(want)
+        return order
+
+    def _recount(self, want: Wanted) -> None:
+        want.asked = want.twice = 0
+        for asked in self._asked.values():
+            if asked.want is want:
+                want.twice |= want.asked & asked.left
+                want.asked |= asked.left
+
+
+def _room(helper: _Helper, limit: int) -> bool:
+    """Whether it may be asked for another run."""
+    remote = helper.remote
+    if remote.requests == 0:
+        return True
+    return not helper.stalled and remote.requests < limit and remote.outstanding_bytes < remote.window_bytes
+
+
+def _worth(done_s: float, needs_s: float) -> bool:
+    """Whether it is worth asking a second one, who would be done then, for what the first still needs that long for."""
+    return done_s * _CLEARLY < needs_s and needs_s - done_s > _WORTH_S
+
+
+def _cautious_s(remote: Remote, byte_count: int) -> float:
+    """When it would be done with this much more; of who never delivered anything little is expected."""
+    if remote.measured:
+        return remote.done_in_s(byte_count)
+    return remote.latency_s + (remote.outstanding_bytes + byte_count) / _UNPROVEN_RATE

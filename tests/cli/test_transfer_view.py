@@ -1,0 +1,252 @@
+"""What people see of a transfer, whatever the peer tells and however large the terminal is."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from dhtdata.cli.transfer_view import (
+    FULL,
+    MAX_DATASETS,
+    MAX_PROVIDERS,
+    WIDEST,
+    FetchView,
+    SeedView,
+    against_bound,
+    printable,
+    strip,
+)
+from dhtdata.control.protocol import HeldDataset, Progress, Traffic, Upload
+from dhtdata.digest import Digest
+from tests.cli.dht_samples import peer_status
+
+MIB = 1 << 20
+HOSTILE = "\x1b[2J[red]\N{RIGHT-TO-LEFT OVERRIDE}evil[/red]\r\n\a" * 20
+
+
+def shown(view: RenderableType, width: int = 80, height: int = 24, encoding: str = "utf-8") -> list[str]:
+    """The lines of a view on a terminal without colours."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(
+        file=screen,
+        width=width,
+        height=height,
+        highlight=False,
+        no_color=True,
+        force_terminal=True,
+        legacy_windows=False,
+    )
+    with console.capture() as captured:
+        console.print(view)
+    text = captured.get()
+    # Bold and dim are no colours.
+    for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m"):
+        text = text.replace(code, "")
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def traffic(number: int, **changes: Any) -> Traffic:
+    values: dict[str, Any] = {
+        "address": f"203.0.113.{number}:8470",
+        "bytes": 100 * MIB,
+        "blocks": 100,
+        "rate_bytes_s": 3.0 * MIB,
+        "latency_s": 0.042,
+        "outstanding": 4 * MIB,
+        "share": 1.0,
+    }
+    return Traffic(**(values | changes))
+
+
+def progress(**changes: Any) -> Progress:
+    """A fetch half-way."""
+    values: dict[str, Any] = {
+        "shards": 8,
+        "shards_total": 16,
+        "bytes": 256 * MIB,
+        "bytes_total": 512 * MIB,
+        "providers": 2,
+        "have": bytes([FULL] * 30 + [200, 100, 50] + [0] * 31),
+        "blocks": 240,
+        "blocks_total": 496,
+        "fetched": 240 * MIB,
+        "wasted": 3 * MIB,
+        "rate_bytes_s": 6.0 * MIB,
+        "elapsed_s": 52.0,
+        "bound_s": 40.0,
+        "traffic": (traffic(7), traffic(9, share=0.371, wasted=MIB, latency_s=0.0)),
+    }
+    return Progress(**(values | changes))
+
+
+def fetching(**changes: Any) -> FetchView:
+    view = FetchView("fetching poems@1")
+    for _ in range(100):
+        view.see(progress(**changes))
+    return view
+
+
+def dataset(number: int = 1, **changes: Any) -> HeldDataset:
+    values: dict[str, Any] = {
+        "manifest": Digest(bytes([number]) * 32),
+        "contents": Digest(bytes([number]) * 32),
+        "name_uri": f"dhtdata://{'a' * 52}/poems{number}@3",
+        "shards": 16,
+        "shards_held": 8,
+        "bytes": 512 * MIB,
+        "bytes_held": 256 * MIB,
+        "state": "fetching",
+        "have": bytes([FULL] * 32 + [0] * 32),
+    }
+    return HeldDataset(**(values | changes))
+
+
+def seeding(dataset_count: int = 1, uploads: int = 1, **changes: Any) -> SeedView:
+    status = peer_status()
+    values = {name: getattr(status, name) for name in status.__struct_fields__} | {
+        "datasets": tuple(dataset(number) for number in range(dataset_count)),
+        "fetchers": tuple(
+            Upload(address=f"203.0.113.{number}", bytes=9 * MIB, rate_bytes_s=2.0 * MIB) for number in range(uploads)
+        ),
+        "traffic": (traffic(7, share=None), traffic(8, rate_bytes_s=0.0, outstanding=0, wasted=MIB)),
+        "bytes_served": 900 * MIB,
+        "requests_served": 4_211,
+        "up_bytes_s": 2.0 * MIB * uploads,
+        "down_bytes_s": 3.0 * MIB,
+    }
+    return SeedView(type(status)(**(values | changes)))
+
+
+def test_a_fetch_shows_its_speed_its_have_map_its_blocks_its_waste_and_its_bound() -> None:
+    text = "\n".join(lines := shown(fetching()))
+    assert lines[0].startswith("fetching poems@1") and lines[0].endswith("52 s")
+    assert "50.0% of 512 MiB" in lines[1] and "8 of 16 shards" in lines[2]
+    for said in ("6.0 MiB/s", "43 s left", "256 MiB here", "240 MiB fetched"):
+        assert said in lines[3]
+    assert "240 of about 496 blocks verified" in text and "3.0 MiB wasted" in text
+    assert "1.30 × lower bound" in text and "reused" not in text
+    rows = [line.split() for line in lines if "203.0.113" in line]
+    assert rows == [
+        ["203.0.113.7:8470", "100%", "3.0", "MiB/s", "42", "ms", "4.0", "MiB", "asked"],
+        ["203.0.113.9:8470", "37.1%", "3.0", "MiB/s", "1.0", "MiB", "4.0", "MiB", "asked"],
+    ]
+
+
+def test_a_fetch_that_just_began_says_what_it_does() -> None:
+    lines = shown(FetchView("fetching poems@1"))
+    assert len(lines) == 2 and "looking for providers" in lines[1]
+    early = "\n".join(shown(fetching(bound_s=None, blocks=0, blocks_total=0, fetched=0, rate_bytes_s=0.0, traffic=())))
+    assert "lower bound" not in early and "0 blocks verified" in early and " left" not in early
+
+
+def test_what_was_reused_is_told_and_a_whole_dataset_has_no_estimate() -> None:
+    text = "\n".join(shown(fetching(reused=5 * MIB, bytes=512 * MIB, blocks_total=240)))
+    assert "5.0 MiB reused" in text and "240 of 240 blocks verified" in text and "100% of 512 MiB" in text
+
+
+def test_avoided_and_idle_providers_say_so() -> None:
+    told = (traffic(1, avoided="sent wrong bytes"), traffic(2, outstanding=0, share=None))
+    lines = shown(fetching(traffic=told), width=100)
+    assert any("avoided: sent wrong bytes" in line for line in lines)
+    assert any("203.0.113.2" in line and line.endswith("idle") and " ? " in line for line in lines)
+
+
+def test_many_providers_are_summed_up_in_the_last_line() -> None:
+    told = tuple(traffic(number) for number in range(64))
+    lines = shown(fetching(traffic=told, providers=200, rate_bytes_s=400.0 * MIB), height=50)
+    assert sum("203.0.113" in line for line in lines) == MAX_PROVIDERS - 1
+    assert lines[-1].split() == ["193", "more", "379", "MiB/s"]
+
+
+def test_a_seed_shows_its_datasets_who_fetches_and_from_whom_it_fetches() -> None:
+    lines = shown(seeding(uploads=2), height=40)
+    text = "\n".join(lines)
+    assert lines[0].startswith("seeding 1 dataset") and "up 1 s" in lines[0]
+    assert (
+        lines[1].split() == ["poems0@3", "█" * 11 + "·" * 11, "50.0%", "512", "MiB", "fetching"] or "50.0%" in lines[1]
+    )
+    assert "serving 4.0 MiB/s · 900 MiB in 4,211 requests · 12 DHT contacts" in text
+    assert "fetching 3.0 MiB/s" in text and "1.0 MiB wasted" in text
+    assert sum(line.startswith("203.0.113.") and ":8470" not in line for line in lines) == 2
+    [row] = [line.split() for line in lines if ":8470" in line]
+    assert row[:3] == ["203.0.113.7:8470", "3.0", "MiB/s"], "of no dataset, and only who does something now"
+
+
+def test_a_seed_with_much_to_show_counts_the_rest() -> None:
+    text = "\n".join(shown(seeding(40, uploads=60), height=60))
+    assert f"and {40 - MAX_DATASETS + 1} more: dhtdata status lists all" in text
+    assert "53 more" in text and "106 MiB/s" in text
+
+
+def test_a_seed_that_is_not_there_yet_says_why() -> None:
+    assert shown(SeedView(said="no peer runs for this store")) == ["no peer runs for this store"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(20, 160),
+    height=st.integers(2, 50),
+    providers=st.integers(0, 64),
+    datasets=st.integers(0, 40),
+    hostile=st.booleans(),
+    encoding=st.sampled_from(["utf-8", "ascii"]),
+)
+def test_a_view_never_leaves_its_place(
+    width: int, height: int, providers: int, datasets: int, hostile: bool, encoding: str
+) -> None:
+    told = tuple(
+        traffic(number, avoided=HOSTILE, address=HOSTILE) if hostile else traffic(number) for number in range(providers)
+    )
+    held = tuple(
+        dataset(number, state=f"waiting: {HOSTILE}", name_uri=HOSTILE) if hostile else dataset(number)
+        for number in range(datasets)
+    )
+    fetch = fetching(traffic=told, providers=providers)
+    fetch.title = HOSTILE if hostile else fetch.title
+    for view in (fetch, FetchView(fetch.title), seeding(0, providers, datasets=held, traffic=told), SeedView()):
+        lines = shown(view, width, height, encoding)
+        assert 1 <= len(lines) < height
+        assert all(cell_len(line) <= min(width, WIDEST) for line in lines)
+        assert all(line.isprintable() for line in lines)
+        assert encoding == "utf-8" or all(
+            line.replace("…", "").replace("\N{REPLACEMENT CHARACTER}", "").isascii() for line in lines
+        )
+
+
+@given(cells=st.binary(max_size=80), width=st.integers(1, 120), ascii_only=st.booleans())
+def test_a_strip_shows_all_as_full_nothing_as_empty_and_everything_else_as_shades(
+    cells: bytes, width: int, ascii_only: bool
+) -> None:
+    empty, *shades, full = list("-.:+#" if ascii_only else "·░▒▓█")
+    drawn = strip(cells, width, ascii_only=ascii_only)
+    assert len(drawn) == width and set(drawn) <= {empty, *shades, full}
+    assert (set(drawn) == {full}) == (bool(cells) and set(cells) == {FULL})
+    assert (set(drawn) == {empty}) == (not any(cells))
+
+
+@pytest.mark.parametrize(
+    ("share", "sign"), [(0, "·"), (1, "░"), (85, "▒"), (84, "░"), (170, "▓"), (254, "▓"), (255, "█")]
+)
+def test_shades_are_thirds(share: int, sign: str) -> None:
+    assert strip(bytes([share]), 3) == sign * 3
+
+
+def test_the_pace_is_smooth() -> None:
+    view = FetchView("fetching")
+    for rate in (10.0, 0.0) * 50:
+        view.see(progress(rate_bytes_s=rate))
+    assert 3.0 < view.pace_bytes_s < 7.0
+
+
+def test_achieved_over_bound_is_one_if_perfect() -> None:
+    assert against_bound(progress(elapsed_s=40.0, bound_s=40.0)) == 1.0
+
+
+def test_nothing_that_moves_a_cursor_is_printed() -> None:
+    assert printable("a\x1b[2Jb\u202e\r") == "a\N{REPLACEMENT CHARACTER}[2Jb" + "\N{REPLACEMENT CHARACTER}" * 2

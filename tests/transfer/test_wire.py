@@ -1,0 +1,179 @@
+"""Ranges over real sockets: what every kind of wrong answer comes to, and that threads can be called back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dhtdata.digest import Digest
+from dhtdata.errors import NotFoundError, PeerError
+from dhtdata.formats.addresses import Address
+from dhtdata.network import PUBLIC
+from dhtdata.transfer.wire import Busy, Connection, blob_path
+from tests.transfer.evil import KINDS, evil
+from tests.transfer.ranges import read_range
+from tests.transfer.swarming import NewStore, node, run
+
+BODY = random.Random(3).randbytes(50_000)
+DIGEST = Digest.of(BODY)
+BAD_BYTES = {"flipped", "zeros"}
+PATH = blob_path(DIGEST)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_to_a_range_is_an_error_or_plainly_wrong_bytes(kind: str) -> None:
+    async def main() -> None:
+        async with evil(kind, {str(DIGEST): BODY}) as address:
+            if kind in BAD_BYTES:
+                got = await read_range(address, DIGEST, 1_000, 2_000)
+                assert len(got) == 2_000
+                assert got != BODY[1_000:3_000]
+            else:
+                with pytest.raises(PeerError):
+                    await read_range(address, DIGEST, 1_000, 2_000)
+
+    run(main())
+
+
+def test_a_connection_serves_one_range_after_the_other(new_store: NewStore) -> None:
+    store = new_store("store")
+    store.put(BODY)
+
+    async def main() -> None:
+        async with node(store) as one:
+            connection = Connection(one.address, PUBLIC)
+
+            def read(first: int, length: int) -> bytes:
+                body = bytearray(length)
+                connection.open(PATH, first, length)
+                for start in range(0, length, 7_000):
+                    connection.read_into(memoryview(body)[start : start + 7_000])
+                return bytes(body)
+
+            for first, length in ((0, 50_000), (0, 1), (49_999, 1), (12_345, 30_000)):
+                assert await asyncio.to_thread(read, first, length) == BODY[first : first + length]
+                assert connection.reusable
+            with pytest.raises(NotFoundError):
+                await asyncio.to_thread(connection.open, PATH, 50_000, 1)
+            with pytest.raises(NotFoundError):
+                await asyncio.to_thread(connection.open, blob_path(Digest.of(b"else")), 0, 1)
+            assert await asyncio.to_thread(read, 5, 10) == BODY[5:15]
+            connection.close()
+            assert one.server.served.refused_connections == 0
+
+    run(main())
+
+
+def test_more_than_was_asked_for_is_not_read(new_store: NewStore) -> None:
+    store = new_store("store")
+    store.put(BODY)
+
+    async def main() -> None:
+        async with node(store) as one:
+            connection = Connection(one.address, PUBLIC)
+            await asyncio.to_thread(connection.open, PATH, 0, 10)
+            with pytest.raises(ValueError, match="11 bytes"):
+                connection.read_into(memoryview(bytearray(11)))
+            connection.close()
+
+    run(main())
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[tuple[Address, list[bytes]]]:
+    """A server that gives these answers, one a connection, whatever it is asked; and what it was asked."""
+    asked: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for answer in answers:
+            there, _ = listener.accept()
+            with there:
+                there.settimeout(5)
+                asked.append(there.recv(65_536))
+                there.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield Address("127.0.0.1", listener.getsockname()[1]), asked
+    finally:
+        thread.join(10)
+        listener.close()
+
+
+def _partial(body: bytes) -> bytes:
+    head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-{len(body) - 1}/9\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def test_an_idle_connection_that_was_closed_is_made_anew_once() -> None:
+    with answering(_partial(b"abc"), _partial(b"xyz")) as (address, asked):
+        connection = Connection(address, PUBLIC)
+        body = bytearray(3)
+        for expected in (b"abc", b"xyz"):
+            connection.open(PATH, 0, 3)
+            connection.read_into(memoryview(body))
+            assert bytes(body) == expected
+        connection.close()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("status", "field", "retry_s"), [(503, "7", 7), (429, "9999", 60), (503, "soon", 1)])
+def test_a_busy_provider_says_when_to_come_back(status: int, field: str, retry_s: float) -> None:
+    answer = f"HTTP/1.1 {status} Busy\r\nRetry-After: {field}\r\nContent-Length: 0\r\n\r\n".encode()
+    with answering(answer) as (address, _):
+        connection = Connection(address, PUBLIC)
+        with pytest.raises(Busy) as caught:
+            connection.open(PATH, 0, 3)
+        connection.close()
+        assert caught.value.retry_s == retry_s
+
+
+def test_two_lengths_are_no_length() -> None:
+    answer = _partial(b"abc").replace(b"Content-Length: 3", b"Content-Length: 3\r\nContent-Length: 4")
+    with answering(answer) as (address, _):
+        connection = Connection(address, PUBLIC)
+        with pytest.raises(PeerError, match="announces"):
+            connection.open(PATH, 0, 3)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 206 Part", _partial(bytes(9))[:-5]])
+def test_a_thread_that_waits_is_called_back_by_any_other(said: bytes) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    connection = Connection(Address("127.0.0.1", listener.getsockname()[1]), PUBLIC)
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            connection.open(PATH, 0, 9)
+            connection.read_into(memoryview(bytearray(9)))
+        except PeerError as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    there, _ = listener.accept()
+    with there, listener:
+        there.recv(65_536)
+        there.sendall(said)
+        connection.abort()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert len(failures) == 1
+    with pytest.raises(PeerError):
+        connection.open(PATH, 0, 9)
+
+
+def test_a_server_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhtdata.transfer.wire.SILENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = Connection(Address("127.0.0.1", listener.getsockname()[1]), PUBLIC)
+        with pytest.raises(PeerError, match="no answer"):
+            connection.open(PATH, 0, 10)
