@@ -10,11 +10,12 @@ Why weights
 -----------
 A reader that takes little must not keep others from a line that is idle, or a few dozen such connections stop a seed.
 So an upload occupies as much of a slot as it uses: its rate as a share of what a slot is worth, which is an eighth of
-the line. For its first `YOUNG_S` its rate is not known, and it occupies what the peer's uploads did before, or all of a
-slot if there were none. What the line carries is the limit (``up``) if one is set, else the best rate of late, halved
-every `FORGET_S`, and never believed to be below `LEAST_LINE_BYTES_S`. Eight uploads that fill the line leave no room;
-many that are read at next to nothing leave nearly all of it. What bounds their number is the cap on connections, and
-`sending` cuts those that are slower still.
+the line. For its first `YOUNG_S` its rate is not known, and it occupies what the peer's uploads did before. Uploads to
+peers that are new here occupy all of a slot each, but none that a peer which is known could use: else whoever has many
+addresses would keep known readers waiting by just coming. What the line carries is the limit (``up``) if one is set,
+else the best rate of late, halved every `FORGET_S`, and never believed to be below `LEAST_LINE_BYTES_S`. Eight uploads
+that fill the line leave no room; many that are read at next to nothing leave nearly all of it. What bounds their number
+is the cap on connections, and `sending` cuts those that are slower still.
 
 With a low limit there are fewer slots, so that each gets `LEAST_BYTES_S`: those who ask give up on less.
 """
@@ -39,12 +40,13 @@ QUEUE_S = 5.0
 MAX_QUEUED = 256
 MAX_QUEUED_OF_PEER = 96
 MAX_PEERS = 1_024
-YOUNG_S = 1.0
+YOUNG_S = 0.25
 FORGET_S = 10.0
 LEAST_LINE_BYTES_S = 1_000_000
 LEAST_BYTES_S = 128_000
 MAX_RETRY_S = 15
 _MEMORY_S = 0.5
+_SHORTEST_S = 0.001
 _LOOK_S = 0.1
 _IPV6_PEER_BITS = 64
 
@@ -77,12 +79,15 @@ class Meter:
 
 @dataclass
 class _Peer:
-    """Requests that wait, how many uploads have a turn, and what share of a slot an upload to it occupies as a rule."""
+    """Requests that wait, and how many uploads have a turn.
+
+    ``usual``: the share of a slot that an upload to it was last seen to occupy; None if none was yet.
+    """
 
     name: str
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     turns: int = 0
-    usual: float = 1.0
+    usual: float | None = None
 
 
 @dataclass(eq=False)
@@ -96,8 +101,13 @@ class Upload:
     def weight(self, now_s: float, slot_bytes_s: float) -> float:
         """The share of a slot that it occupies, 0 to 1."""
         if now_s - self.started_s >= YOUNG_S:
-            self.peer.usual = min(1.0, self.meter.rate(now_s) / slot_bytes_s)
-        return self.peer.usual
+            self.learn(now_s, slot_bytes_s)
+        return 1.0 if self.peer.usual is None else self.peer.usual
+
+    def learn(self, now_s: float, slot_bytes_s: float) -> None:
+        """Note what this peer uses. A meter that ran for a short time shows too little: so much of it is empty."""
+        filled = 1 - math.exp(-max(_SHORTEST_S, now_s - self.started_s) / _MEMORY_S)
+        self.peer.usual = min(1.0, self.meter.rate(now_s) / filled / slot_bytes_s)
 
 
 class Uploads:
@@ -133,6 +143,9 @@ class Uploads:
             yield upload
         finally:
             self._under_way.discard(upload)
+            now_s = self._clock()
+            if upload.meter.rate(now_s) > 0:
+                upload.learn(now_s, self._slot_bytes_s(now_s))
             self._end(entry)
 
     def sent(self, upload: Upload, byte_count: int) -> None:
@@ -162,7 +175,7 @@ class Uploads:
 
     async def _turn(self, entry: _Peer) -> None:
         """Returns when an upload to this peer may start; it is counted already."""
-        if not self.queued and self._room(entry):
+        if not self.queued and self._room(entry, self._loads()):
             self._start(entry)
             return
         if len(entry.waiting) >= MAX_QUEUED_OF_PEER:
@@ -194,8 +207,10 @@ class Uploads:
     def _admit(self) -> None:
         """Give turns while there is room; look again soon if some still wait."""
         while self.queued:
-            entry = min((one for one in self._peers.values() if one.waiting), key=lambda one: one.turns)
-            if not self._room(entry):
+            loads = self._loads()
+            able = (one for one in self._peers.values() if one.waiting and self._room(one, loads))
+            entry = min(able, key=lambda one: one.turns, default=None)
+            if entry is None:
                 break
             turn = entry.waiting.popleft()
             self.queued -= 1
@@ -225,17 +240,34 @@ class Uploads:
     def _longest_idle(self) -> str | None:
         return next((peer for peer, entry in self._peers.items() if not entry.waiting and not entry.turns), None)
 
-    def _room(self, entry: _Peer) -> bool:
+    def _room(self, entry: _Peer, loads: tuple[float, float]) -> bool:
         """Whether one more upload, to this peer, may start."""
-        rates = self._limits.rates
-        if rates.peer_up is not None and entry.turns >= max(1, rates.peer_up // LEAST_BYTES_S):
+        peer_up = self._limits.rates.peer_up
+        if peer_up is not None and entry.turns >= max(1, peer_up // LEAST_BYTES_S):
             return False
-        slots = SLOTS if rates.up is None else min(SLOTS, max(1, rates.up // LEAST_BYTES_S))
+        return loads[entry.usual is not None] <= self._slots - 1
+
+    def _loads(self) -> tuple[float, float]:
+        """Slots that are occupied by all uploads, and by those to peers that are known."""
         now_s = self._clock()
-        slot_bytes_s = (self._line(now_s) if rates.up is None else rates.up) / slots
+        slot_bytes_s = self._slot_bytes_s(now_s)
         # Those that were given a turn and have not begun yet occupy a slot each.
-        beginning = self._turns - len(self._under_way)
-        return beginning + sum(upload.weight(now_s, slot_bytes_s) for upload in self._under_way) <= slots - 1
+        everybody = known = float(self._turns - len(self._under_way))
+        for upload in self._under_way:
+            weight = upload.weight(now_s, slot_bytes_s)
+            everybody += weight
+            known += weight if upload.peer.usual is not None else 0.0
+        return everybody, known
+
+    @property
+    def _slots(self) -> int:
+        up = self._limits.rates.up
+        return SLOTS if up is None else min(SLOTS, max(1, up // LEAST_BYTES_S))
+
+    def _slot_bytes_s(self, now_s: float) -> float:
+        """What a slot is worth."""
+        up = self._limits.rates.up
+        return (self._line(now_s) if up is None else up) / self._slots
 
     def _line(self, now_s: float) -> float:
         """Bytes per second that all uploads together have reached of late."""

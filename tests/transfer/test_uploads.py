@@ -148,6 +148,25 @@ def test_who_waits_is_let_in_when_the_others_turn_out_to_be_slow() -> None:
     run(main())
 
 
+def test_newcomers_keep_no_known_peer_waiting() -> None:
+    async def main() -> None:
+        at = Uploads(Limits(), Clock())
+        async with taken(at, "known") as uploads_of_it:
+            at.sent(uploads_of_it[0], MIB)
+        order, end = list[str](), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            async with taken(at, *map(str, range(SLOTS))):
+                group.create_task(_one(at, "new", order, end))
+                await until(lambda: at.queued == 1)
+                for _ in range(SLOTS + 1):
+                    group.create_task(_one(at, "known", order, end))
+                await until(lambda: len(order) == SLOTS and at.queued == 2)
+                assert order == ["known"] * SLOTS
+            end.set()
+
+    run(main())
+
+
 def test_a_full_queue_and_a_long_wait_are_told_apart_from_a_peers_own_doing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MAX_QUEUED", 3)
     monkeypatch.setattr(uploads, "MAX_QUEUED_OF_PEER", 2)
