@@ -91,6 +91,7 @@ class Desk:
     clients: Callable[[], int]
     stop: asyncio.Event
     started_s: float = field(default_factory=time.monotonic)
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def kind(self) -> str:
@@ -243,10 +244,12 @@ class Desk:
     async def _swarm(self, contents: Digest, shard: Digest) -> Swarm:
         """The swarm of some contents, able to read have-maps as far as the indexes here go."""
         swarm = self.swarms.of(contents)
-        if swarm.layout is None:
-            swarm.layout = await asyncio.to_thread(Layout.load, self.store, contents)
-        elif swarm.layout.ordinal(shard) is None:
-            await asyncio.to_thread(swarm.layout.place_stored, self.store)
+        # One at a time: a mount asks for blocks of several shards at once, and a terabyte's layout takes a while.
+        async with self.placing:
+            if swarm.layout is None:
+                swarm.layout = await asyncio.to_thread(Layout.load, self.store, contents)
+            elif swarm.layout.ordinal(shard) is None:
+                await asyncio.to_thread(swarm.layout.place_stored, self.store)
         return swarm
 
     async def _fetch_dataset(self, request: FetchDataset, send: Callable[[Answer], Awaitable[None]]) -> Answer:
