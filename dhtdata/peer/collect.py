@@ -99,6 +99,8 @@ class Collection:
             await self.fetcher.ensure(self.swarm, entry.digest, entry.table, urgent=False)
             self.tally.whole(entry.digest)
 
+        if missing:
+            await self.swarm.acquaint()
         await self._each(self._rarest_first(missing, begun_count), fetch, PARALLEL_SHARDS)
 
     def _rarest_first(self, entries: list[ShardEntry], begun_count: int) -> Iterator[ShardEntry]:

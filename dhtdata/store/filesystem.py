@@ -32,16 +32,17 @@ _REFUSED = {
 """Magic numbers of ``statfs(2)`` and ``linux/magic.h``; Lustre, GPFS and BeeGFS from their own sources."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATFS_BYTES = 512
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 HEADROOM_BYTES = 16 << 20
 
 
 def magic_of(path: Path) -> int:
     """Magic number of the file system that holds ``path``; 0 where the system has none. OSError if unreadable."""
-    if sys.platform != "linux":
+    if _LIBC is None:
         return 0
-    libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if libc.statfs(os.fsencode(path), answer) != 0:
+    if _LIBC.statfs(os.fsencode(path), answer) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
     # f_type is the first word of struct statfs on every Linux architecture.
@@ -119,6 +120,17 @@ def write_all(descriptor: int, parts: list[memoryview]) -> None:
             first += 1
         if written:
             parts[first] = parts[first][written:]
+
+
+def begin_writing(descriptor: int, offset: int, length: int) -> None:
+    """Let the system write a span to the disk from now on, so that a later fsync has little left to wait for.
+
+    Nothing is promised, and where the system cannot, nothing happens: ``sync_file_range(2)``.
+    """
+    if _LIBC is not None and hasattr(_LIBC, "sync_file_range"):
+        _LIBC.sync_file_range(
+            descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+        )
 
 
 def write_at(descriptor: int, part: memoryview, offset: int) -> None:

@@ -23,7 +23,7 @@ from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreErro
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store import places
 from dhtdata.store.blobs import Blobs
-from dhtdata.store.filesystem import make_folder, require_room, store_errors, write_at
+from dhtdata.store.filesystem import begin_writing, make_folder, require_room, store_errors, write_at
 from dhtdata.store.index import Database, ProcessLock
 
 _READ_ONLY = 0o400
@@ -88,6 +88,7 @@ class Partial:
         require_room(self.path.parent, block.length)
         with store_errors(self.path, block.length):
             write_at(self._descriptor, view, block.offset)
+        begin_writing(self._descriptor, block.offset, block.length)
         self._held[position] = 1
 
     def save(self) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 
 from dhtdata.digest import Digest
@@ -39,6 +39,7 @@ POLL_WEB_SEED_S = 600.0
 AMPLE_BYTES_S = 16 << 20
 AMPLE_RATIO = 2.0
 FIRST_EXCHANGE_S = 0.1
+ACQUAINT_S = 0.5
 EXCHANGE_S = 20.0
 HEARD_S = 120.0
 LOOKUP_S = 60.0
@@ -48,6 +49,7 @@ _POLL_DEADLINE_S = 10.0
 _LOOK_DEADLINE_S = 15.0
 _EXCHANGE_PARTNERS = 3
 _MAX_MISSES = 5
+_ROUNDS_TO_MEET = 3
 _MAX_NAMED = 32
 
 Discover = Callable[[Digest], Source]
@@ -140,6 +142,20 @@ class Swarm:
             except TimeoutError:
                 # What is known by then is the answer.
                 return
+
+    async def acquaint(self) -> None:
+        """Wait, `ACQUAINT_S` at most, until those who fetch at the same time know one another, if we serve them.
+
+        Who does not know the others asks the seed for what they ask it for, too. Nobody waits who serves nobody.
+        """
+        if not self._port:
+            return
+        with self.interest():
+            target = self.rounds + _ROUNDS_TO_MEET
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ACQUAINT_S):
+                    while self.rounds < target:
+                        await self._news.wait()
 
     def add(self, addresses: Iterable[Address], source: str, *, trusted: bool = False) -> None:
         """Take up addresses; those from strangers pass the guard first."""
