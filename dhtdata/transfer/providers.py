@@ -24,7 +24,7 @@ LIAR_S = 600.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MAX_WINDOW_BYTES = 64 << 20
-PIPELINE_S = 0.25
+PIPELINE_S = 0.5
 """What is on its way should last this long beyond the round trips: shorter starves fast links, longer ties
 blocks up."""
 

@@ -32,6 +32,7 @@ from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
 FOLLOW_S = 0.4
+USABLE_S = 0.1
 MAX_FOLLOWED = 32
 POLL_PARTIAL_S = 3.0
 POLL_COMPLETE_S = 60.0
@@ -97,6 +98,8 @@ class Swarm:
         self._glance = False
         self._looking = False
         self._looked_s = float("-inf")
+        self._usable: list[Provider] | None = None
+        self._usable_until_s = 0.0
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._slots = asyncio.Semaphore(_PARALLEL_POLLS)
@@ -204,8 +207,15 @@ class Swarm:
     def usable(self) -> list[Provider]:
         """Providers that may be asked for blocks now, complete ones first.
 
-        Doubtful ones only if there are no others, web seeds only while peers do not suffice.
+        Doubtful ones only if there are no others, web seeds only while peers do not suffice. The planner asks for every
+        order, so the answer stands for `USABLE_S` or until there is news; who is avoided since it leaves out itself.
         """
+        now_s = time.monotonic()
+        if self._usable is None or now_s >= self._usable_until_s:
+            self._usable, self._usable_until_s = self._reckon_usable(), now_s + USABLE_S
+        return self._usable
+
+    def _reckon_usable(self) -> list[Provider]:
         members = self._reachable()
         peers = [member for member in members if not member.web_seed and not member.doubtful]
         seeds = [member for member in members if member.web_seed]
@@ -382,6 +392,7 @@ class Swarm:
             self.members.drop(member)
 
     def _tell(self) -> None:
+        self._usable = None
         # Whoever waits holds the old event; those who come later wait for the next one.
         news, self._news = self._news, asyncio.Event()
         news.set()
