@@ -40,6 +40,7 @@ from dhtdata.transfer.wire import Busy
 
 SAVE_EVERY_S = 5.0
 TOGETHER_S = 0.004
+HURRY_S = 0.2
 _MAX_REFUSED = 1_024
 _LOOPBACK = "loopback"
 
@@ -237,6 +238,11 @@ class Fetcher:
                 transfer.cargo.stop()
         while (order := self._planner.next(now_s)) is not None:
             self._start(order, group)
+        if self._planner.lasts_s(now_s) < HURRY_S:
+            for swarm in {
+                swarm for job in self._jobs.values() if job.wanted and job.wanted.open for swarm in job.swarms
+            }:
+                swarm.hurry()
 
     def _start(self, order: Order, group: asyncio.TaskGroup) -> None:
         job = self._jobs[order.run.shard]

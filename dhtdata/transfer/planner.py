@@ -379,7 +379,7 @@ class Planner:
                 dear.append((helper, everything))
         if full or not dear:
             return None
-        soon_s = self._lasts_s(now_s)
+        soon_s = self.lasts_s(now_s)
         for helper, everything in dear:
             if not soon_s or _worth(_cautious_s(helper.remote, 0), soon_s):
                 return helper, *self._run(everything, helper, offers[helper.crowd], len(free))
@@ -429,7 +429,7 @@ class Planner:
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
         return want, want.run(any_of(rarest, self._chance), rarest, limit)
 
-    def _lasts_s(self, now_s: float) -> float:
+    def lasts_s(self, now_s: float) -> float:
         """How long what is on its way will go on coming; who stalls does not count."""
         lively = [asked for asked in self._asked.values() if now_s - asked.last_s < STALL_S]
         left_bytes = sum(asked.order.run.length - asked.received for asked in lively)

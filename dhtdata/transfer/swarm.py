@@ -32,6 +32,7 @@ from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.search import EXPECTED_FAILURES, ProviderSource, Source
 
 FOLLOW_S = 0.4
+HURRY_S = 0.1
 USABLE_S = 0.1
 MAX_FOLLOWED = 32
 POLL_PARTIAL_S = 3.0
@@ -98,6 +99,8 @@ class Swarm:
         self._glance = False
         self._looking = False
         self._looked_s = float("-inf")
+        self._hurry = asyncio.Event()
+        self._hurried = False
         self._usable: list[Provider] | None = None
         self._usable_until_s = 0.0
         self._wake = asyncio.Event()
@@ -159,6 +162,11 @@ class Swarm:
                 async with asyncio.timeout(ACQUAINT_S):
                     while self.rounds < target:
                         await self._news.wait()
+
+    def hurry(self) -> None:
+        """There is little left to ask for by what is known: look at once who has got more since."""
+        self._hurried = True
+        self._hurry.set()
 
     def add(self, addresses: Iterable[Address], source: str, *, trusted: bool = False) -> None:
         """Take up addresses; those from strangers pass the guard first."""
@@ -309,17 +317,24 @@ class Swarm:
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         """Ask those who are fetching themselves what has changed, often, while we fetch; for ever."""
+        pause_s = FOLLOW_S
         while True:
             if not self._interest:
                 await self._news.wait()
                 continue
-            due_s = time.monotonic() - FOLLOW_S
+            due_s = time.monotonic() - pause_s
             partial = [member for member in self._reachable() if member.revision is not None and not member.complete]
             partial = [member for member in partial if not member.web_seed]
             for member in random.sample(partial, min(MAX_FOLLOWED, len(partial))):
                 if member.asked_s <= due_s and not member.asking:
                     group.create_task(self._poll(member, exchange=False))
-            await asyncio.sleep(FOLLOW_S / 4)
+            hurry = self._hurry
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FOLLOW_S / 4):
+                    await hurry.wait()
+            hurry.clear()
+            pause_s = HURRY_S if self._hurried else FOLLOW_S
+            self._hurried = False
 
     def _pause_s(self) -> float:
         now_s = time.monotonic()
