@@ -14,7 +14,8 @@ from dhtdata.transfer.picker import BACKGROUND, Wanted
 from dhtdata.transfer.planner import Order, Planner
 from dhtdata.transfer.providers import Remotes
 
-TICK_S = 0.25
+TICK_S = 0.5
+GATHER_S = 0.03
 POLL_S = 3.0
 SILENCE_S = 10.0
 MISSES = 3
@@ -77,6 +78,8 @@ class Peer:
         self._turn = 0
         self._life = 0
         self._looking = False
+        self._planning = False
+        self._usable: list[Peer] = []
 
     @property
     def reachable(self) -> bool:
@@ -115,7 +118,7 @@ class Peer:
         self._seen.clear()
 
     def usable(self) -> list[Peer]:
-        return [peer for peer in self._neighbours if peer in self._seen and self._remotes.usable(peer)]
+        return self._usable
 
     def coming(self, shard: Digest) -> int:
         want = self._wants.get(shard)
@@ -174,7 +177,17 @@ class Peer:
     # Transfers
 
     def _wake(self) -> None:
+        """Plan soon: what happens at about the same time is looked at once."""
+        if not self._planning:
+            self._planning = True
+            self._engine.after(GATHER_S, self._plan, self._life)
+
+    def _plan(self, life: int) -> None:
+        self._planning = False
+        if life != self._life or self.complete:
+            return
         now_s = self._engine.now_s
+        self._usable = [peer for peer in self._neighbours if peer in self._seen and self._remotes.usable(peer)]
         while (order := self._planner.next(now_s)) is not None:
             self._ask(order)
         if not self._looking and (again_s := self._planner.look_again_s(now_s)) is not None:

@@ -180,9 +180,9 @@ class Planner:
         chosen = self._urgent(wants, helpers, now_s) if urgent else None
         if chosen is None:
             # One transfer of each provider is kept free for what somebody waits for.
-            limit = TRANSFERS_PER_PROVIDER - urgent
-            free = [helper for helper in helpers if _room(helper, limit)]
-            free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + self._chance.random()))
+            free = [helper for helper in helpers if _room(helper, TRANSFERS_PER_PROVIDER - urgent)]
+            chance = self._chance.random
+            free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + chance()))
             chosen = self._background(wants, free, now_s) or self._end_game(free, now_s)
         return None if chosen is None else self._register(*chosen, now_s)
 
@@ -409,14 +409,15 @@ class Planner:
         for offer in offers:
             held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
             offered = offer.open & held
-            if offered and helper.remote.requests:
-                offered &= ~self._busy(provider, offer.want)
-            if offered:
-                count, rarest = offer.copies.rarest(offered)
-                if count < fewest:
-                    fewest, best = count, [(offer.want, rarest)]
-                elif count == fewest:
-                    best.append((offer.want, rarest))
+            if not offered:
+                continue
+            if helper.remote.requests and not (offered := offered & ~self._busy(provider, offer.want)):
+                continue
+            count, rarest = offer.copies.rarest(offered)
+            if count < fewest:
+                fewest, best = count, [(offer.want, rarest)]
+            elif count == fewest:
+                best.append((offer.want, rarest))
         return best, [] if only_new and fewest else best
 
     def _run(
@@ -444,13 +445,17 @@ class Planner:
             return None
         able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
         soonest_s = _cautious_s(able[0].remote, 0)
-        slow = [(asked.needs_s(asked.order.run.positions[-1], now_s), asked) for asked in self._asked.values()]
-        slow = [(needs_s, asked) for needs_s, asked in slow if _worth(soonest_s, needs_s)]
+        slow = []
+        for asked in self._asked.values():
+            if asked.left & asked.want.missing & ~asked.want.twice:
+                needs_s = asked.needs_s(asked.order.run.positions[-1], now_s)
+                if _worth(soonest_s, needs_s):
+                    slow.append((needs_s, asked))
         slow.sort(key=lambda entry: -entry[0])
         for longest_s, asked in slow:
             want = asked.want
             once = asked.left & want.missing & ~want.twice
-            for helper in able if once else ():
+            for helper in able:
                 if not _worth(_cautious_s(helper.remote, 0), longest_s):
                     break
                 offered = 0
