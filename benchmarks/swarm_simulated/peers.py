@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from dhtdata.transfer.picker import BACKGROUND, Wanted
 from dhtdata.transfer.planner import Order, Planner
 from dhtdata.transfer.providers import Remotes
 
-TICK_S = 0.5
+TICK_S = 0.25
 GATHER_S = 0.03
-POLL_S = 3.0
+POLLS_A_SECOND = 16
+SHORTEST_POLL_S = 0.5
 SILENCE_S = 10.0
 MISSES = 3
 MIN_TRIP_S = 0.01
@@ -130,7 +132,8 @@ class Peer:
         if life != self._life or self.complete:
             return
         self._drop_silent()
-        share = max(round(len(self._neighbours) * TICK_S / POLL_S), 1)
+        # Often in small crowds, where it matters most, and never at the cost of many questions a second in large ones.
+        share = math.ceil(TICK_S * min(len(self._neighbours) / SHORTEST_POLL_S, POLLS_A_SECOND))
         due = [self._neighbours[(self._turn + step) % len(self._neighbours)] for step in range(share)]
         self._turn += share
         self._poll(due, life)

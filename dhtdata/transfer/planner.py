@@ -398,9 +398,9 @@ class Planner:
     def _rarest(
         self, helper: _Helper, offers: Sequence[_Offer], *, only_new: bool
     ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
-        """Of all open blocks that this provider has the rarest, by shard; and those of them that it should be asked for.
+        """The rarest of all open blocks that this provider has, by shard; and those that it should be asked for.
 
-        With ``only_new`` it should be asked for what nobody else has or is fetching.
+        With ``only_new`` these are what nobody else has or is fetching, else they are the same.
         """
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30

@@ -19,9 +19,9 @@ from dhtdata.transfer.planner import MAX_OUTSTANDING_BYTES, MAX_TRANSFERS, TRANS
 from dhtdata.transfer.providers import LIAR_S, Remote, Remotes
 
 BLOCK = 1 << 20
-STEP_S = 0.05
+STEP_S = 0.1
 DEADLINE_S = 10.0
-PATIENCE_S = 1_500.0
+PATIENCE_S = 600.0
 PEERS = [Address("192.0.2.1", 8_470 + number) for number in range(64)]
 
 
@@ -120,7 +120,7 @@ class Character:
 CHARACTERS = st.builds(
     Character,
     kind=st.sampled_from(["honest", "honest", "honest", "lies", "stalls", "dies", "busy"]),
-    rate_bytes_s=st.sampled_from([1e4, 2e5, 1e6, 1e7, 1e8]),
+    rate_bytes_s=st.sampled_from([1e5, 1e6, 1e7, 1e8]),
     latency_s=st.sampled_from([0.0, 0.02, 0.3]),
     complete=st.booleans(),
     share=st.sampled_from([0.1, 0.5, 1.0]),
@@ -272,11 +272,11 @@ class World:
         self.changed = True
 
 
-@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=30, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     characters=st.lists(CHARACTERS, max_size=8),
     place=st.integers(0, 8),
-    lengths=st.lists(st.sampled_from([1, 70_000, 1 << 18, 1 << 20, 3 << 20]), min_size=3, max_size=20),
+    lengths=st.lists(st.sampled_from([1, 70_000, 1 << 18, 1 << 20, 3 << 20]), min_size=3, max_size=12),
     urgent=st.integers(0, 20),
     seed=st.integers(0, 1 << 16),
 )
