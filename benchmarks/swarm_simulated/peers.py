@@ -190,6 +190,7 @@ class Peer:
         if life != self._life or self.complete:
             return
         now_s = self._engine.now_s
+        self._drop_redundant()
         self._usable = [peer for peer in self._neighbours if peer in self._seen and self._remotes.usable(peer)]
         while (order := self._planner.next(now_s)) is not None:
             self._ask(order)

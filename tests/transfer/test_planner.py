@@ -490,6 +490,37 @@ def test_at_the_end_who_is_idle_overtakes_who_stalls() -> None:
     assert not want.missing
 
 
+def test_what_waits_in_a_queue_goes_to_whoever_begins_first() -> None:
+    desk = Desk()
+    want = desk.open("shard", 3, {1: BACKGROUND})
+    desk.crowd.partial(PEERS[0], {want.shard: 0b111})
+    desk.proven(PEERS[0], 10 * BLOCK)
+    (first,) = desk.orders()
+    desk.crowd.partial(PEERS[1], {want.shard: 0b111})
+    desk.proven(PEERS[1], 10 * BLOCK)
+    assert desk.orders() == []
+    desk.now.s = 1.0
+    (second,) = desk.orders()
+    assert second.provider == PEERS[1]
+    assert not desk.planner.redundant(first)
+    desk.planner.began(second, 1.1)
+    assert desk.planner.redundant(first)
+    assert not desk.planner.redundant(second)
+
+
+def test_an_order_at_a_seed_that_has_not_begun_is_of_no_use_once_the_crowd_has_the_block() -> None:
+    desk = Desk()
+    want = desk.open("shard", 3, {1: BACKGROUND})
+    desk.crowd.complete(PEERS[0])
+    desk.crowd.partial(PEERS[1], {})
+    (order,) = desk.orders()
+    assert order.provider == PEERS[0]
+    desk.crowd.partial(PEERS[1], {}, {want.shard: 0b010})
+    assert desk.planner.redundant(order)
+    desk.planner.began(order, 0.1)
+    assert not desk.planner.redundant(order)
+
+
 def test_blocks_of_an_order_that_ended_early_are_asked_for_again() -> None:
     desk = Desk()
     desk.crowd.complete(PEERS[0])
