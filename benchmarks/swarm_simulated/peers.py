@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from dhtdata.transfer.planner import Order, Planner
 from dhtdata.transfer.providers import Remotes
 
 TICK_S = 0.25
-POLL_S = 3.0
+GATHER_S = 0.03
+POLLS_A_SECOND = 16
+SHORTEST_POLL_S = 0.5
 SILENCE_S = 10.0
 MISSES = 3
 MIN_TRIP_S = 0.01
@@ -77,6 +80,8 @@ class Peer:
         self._turn = 0
         self._life = 0
         self._looking = False
+        self._planning = False
+        self._usable: list[Peer] = []
 
     @property
     def reachable(self) -> bool:
@@ -115,7 +120,7 @@ class Peer:
         self._seen.clear()
 
     def usable(self) -> list[Peer]:
-        return [peer for peer in self._neighbours if peer in self._seen and self._remotes.usable(peer)]
+        return self._usable
 
     def coming(self, shard: Digest) -> int:
         want = self._wants.get(shard)
@@ -127,7 +132,8 @@ class Peer:
         if life != self._life or self.complete:
             return
         self._drop_silent()
-        share = max(round(len(self._neighbours) * TICK_S / POLL_S), 1)
+        # Often in small crowds, where it matters most, and never at the cost of many questions a second in large ones.
+        share = math.ceil(TICK_S * min(len(self._neighbours) / SHORTEST_POLL_S, POLLS_A_SECOND))
         due = [self._neighbours[(self._turn + step) % len(self._neighbours)] for step in range(share)]
         self._turn += share
         self._poll(due, life)
@@ -174,7 +180,18 @@ class Peer:
     # Transfers
 
     def _wake(self) -> None:
+        """Plan soon: what happens at about the same time is looked at once."""
+        if not self._planning:
+            self._planning = True
+            self._engine.after(GATHER_S, self._plan, self._life)
+
+    def _plan(self, life: int) -> None:
+        self._planning = False
+        if life != self._life or self.complete:
+            return
         now_s = self._engine.now_s
+        self._drop_redundant()
+        self._usable = [peer for peer in self._neighbours if peer in self._seen and self._remotes.usable(peer)]
         while (order := self._planner.next(now_s)) is not None:
             self._ask(order)
         if not self._looking and (again_s := self._planner.look_again_s(now_s)) is not None:

