@@ -40,7 +40,7 @@ POLL_COMPLETE_S = 60.0
 POLL_WEB_SEED_S = 600.0
 AMPLE_BYTES_S = 16 << 20
 AMPLE_RATIO = 2.0
-FIRST_EXCHANGE_S = 0.1
+FIRST_EXCHANGE_S = 0.05
 ACQUAINT_S = 0.5
 EXCHANGE_S = 20.0
 HEARD_S = 120.0
@@ -95,6 +95,8 @@ class Swarm:
         self._changed = changed
         self._port = own.port
         self._interest = 0
+        self._interest_s = 0.0
+        self._interest_round = 0
         self._exchange_s = FIRST_EXCHANGE_S
         self._glance = False
         self._looking = False
@@ -120,6 +122,7 @@ class Swarm:
         """Providers are looked for as long as somebody is in here."""
         if not self._interest:
             self._exchange_s = FIRST_EXCHANGE_S
+            self._interest_s, self._interest_round = time.monotonic(), self.rounds
         self._interest += 1
         self._wake.set()
         try:
@@ -150,18 +153,18 @@ class Swarm:
                 return
 
     async def acquaint(self) -> None:
-        """Wait, `ACQUAINT_S` at most, until those who fetch at the same time know one another, if we serve them.
+        """Wait until those who fetch at the same time know one another, if we serve them.
+
+        `ACQUAINT_S` at most, since somebody became interested; less if nobody else is there.
 
         Who does not know the others asks the seed for what they ask it for, too. Nobody waits who serves nobody.
         """
         if not self._port:
             return
-        with self.interest():
-            target = self.rounds + _ROUNDS_TO_MEET
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ACQUAINT_S):
-                    while self.rounds < target:
-                        await self._news.wait()
+        with self.interest(), suppress(TimeoutError):
+            async with asyncio.timeout(max(self._interest_s + ACQUAINT_S - time.monotonic(), 0)):
+                while self.rounds < self._interest_round + (_ROUNDS_TO_MEET if len(self.members) > 1 else 2):
+                    await self._news.wait()
 
     def hurry(self) -> None:
         """There is little left to ask for by what is known: look at once who has got more since."""
