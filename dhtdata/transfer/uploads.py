@@ -17,10 +17,7 @@ else the best rate of late, halved every `FORGET_S`, and never believed to be be
 that fill the line leave no room; many that are read at next to nothing leave nearly all of it. What bounds their number
 is the cap on connections, and `sending` cuts those that are slower still.
 
-On a slow line there are fewer slots, `FEWEST_SLOTS` at least, each worth `WORTH_BYTES_S`: a block that is whole sooner
-is passed on sooner. On a fast one `SLOTS` keep it busy, whatever each reader waits for. (8 peers of one machine fetched
-413 MiB/s in all with 8 slots, 183 to 235 with 3.) With a low limit there are as many as get `LEAST_BYTES_S` each: those
-who ask give up on less.
+With a low limit there are fewer slots, so that each gets `LEAST_BYTES_S`: those who ask give up on less.
 """
 
 from __future__ import annotations
@@ -38,9 +35,7 @@ from functools import lru_cache
 from dhtdata.errors import PeerError
 from dhtdata.transfer.rates import Limits
 
-SLOTS = 8
-FEWEST_SLOTS = 3
-WORTH_BYTES_S = 3_000_000
+SLOTS = 3
 QUEUE_S = 5.0
 MAX_QUEUED = 256
 MAX_QUEUED_OF_PEER = 96
@@ -267,10 +262,7 @@ class Uploads:
     @property
     def _slots(self) -> int:
         up = self._limits.rates.up
-        if up is not None:
-            return min(SLOTS, max(1, up // LEAST_BYTES_S))
-        line = self._line(self._clock()) if self._best else math.inf
-        return SLOTS if line >= SLOTS * WORTH_BYTES_S else max(FEWEST_SLOTS, int(line / WORTH_BYTES_S))
+        return SLOTS if up is None else min(SLOTS, max(1, up // LEAST_BYTES_S))
 
     def _slot_bytes_s(self, now_s: float) -> float:
         """What a slot is worth."""
