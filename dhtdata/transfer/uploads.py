@@ -35,7 +35,7 @@ from functools import lru_cache
 from dhtdata.errors import PeerError
 from dhtdata.transfer.rates import Limits
 
-SLOTS = 3
+SLOTS = 8
 QUEUE_S = 5.0
 MAX_QUEUED = 256
 MAX_QUEUED_OF_PEER = 96
