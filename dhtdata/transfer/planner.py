@@ -413,14 +413,8 @@ class Planner:
         """
         best: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
-        have, provider = helper.crowd.have, helper.provider
-        complete = have.is_complete(provider)
         for offer in offers:
-            held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
-            offered = offer.open & held
-            if not offered:
-                continue
-            if helper.remote.requests and not (offered := offered & ~self._busy(provider, offer.want)):
+            if not (offered := self._offered(helper, offer)):
                 continue
             count, rarest = offer.copies.rarest(offered)
             if count < fewest:
@@ -429,15 +423,29 @@ class Planner:
                 best.append((offer.want, rarest))
         return best, [] if only_new and fewest else best
 
+    def _offered(self, helper: _Helper, offer: _Offer) -> int:
+        """Open blocks of a shard that a provider has and is not being asked for."""
+        have, provider = helper.crowd.have, helper.provider
+        complete = have.is_complete(provider)
+        held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
+        offered = offer.open & held
+        return offered & ~self._busy(provider, offer.want) if offered and helper.remote.requests else offered
+
     def _run(
         self, best: Sequence[tuple[Wanted, int]], helper: _Helper, offers: Sequence[_Offer], helper_count: int
     ) -> tuple[Wanted, Run]:
-        """A random one of the rarest, with its neighbours that are as rare."""
+        """A random one of the rarest, with its neighbours: one request for many costs little more than for one.
+
+        Of a complete member in a crowd only with those that are as rare.
+        """
         weights = [rarest.bit_count() for _, rarest in best]
         want, rarest = best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
-        return want, want.run(any_of(rarest, self._chance), rarest, limit)
+        among = rarest
+        if not _scarce(helper):
+            among = next(self._offered(helper, offer) for offer in offers if offer.want is want)
+        return want, want.run(any_of(rarest, self._chance), among, limit)
 
     def lasts_s(self, now_s: float) -> float:
         """How long what is on its way will go on coming; who stalls does not count."""

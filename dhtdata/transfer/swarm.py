@@ -44,6 +44,7 @@ FIRST_EXCHANGE_S = 0.05
 ACQUAINT_S = 0.5
 EXCHANGE_S = 20.0
 HEARD_S = 120.0
+LATER_S = 2.0
 LOOKUP_S = 60.0
 HUNGRY_LOOKUP_S = 10.0
 _PARALLEL_POLLS = 16
@@ -346,6 +347,9 @@ class Swarm:
 
     async def _look(self) -> None:
         every_s = LOOKUP_S if self.usable() else HUNGRY_LOOKUP_S
+        if any(member.answered for member in self.members) and time.monotonic() - self._interest_s < LATER_S:
+            # Whoever answers knows the others: the DHT is for what they do not know.
+            return
         if time.monotonic() - self._looked_s < every_s:
             return
         self._looked_s = time.monotonic()
