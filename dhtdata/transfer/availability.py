@@ -97,6 +97,11 @@ class Availability:
         """Whether few hold everything, so that they should be asked for what nobody else has."""
         return len(self._looks) >= PARTIAL_TO_COMPLETE * len(self._complete)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether others fetch, too."""
+        return bool(self._looks)
+
     def copies(self, shard: Digest) -> Copies:
         """How many partial providers hold each block or are fetching it."""
         kept = self._shard(shard)

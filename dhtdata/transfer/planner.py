@@ -434,18 +434,24 @@ class Planner:
     def _run(
         self, best: Sequence[tuple[Wanted, int]], helper: _Helper, offers: Sequence[_Offer], helper_count: int
     ) -> tuple[Wanted, Run]:
-        """A random one of the rarest, with its neighbours: one request for many costs little more than for one.
+        """One of the rarest, with its neighbours: one request for many costs little more than for one.
 
-        Of a complete member in a crowd only with those that are as rare.
+        In a crowd a random one, and of a complete member only with those that are as rare.
         """
-        weights = [rarest.bit_count() for _, rarest in best]
-        want, rarest = best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
+        if helper.crowd.have.crowded:
+            weights = [rarest.bit_count() for _, rarest in best]
+            want, rarest = best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
+            first = any_of(rarest, self._chance)
+        else:
+            # Nobody waits for what we have: one shard after the other, so that whole ones are settled meanwhile.
+            want, rarest = min(best, key=lambda entry: entry[0].missing.bit_count())
+            first = (rarest & -rarest).bit_length() - 1
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
         among = rarest
         if not _scarce(helper):
             among = next(self._offered(helper, offer) for offer in offers if offer.want is want)
-        return want, want.run(any_of(rarest, self._chance), among, limit)
+        return want, want.run(first, among, limit)
 
     def lasts_s(self, now_s: float) -> float:
         """How long what is on its way will go on coming; who stalls does not count."""

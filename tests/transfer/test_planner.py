@@ -428,11 +428,23 @@ def test_of_the_provider_that_is_asked_the_rarest_block_is_taken(
     assert all(copies[position] == min(copies.values()) for position in order.run.positions)
 
 
-def test_equals_are_taken_at_random() -> None:
+def test_alone_at_a_seed_one_shard_comes_after_the_other_in_the_order_of_its_blocks() -> None:
+    desk = Desk()
+    desk.crowd.complete(PEERS[0])
+    desk.proven(PEERS[0], 4e6)
+    desk.open("one", 6)
+    desk.open("two", 3)
+    seen = [(order.run.shard, position) for order in desk.orders() for position in order.run.positions]
+    assert len(seen) >= 4
+    assert seen == sorted(seen, key=lambda one: (one[0] != seen[0][0], one[1]))
+
+
+def test_equals_are_taken_at_random_where_others_fetch_too() -> None:
     firsts = set()
     for seed in range(40):
         desk = Desk(seed)
         desk.crowd.complete(PEERS[0])
+        desk.crowd.partial(PEERS[1], {})
         desk.open("one", 32)
         desk.open("two", 32)
         firsts |= {(order.run.shard, order.run.first) for order in desk.orders()}
