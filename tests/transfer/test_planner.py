@@ -431,7 +431,7 @@ def test_of_the_provider_that_is_asked_the_rarest_block_is_taken(
 def test_alone_at_a_seed_one_shard_comes_after_the_other_in_the_order_of_its_blocks() -> None:
     desk = Desk()
     desk.crowd.complete(PEERS[0])
-    desk.proven(PEERS[0], 4e6)
+    desk.proven(PEERS[0], 1e8)
     desk.open("one", 6)
     desk.open("two", 3)
     seen = [(order.run.shard, position) for order in desk.orders() for position in order.run.positions]
