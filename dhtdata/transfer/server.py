@@ -51,7 +51,7 @@ from dhtdata.transfer.membership import HEADER, Asked, member_asks
 from dhtdata.transfer.meters import Meters
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.sending import LEAST_PIECE_BYTES, PIECE_BYTES, SLOWEST_BYTES_S, Sending, SlowReader, cut
-from dhtdata.transfer.uploads import Busy, Upload, Uploads, peer_of
+from dhtdata.transfer.uploads import Refused, Upload, Uploads, peer_of
 
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 32
@@ -299,7 +299,7 @@ class BlobServer:
             return _plain(404, f"{failure}\n")
         except FormatError as failure:
             return _plain(400, f"{failure}\n")
-        except Busy as failure:
+        except Refused as failure:
             headers = {"Retry-After": str(failure.retry_s)}
             return _plain(429 if failure.own_doing else 503, f"{failure}\n", headers)
         except DhtDataError as failure:
@@ -365,7 +365,7 @@ class BlobServer:
     ) -> web.StreamResponse:
         """A half-open span of a file as the body of an answer: at once if it is small, else when there is a slot.
 
-        `Busy` or NotFoundError before anything is sent. Later the connection is dropped if anything goes wrong.
+        `Refused` or NotFoundError before anything is sent. Later the connection is dropped if anything goes wrong.
         """
         start, end = span
         transport = request.transport

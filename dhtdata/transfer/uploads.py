@@ -2,7 +2,7 @@
 
 A few uploads at once finish sooner than many, and a block is of use to a swarm only once it is whole. So there are
 `SLOTS` slots. Who comes later waits in a queue, at most `QUEUE_S`, since whoever asks gives up soon after; then, or if
-the queue is full, it is told to come back (`Busy`: 503, or 429 if it is this peer's own requests that fill it). Whose
+the queue is full, it is told to come back (`Refused`: 503, or 429 if it is this peer's own requests that fill it). Whose
 turn it is: the peer with the fewest uploads under way, of equals the one whose last turn was longest ago. A peer is an
 IPv4 address or an IPv6 /64, which is what one machine gets.
 
@@ -51,7 +51,7 @@ _LOOK_S = 0.1
 _IPV6_PEER_BITS = 64
 
 
-class Busy(PeerError):
+class Refused(PeerError):
     """Come back after ``retry_s`` seconds. ``own_doing``: it is this peer's own requests that are too many."""
 
     def __init__(self, message: str, retry_s: int, *, own_doing: bool = False) -> None:
@@ -133,7 +133,7 @@ class Uploads:
 
     @asynccontextmanager
     async def slot(self, peer: str) -> AsyncIterator[Upload]:
-        """An upload to this peer, once it has a slot. `Busy` if that takes too long."""
+        """An upload to this peer, once it has a slot. `Refused` if that takes too long."""
         entry = self._peers.setdefault(peer, _Peer(peer))
         await self._turn(entry)
         now_s = self._clock()
@@ -156,7 +156,7 @@ class Uploads:
         self._best_s = now_s
 
     def check(self, peer: str) -> None:
-        """`Busy` if the limits are behind by more than anybody waits."""
+        """`Refused` if the limits are behind by more than anybody waits."""
         owed_s = max(self._limits.up.owed_s(), self._limits.peer_up(peer).owed_s())
         if owed_s > QUEUE_S:
             raise self._refusal("the limit on uploads is used up", math.ceil(owed_s))
@@ -273,10 +273,10 @@ class Uploads:
         """Bytes per second that all uploads together have reached of late."""
         return max(LEAST_LINE_BYTES_S, self._best * math.exp2(-max(0.0, now_s - self._best_s) / FORGET_S))
 
-    def _refusal(self, why: str, retry_s: int = 0, *, own_doing: bool = False) -> Busy:
+    def _refusal(self, why: str, retry_s: int = 0, *, own_doing: bool = False) -> Refused:
         self.busy += 1
         waits = min(MAX_RETRY_S, max(1, retry_s or self.queued // SLOTS))
-        return Busy(f"{why}: try again in {waits} s", waits, own_doing=own_doing)
+        return Refused(f"{why}: try again in {waits} s", waits, own_doing=own_doing)
 
 
 @lru_cache(maxsize=4_096)

@@ -19,7 +19,7 @@ from dhtdata.transfer import server as server_module
 from dhtdata.transfer.dialling import leads_to
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.sending import Sending, SlowReader, is_warm
-from dhtdata.transfer.uploads import SLOTS, Busy, Meter, Upload, Uploads, peer_of
+from dhtdata.transfer.uploads import SLOTS, Refused, Meter, Upload, Uploads, peer_of
 from tests.transfer.ranges import read_range
 from tests.transfer.swarming import NewStore, node, run, until
 from tests.transfer.test_rates import Clock
@@ -176,8 +176,8 @@ def test_a_full_queue_and_a_long_wait_are_told_apart_from_a_peers_own_doing(monk
         at = Uploads(Limits(), Clock())
         async with taken(at, *["a"] * SLOTS), asyncio.TaskGroup() as group:
 
-            async def refused(peer: str) -> Busy:
-                with pytest.raises(Busy) as caught:
+            async def refused(peer: str) -> Refused:
+                with pytest.raises(Refused) as caught:
                     async with at.slot(peer):
                         pass
                 return caught.value
@@ -235,7 +235,7 @@ def test_who_is_far_behind_the_limit_is_told_to_come_back() -> None:
         at = Uploads(limits, Clock())
         at.check("a")
         limits.up.debit(700_000)
-        with pytest.raises(Busy) as caught:
+        with pytest.raises(Refused) as caught:
             at.check("a")
         assert 6 <= caught.value.retry_s <= 8
 
