@@ -242,7 +242,8 @@ class World:
         now_s, planner, run = self.desk.now.s, self.desk.planner, sent.order.run
         peer = sent.order.provider
         assert isinstance(peer, Address)
-        bodies = sum(other.order.provider == peer for other in self.sending)
+        begun = [other for other in self.sending if now_s - other.since_s >= character.latency_s]
+        bodies = sum(other.order.provider == peer for other in begun)
         sent.received = min(sent.received + character.rate_bytes_s * STEP_S / bodies, run.length)
         sent.last_s = now_s
         planner.progress(sent.order, int(sent.received), now_s)
