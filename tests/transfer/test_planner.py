@@ -456,6 +456,17 @@ def test_a_complete_member_is_asked_for_what_the_crowd_does_not_have() -> None:
     assert asked[PEERS[1]] & ~0b00001111 == 0
 
 
+def test_who_cannot_be_reached_leaves_what_is_new_to_those_who_can() -> None:
+    desk = Desk()
+    desk.planner.spreads = False
+    want = desk.open("shard", 8)
+    desk.crowd.complete(PEERS[0])
+    desk.crowd.partial(PEERS[1], {want.shard: 0b00001111})
+    desk.proven(PEERS[0], 1e7)
+    desk.proven(PEERS[1], 1e7)
+    assert {order.provider for order in desk.orders()} == {PEERS[1]}
+
+
 def test_who_would_idle_asks_a_complete_member_for_anything() -> None:
     desk = Desk()
     want = desk.open("shard", 8)
