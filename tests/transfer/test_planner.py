@@ -462,7 +462,7 @@ def test_who_cannot_be_reached_leaves_what_is_new_to_those_who_can() -> None:
     want = desk.open("shard", 8)
     desk.crowd.complete(PEERS[0])
     desk.crowd.partial(PEERS[1], {want.shard: 0b00001111})
-    desk.proven(PEERS[0], 1e7)
+    desk.proven(PEERS[0], 1e7, latency_s=0.05)
     desk.proven(PEERS[1], 1e7)
     assert {order.provider for order in desk.orders()} == {PEERS[1]}
 
