@@ -71,6 +71,7 @@ class Peer:
         self._chance = chance
         self._remotes = Remotes(engine.clock)
         self._planner = Planner(self._remotes, chance)
+        self._planner.spreads = self.reachable
         self._wants: dict[Digest, Wanted] = {}
         self._transfers: dict[Order, Transfer] = {}
         self._neighbours: list[Peer] = []

@@ -1,4 +1,10 @@
-"""A whole swarm: links, churn, the lower bound, and what came of it."""
+"""A whole swarm: links, churn, the lower bound, and what came of it.
+
+**Lower bound**: max(F/us, F/dmin, N*F/(us + sum ui)) for the N places of the swarm, as if everybody were there from the
+beginning and nobody ever left. Churn does not soften it: what those who left for good had fetched, what their
+successors fetch again and the time in which nobody sat in a place all count against the swarm. One thing is added,
+since nobody can be faster: a successor's own F/d after it came. Times are until the last of the N is done.
+"""
 
 from __future__ import annotations
 

@@ -13,15 +13,23 @@ this order it gives out:
 
 **One block is asked of two at most**, and of a second only if it would be there in less than half the time that the
 first still needs. That time is estimated from the order's own progress, and grows with its silence: whoever stalls is
-overtaken, whoever is only slow too, when others have nothing better to do.
+overtaken, whoever is only slow too, when others have nothing better to do. An order that should have begun by now waits
+in somebody's queue: its blocks are open to one other, and whichever begins last is `redundant`.
 
-**A crowd at one seed.** Of complete members a block is fetched that no partial member holds or is fetching: so
+**A crowd at one seed.** Where few are complete, they are asked for what no partial member holds or is fetching: so
 everybody brings something else into the crowd, and the seed sends little more than one copy. What partial members have
-is fetched from them; only who would otherwise idle asks a complete member for it.
+is fetched from them, and an order in the seed's queue is `redundant` as soon as one of them has the block; only who
+would otherwise nearly idle (`_DEAR`) asks a seed for it. Who cannot be reached (`Planner.spreads`) brings nothing into
+the crowd and leaves the seed to those who can.
 
 **How much at once.** Per provider what `Remote.window_bytes` says: one block for a stranger, one or two on slow links,
 so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers. In
 all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
+
+Measured in `benchmarks.swarm_simulated`: eight peers at one seed, 100 Mbit/s each, 256 MiB, are done after 1.14 times
+the lower bound with 1.00 copies sent by the seed; with half of them unable to upload 1.13 times and 1.05 copies (1.24
+and 1.9 when those do not know it). Without making queued orders redundant it is 1.15 and 1.08, with have-maps every 3 s
+instead of every 0.5 s 1.40 and 1.3.
 """
 
 from __future__ import annotations
@@ -56,7 +64,9 @@ HEDGE_AGAIN_S = 0.25
 _UNPROVEN_RATE = 1 << 20
 _CLEARLY = 2.0
 _WORTH_S = 0.1
-_DEAR = 3.0
+_DEAR = 32.0
+"""Of a seed a crowd fetches what it has already only if that is there so many times sooner: 8 and 32 were equally fast,
+with 3.2 and 2.5 copies sent to 250 peers."""
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
 _URGENT_SCAN = 32
@@ -152,9 +162,13 @@ class _Offer:
 
 
 class Planner:
-    """Gives out orders and keeps account of them. Touched by the event loop's thread only."""
+    """Gives out orders and keeps account of them. Touched by the event loop's thread only.
+
+    ``spreads``: whether others can fetch from this peer, set by the caller.
+    """
 
     def __init__(self, remotes: Remotes, chance: random.Random) -> None:
+        self.spreads = True
         self._remotes = remotes
         self._chance = chance
         self._wants: dict[Digest, Wanted] = {}
@@ -381,6 +395,8 @@ class Planner:
             have = helper.crowd.have
             scarce = _scarce(helper)
             everything, best = self._rarest(helper, offers[helper.crowd], only_new=scarce)
+            if scarce and not self.spreads:
+                best = []
             helper.idle = not everything
             if best and not full:
                 return helper, *self._run(best, helper, offers[helper.crowd], len(free))

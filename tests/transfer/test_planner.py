@@ -242,7 +242,8 @@ class World:
         now_s, planner, run = self.desk.now.s, self.desk.planner, sent.order.run
         peer = sent.order.provider
         assert isinstance(peer, Address)
-        bodies = sum(other.order.provider == peer for other in self.sending)
+        begun = [other for other in self.sending if now_s - other.since_s >= character.latency_s]
+        bodies = sum(other.order.provider == peer for other in begun)
         sent.received = min(sent.received + character.rate_bytes_s * STEP_S / bodies, run.length)
         sent.last_s = now_s
         planner.progress(sent.order, int(sent.received), now_s)
@@ -465,6 +466,17 @@ def test_a_complete_member_is_asked_for_what_the_crowd_does_not_have() -> None:
     assert asked[PEERS[0]] == 0b11000000
     assert asked[PEERS[1]]
     assert asked[PEERS[1]] & ~0b00001111 == 0
+
+
+def test_who_cannot_be_reached_leaves_what_is_new_to_those_who_can() -> None:
+    desk = Desk()
+    desk.planner.spreads = False
+    want = desk.open("shard", 8)
+    desk.crowd.complete(PEERS[0])
+    desk.crowd.partial(PEERS[1], {want.shard: 0b00001111})
+    desk.proven(PEERS[0], 1e7, latency_s=0.05)
+    desk.proven(PEERS[1], 1e7)
+    assert {order.provider for order in desk.orders()} == {PEERS[1]}
 
 
 def test_who_would_idle_asks_a_complete_member_for_anything() -> None:
