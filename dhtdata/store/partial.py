@@ -16,6 +16,7 @@ import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from weakref import WeakValueDictionary
 
 from dhtdata.digest import Buffer, Digest, Hasher
@@ -40,6 +41,7 @@ class Partial:
         self, digest: Digest, table: BlockTable, path: Path, descriptor: int, blobs: Blobs, database: Database
     ) -> None:
         self._descriptor = descriptor
+        self._writing = Lock()
         self.digest = digest
         self.table = table
         self.table_digest = Digest.of(table.encode())
@@ -86,9 +88,10 @@ class Partial:
         if self._held[position]:
             return
         require_room(self.path.parent, block.length)
-        with store_errors(self.path, block.length):
+        # Threads that write into one file at once spin on its inode: 2.65 s of processor a GiB with four, 0.24 in turns.
+        with self._writing, store_errors(self.path, block.length):
             write_at(self._descriptor, view, block.offset)
-        begin_writing(self._descriptor, block.offset, block.length)
+            begin_writing(self._descriptor, block.offset, block.length)
         self._held[position] = 1
 
     def save(self) -> None:

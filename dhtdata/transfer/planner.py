@@ -35,6 +35,7 @@ instead of every 0.5 s 1.40 and 1.3.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -459,8 +460,10 @@ class Planner:
             want, rarest = best[0] if len(best) == 1 else self._chance.choices(best, weights)[0]
             first = any_of(rarest, self._chance)
         else:
-            # Nobody waits for what we have: one shard after the other, so that whole ones are settled meanwhile.
-            want, rarest = min(best, key=lambda entry: entry[0].missing.bit_count())
+            # Nobody waits for what we have: a few shards after the others, so that whole ones are settled meanwhile;
+            # each transfer in one of its own, since those who write into one file wait for each other.
+            busy = Counter(asked.want.shard for asked in self._asked.values())
+            want, rarest = min(best, key=lambda entry: (busy[entry[0].shard], entry[0].missing.bit_count()))
             first = (rarest & -rarest).bit_length() - 1
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
