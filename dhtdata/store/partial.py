@@ -88,7 +88,7 @@ class Partial:
         if self._held[position]:
             return
         require_room(self.path.parent, block.length)
-        # Threads that write into one file at once spin on its inode: 2.65 s of processor a GiB with four, 0.24 in turns.
+        # Threads that write into one file at once spin on its inode: with four 2.65 s of processor a GiB, not 0.24.
         with self._writing, store_errors(self.path, block.length):
             write_at(self._descriptor, view, block.offset)
             begin_writing(self._descriptor, block.offset, block.length)

@@ -2,9 +2,9 @@
 
 A few uploads at once finish sooner than many, and a block is of use to a swarm only once it is whole. So there are
 `SLOTS` slots. Who comes later waits in a queue, at most `QUEUE_S`, since whoever asks gives up soon after; then, or if
-the queue is full, it is told to come back (`Refused`: 503, or 429 if it is this peer's own requests that fill it). Whose
-turn it is: the peer with the fewest uploads under way, of equals the one whose last turn was longest ago. A peer is an
-IPv4 address or an IPv6 /64, which is what one machine gets.
+the queue is full, it is told to come back (`Refused`: 503, or 429 if it is this peer's own requests that fill it).
+Whose turn it is: the peer with the fewest uploads under way, of equals the one whose last turn was longest ago. A peer
+is an IPv4 address or an IPv6 /64, which is what one machine gets.
 
 Why weights
 -----------
