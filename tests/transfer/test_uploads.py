@@ -19,7 +19,7 @@ from dhtdata.transfer import server as server_module
 from dhtdata.transfer.dialling import leads_to
 from dhtdata.transfer.rates import Limits, Rates
 from dhtdata.transfer.sending import Sending, SlowReader, is_warm
-from dhtdata.transfer.uploads import SLOTS, Refused, Meter, Upload, Uploads, peer_of
+from dhtdata.transfer.uploads import SLOTS, Meter, Refused, Upload, Uploads, peer_of
 from tests.transfer.ranges import read_range
 from tests.transfer.swarming import NewStore, node, run, until
 from tests.transfer.test_rates import Clock
