@@ -77,8 +77,8 @@ class Announcer:
 
     async def keep(self, dataset: Announced) -> None:
         """Announce now, then before claims expire or when nudged, for ever."""
+        # Its shards follow once somebody holds its claim.
         self._kept.add(dataset)
-        self.shards_changed()
         try:
             await self._keep(dataset)
         finally:

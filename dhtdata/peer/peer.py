@@ -11,6 +11,7 @@ the election lock meanwhile, so that the programs that lose their peer wait for 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,8 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
 
     ConfigError if the port is in use or the network's file is wrong; whatever error ends the seeding of a target.
     """
+    # What was loaded until now stays: to look through all of it again and again took 5% of a busy peer's time.
+    gc.freeze()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store"))
     stop = asyncio.Event()
     empty = not await asyncio.to_thread(store.manifests)
