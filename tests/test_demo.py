@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -111,9 +111,10 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file_behind(tmp_path: Path
     write_sources(tmp_path / "sources")
     with playing(tmp_path / "sources", temporary) as demo:
         waiting = followed(temporary, demo)
-        os.killpg(demo.pid, signal.SIGINT)
-        demo.communicate(timeout=DEMO_S)
+        with suppress(ProcessLookupError):
+            os.killpg(demo.pid, signal.SIGINT)
+        _, err = demo.communicate(timeout=DEMO_S)
     assert waiting, "the demo never got as far as a running follower"
-    assert demo.returncode == 130
+    assert demo.returncode == 130, err
     assert processes_of(temporary) == []
     assert list(temporary.iterdir()) == []

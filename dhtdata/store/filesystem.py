@@ -39,7 +39,7 @@ HEADROOM_BYTES = 16 << 20
 
 def magic_of(path: Path) -> int:
     """Magic number of the file system that holds ``path``; 0 where the system has none. OSError if unreadable."""
-    if _LIBC is None:
+    if _LIBC is None or sys.platform != "linux":
         return 0
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _LIBC.statfs(os.fsencode(path), answer) != 0:

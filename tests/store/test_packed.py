@@ -244,7 +244,8 @@ def test_an_index_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         sample.put(store)
         with store._database.writing() as connection:
-            connection.execute("DROP TABLE packed")
+            for name in ("packed", "places", "placed"):
+                connection.execute(f"DROP TABLE {name}")
             connection.execute("PRAGMA user_version=1")
     with Store.open(tmp_path) as store:
         assert store.manifests()[0].digest == sample.manifest

@@ -16,6 +16,7 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store import Store
 from dhtdata.store import partial as partial_module
+from dhtdata.transfer.rates import Limits, Rates
 from tests.peer.worlds import Shard, make_world, world_of
 from tests.transfer.evil import KINDS, evil
 from tests.transfer.swarming import NewStore, node, run, until
@@ -194,7 +195,8 @@ def test_a_provider_that_vanishes_is_replaced(new_store: NewStore) -> None:
     world.publish_small(c)
 
     async def main() -> None:
-        async with node(b) as staying, node(c) as me:
+        slow = Limits(Rates(down=6_000_000))
+        async with node(b) as staying, node(c, limits=slow) as me:
             async with node(a) as leaving:
                 swarm = me.swarm(world.contents, leaving.address)
                 asking = asyncio.create_task(me.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=True))

@@ -208,14 +208,16 @@ def test_one_shard_is_packed_at_a_time_and_a_bounded_number_waited_for(
         async with seed(store, "always") as (_, packer), asyncio.TaskGroup() as group:
             await packer.completed(sample.contents)
             await until(lambda: gate.at_work == 1)
-            waiting = [group.create_task(found(packer, digest)) for digest in reversed(digests) for _ in range(2)]
+            asked = [digest for digest in reversed(digests) for _ in range(2)]
+            waiting = [group.create_task(found(packer, digest)) for digest in asked]
             await until(lambda: sum(task.done() for task in waiting) == 4)
             gate.opened.set()
-            assert sum([await task for task in waiting]) == 6
+            promised = {digest for digest, task in zip(asked, waiting, strict=True) if await task}
+            assert len(promised) == 3
             await until(lambda: len(files_under(store.path / "packed")) == 5)
         assert gate.most == 1
         # What was asked for comes before what nobody has asked for.
-        assert set(gate.order[1:4]) == set(digests[2:])
+        assert promised <= set(gate.order[:4])
 
     run(main())
 

@@ -213,8 +213,9 @@ def _members(swarm: Swarm) -> set[object]:
 
 
 def test_web_seeds_step_back_once_peers_suffice_and_return_when_they_do_not(
-    new_store: NewStore, tmp_path: Path
+    new_store: NewStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dhtdata.transfer.swarm.USABLE_S", 0.0)
     world = make_world()
     a = new_store("a")
     folder = mirror(world, a, tmp_path / "mirror")
@@ -246,7 +247,10 @@ def test_web_seeds_step_back_once_peers_suffice_and_return_when_they_do_not(
     run(main())
 
 
-def test_partial_peers_suffice_when_they_have_everything_between_them(new_store: NewStore, tmp_path: Path) -> None:
+def test_partial_peers_suffice_when_they_have_everything_between_them(
+    new_store: NewStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhtdata.transfer.swarm.USABLE_S", 0.0)
     world = make_world(shards=4)
     folder = mirror(world, new_store("a"), tmp_path / "mirror")
     halves = [new_store("even"), new_store("odd")]
