@@ -33,12 +33,13 @@ class _Shard:
         self.held: dict[Provider, int] = {}
         self.coming: dict[Provider, int] = {}
         self.copies: Copies | None = None
+        self.elsewhere: int | None = None
 
 
 class Availability:
     """Who has which blocks of one dataset. Touched by the event loop's thread only.
 
-    ``elsewhere``: blocks of a shard that fall to others (`dhtdata.transfer.members`); they count as one copy more.
+    ``elsewhere``: blocks of a shard that fall to others (`dhtdata.transfer.members`).
     """
 
     def __init__(self, elsewhere: Callable[[Digest], int] = lambda _: 0) -> None:
@@ -107,15 +108,21 @@ class Availability:
         kept = self._shard(shard)
         if kept.copies is None:
             kept.copies = Copies()
-            kept.copies.add(self._elsewhere(shard))
             for provider, held in kept.held.items():
                 kept.copies.add(held | kept.coming[provider])
         return kept.copies
 
-    def recount(self) -> None:
-        """What falls to others has changed."""
+    def falls_elsewhere(self, shard: Digest) -> int:
+        """Blocks that others are to fetch first."""
+        kept = self._shard(shard)
+        if kept.elsewhere is None:
+            kept.elsewhere = self._elsewhere(shard)
+        return kept.elsewhere
+
+    def share_anew(self) -> None:
+        """Others fetch now, or we fetch something else: what falls to whom has changed."""
         for shard in self._shards.values():
-            shard.copies = None
+            shard.elsewhere = None
 
     def _shard(self, digest: Digest) -> _Shard:
         shard = self._shards.get(digest)

@@ -5,9 +5,8 @@ stranger's map of shards that do not exist takes no memory. Until the layout is 
 
 Those who fetch at the same time share the work without a word about it: every missing block *falls to* one of them,
 the one with the highest score for it (rendezvous hashing: Thaler and Ravishankar, "Using name-based mappings to
-increase hit rates", 1998). A block that falls to somebody else counts as if it were on its way there, so
-that it is the last to be asked of a seed. Who knows other members reckons otherwise; that costs a block sent twice, and
-nothing else.
+increase hit rates", 1998). Of a seed everybody asks for what falls to himself first, then for what nobody
+has yet. Who knows other members reckons otherwise; that costs a block sent twice, and nothing else.
 """
 
 from __future__ import annotations
@@ -158,6 +157,7 @@ class Members:
     def fetch(self, shard: Digest, table: BlockTable) -> None:
         """We fetch this shard now: its missing blocks fall to us or to others, `TOGETHER` neighbours at a time."""
         self._fetched[shard] = [_short(block.digest) for block in table.blocks[::TOGETHER]]
+        self.have.share_anew()
 
     def fetched(self, shard: Digest) -> None:
         """We do not fetch it any more."""
@@ -203,7 +203,7 @@ class Members:
             self._rivals.pop(member.provider, None)
             if rival is not None:
                 self._rivals[member.provider] = rival
-            self.have.recount()
+            self.have.share_anew()
 
     def _masks(self, member: Member, shard: Digest) -> tuple[int, int]:
         """Blocks of a shard that a member has, and that are on their way to it."""

@@ -426,9 +426,10 @@ class Planner:
     ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
         """The rarest of all open blocks that this provider has, by shard; and those that it should be asked for.
 
-        With ``only_new`` these are what nobody else has or is fetching, else they are the same.
+        With ``only_new`` these are what nobody else has or is fetching, first what falls to us; else they are the same.
         """
         best: list[tuple[Wanted, int]] = []
+        ours: list[tuple[Wanted, int]] = []
         fewest = 1 << 30
         for offer in offers:
             if not (offered := self._offered(helper, offer)):
@@ -438,7 +439,9 @@ class Planner:
                 fewest, best = count, [(offer.want, rarest)]
             elif count == fewest:
                 best.append((offer.want, rarest))
-        return best, [] if only_new and fewest else best
+            if not count and (mine := rarest & ~helper.crowd.have.falls_elsewhere(offer.want.shard)):
+                ours.append((offer.want, mine))
+        return best, (ours or ([] if fewest else best)) if only_new else best
 
     def _offered(self, helper: _Helper, offer: _Offer) -> int:
         """Open blocks of a shard that a provider has and is not being asked for."""
