@@ -11,8 +11,8 @@ Why weights
 A reader that takes little must not keep others from a line that is idle, or a few dozen such connections stop a seed.
 So an upload occupies as much of a slot as it uses: its rate as a share of what a slot is worth, which is an eighth of
 the line. For its first `YOUNG_S` its rate is not known, and it occupies what the peer's uploads did before. Uploads to
-peers that are new here occupy all of a slot each, but none that a peer which is known could use: else whoever has many
-addresses would keep known readers waiting by just coming. What the line carries is the limit (``up``) if one is set,
+peers that are new here occupy all of a slot each, and only `NEWCOMERS` slots that a peer which is known could use: else
+whoever has many addresses would keep known readers waiting by just coming. What the line carries is the limit (``up``) if one is set,
 else the best rate of late, halved every `FORGET_S`, and never believed to be below `LEAST_LINE_BYTES_S`. Eight uploads
 that fill the line leave no room; many that are read at next to nothing leave nearly all of it. What bounds their number
 is the cap on connections, and `sending` cuts those that are slower still.
@@ -36,6 +36,7 @@ from dhtdata.errors import PeerError
 from dhtdata.transfer.rates import Limits
 
 SLOTS = 8
+NEWCOMERS = 2
 QUEUE_S = 5.0
 MAX_QUEUED = 256
 MAX_QUEUED_OF_PEER = 96
@@ -245,7 +246,12 @@ class Uploads:
         peer_up = self._limits.rates.peer_up
         if peer_up is not None and entry.turns >= max(1, peer_up // LEAST_BYTES_S):
             return False
-        return loads[entry.usual is not None] <= self._slots - 1
+        known = entry.usual is not None
+        kept = NEWCOMERS if known and self._newcomers_wait() else 0
+        return loads[known] <= self._slots - 1 - kept
+
+    def _newcomers_wait(self) -> bool:
+        return any(entry.waiting and entry.usual is None for entry in self._peers.values())
 
     def _loads(self) -> tuple[float, float]:
         """Slots that are occupied by all uploads, and by those to peers that are known."""
