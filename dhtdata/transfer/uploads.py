@@ -11,11 +11,12 @@ Why weights
 A reader that takes little must not keep others from a line that is idle, or a few dozen such connections stop a seed.
 So an upload occupies as much of a slot as it uses: its rate as a share of what a slot is worth, which is an eighth of
 the line. For its first `YOUNG_S` its rate is not known, and it occupies what the peer's uploads did before. Uploads to
-peers that are new here occupy all of a slot each, and only `NEWCOMERS` slots that a peer which is known could use: else
-whoever has many addresses would keep known readers waiting by just coming. What the line carries is the limit (``up``) if one is set,
-else the best rate of late, halved every `FORGET_S`, and never believed to be below `LEAST_LINE_BYTES_S`. Eight uploads
-that fill the line leave no room; many that are read at next to nothing leave nearly all of it. What bounds their number
-is the cap on connections, and `sending` cuts those that are slower still.
+peers that are new here occupy all of a slot each, and of the slots that known peers could use only `NEWCOMERS`: else
+whoever has many addresses would keep known readers waiting by just coming. (With none at all, a crowd that starts
+together waits for those of it who were first.) What the line carries is the limit (``up``) if one is set, else the best
+rate of late, halved every `FORGET_S`, and never believed to be below `LEAST_LINE_BYTES_S`. Eight uploads that fill the
+line leave no room; many that are read at next to nothing leave nearly all of it. What bounds their number is the cap on
+connections, and `sending` cuts those that are slower still.
 
 With a low limit there are fewer slots, so that each gets `LEAST_BYTES_S`: those who ask give up on less.
 """
