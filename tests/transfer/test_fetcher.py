@@ -46,7 +46,7 @@ def test_a_shard_comes_from_several_providers_at_once(new_store: NewStore) -> No
                 reached = await third.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=False)
                 assert reached.complete
                 assert reached.path.read_bytes() == shard.body
-            delivered = {remote.address: remote.bytes for remote in third.remotes.everybody()}
+            delivered = {remote.provider: remote.bytes for remote in third.remotes.everybody()}
             assert sum(delivered.values()) == sum(len(shard.body) for shard in world.shards)
             assert min(delivered[first.address], delivered[second.address]) > 0
             assert third.fetcher.blocks_verified == sum(len(shard.table.blocks) for shard in world.shards)
