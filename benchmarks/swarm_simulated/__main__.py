@@ -22,7 +22,7 @@ def measure(quick: bool, seed: int) -> Result:
     """The swarm that is asked for, and two small ones that are also built of real processes elsewhere."""
     crowd = Setup(
         peers=80 if quick else 1_000,
-        dataset=Dataset.of(4, BLOCKS, BLOCK_BYTES),
+        dataset=Dataset.of(4 if quick else 8, BLOCKS, BLOCK_BYTES),
         gone=0.05,
         restarts=0.10,
     )

@@ -138,7 +138,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
         believed.live_at(await asyncio.to_thread(own_addresses, settings.listen, node.port))
         known, finder = await _acquaintances(settings, store, node, http, believed)
         remotes = Remotes()
-        fetcher = Fetcher(store, http, carrier, remotes, holdings, settings.packed)
+        fetcher = Fetcher(store, http, carrier, remotes, holdings, settings.packed, spreads=seed)
         own = Fetching(holdings.key, node.port) if seed else NOBODY
         try:
             with _signals(stop):

@@ -56,7 +56,7 @@ class _Transfer:
 
 
 class Fetcher:
-    """Everything this peer fetches. `run` lives in the peer's task group."""
+    """Everything this peer fetches. `run` lives in the peer's task group. ``spreads``: others can fetch it from us."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Fetcher:
         remotes: Remotes,
         holdings: Holdings,
         packed: PackedPolicy = "auto",
+        spreads: bool = True,
         chance: random.Random | None = None,
     ) -> None:
         self.blocks_verified = 0
@@ -79,6 +80,7 @@ class Fetcher:
         self._holdings = holdings
         self._welcome = Welcome(packed)
         self._planner = Planner(remotes, chance or random.Random())
+        self._planner.spreads = spreads
         self._jobs: dict[Digest, Job] = {}
         self._blobs: dict[Digest, asyncio.Lock] = {}
         self._refused: dict[tuple[Digest, Digest], str] = {}

@@ -26,10 +26,10 @@ the crowd and leaves the seed to those who can.
 so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers. In
 all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
 
-Measured in `benchmarks.swarm_simulated`: eight peers at one seed, 100 Mbit/s each, 256 MiB, are done after 1.14 times
-the lower bound with 1.00 copies sent by the seed; with half of them unable to upload 1.13 times and 1.05 copies (1.24
-and 1.9 when those do not know it). Without making queued orders redundant it is 1.15 and 1.08, with have-maps every 3 s
-instead of every 0.5 s 1.40 and 1.3.
+Measured in `benchmarks.swarm_simulated`, eight peers at one seed, 100 Mbit/s each, 256 MiB, five seeds of chance: done
+after 1.14 to 1.18 times the lower bound with 1.00 to 1.02 copies sent by the seed; with half of them unable to upload,
+1.13 to 1.14 times and 1.05 to 1.08 copies (before those left new blocks to others: 1.20 to 1.24, 1.9 copies). With
+have-maps every 3 s instead of every 0.5 s 1.24 to 1.26 times; without blocks on their way in them 1.2 copies.
 """
 
 from __future__ import annotations
