@@ -44,7 +44,6 @@ def test_a_shard_comes_from_several_providers_at_once(new_store: NewStore) -> No
     async def main() -> None:
         async with node(a) as first, node(b) as second, node(c) as third:
             swarm = third.swarm(world.contents, first.address, second.address)
-<<<<<<< HEAD
             async with asyncio.TaskGroup() as group:
                 fetches = [
                     group.create_task(third.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=False))
@@ -53,12 +52,6 @@ def test_a_shard_comes_from_several_providers_at_once(new_store: NewStore) -> No
             for shard, fetch in zip(world.shards, fetches, strict=True):
                 assert fetch.result().complete
                 assert fetch.result().path.read_bytes() == shard.body
-=======
-            for shard in world.shards:
-                reached = await third.fetcher.ensure(swarm, shard.digest, shard.table_digest, urgent=False)
-                assert reached.complete
-                assert reached.path.read_bytes() == shard.body
->>>>>>> 793f6f7cdc7a029a42458d4af2472c6ff554f7e5
             delivered = {remote.provider: remote.bytes for remote in third.remotes.everybody()}
             assert sum(delivered.values()) == sum(len(shard.body) for shard in world.shards)
             assert min(delivered[first.address], delivered[second.address]) > 0
