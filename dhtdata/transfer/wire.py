@@ -24,6 +24,7 @@ import http.client
 import re
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Connection:
         self._socket: socket.socket | None = None
         self._aborted = False
         self._left = 0
+        self._ahead = b""
         self.used_s = time.monotonic()
 
     @property
@@ -92,7 +94,7 @@ class Connection:
         """Ask for bytes ``[first, first + length)`` of a path and check the head of the answer."""
         response = self._answer(path, f"bytes={first}-{first + length - 1}", headers or {})
         self._check(response, path, (first, length))
-        self._response, self._left = response, length
+        self._begin(response, length)
 
     def tail(self, path: str, length: int) -> Tail:
         """The last ``length`` bytes of a file, or all of it if it is smaller."""
@@ -100,9 +102,20 @@ class Connection:
         self._check(response, path, (None, length))
         first, last, file_bytes = _content_range(response.getheader("Content-Range", ""))
         body = bytearray(last + 1 - first)
-        self._response, self._left = response, len(body)
+        self._begin(response, len(body))
         self.read_into(memoryview(body))
         return Tail(bytes(body), file_bytes, response.getheader("ETag", ""))
+
+    def _begin(self, response: http.client.HTTPResponse, length: int) -> None:
+        """Wait for the first byte of the body."""
+        self._response, self._left, self._ahead = response, length, b""
+        if self._http is None or isinstance(self._http.sock, ssl.SSLSocket) or response.fp is None:
+            return
+        try:
+            self._ahead = response.fp.read1(min(len(response.fp.peek()), length))
+        except (OSError, ValueError) as failure:
+            self.close()
+            raise PeerError(f"{self._provider}: broke off ({_reason(failure)})") from failure
 
     def _answer(self, path: str, span: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         fields = {"Range": span, "Accept-Encoding": "identity", "User-Agent": "dhtdata", **headers}
@@ -157,7 +170,12 @@ class Connection:
     def _connected(self, hop: Hop) -> http.client.HTTPConnection:
         plain = dial(hop.host, hop.port, trusted=hop.trusted, source_ip=self._source_ip, made=self._watch)
         try:
-            plain.settimeout(SILENCE_S)
+            if hop.scheme == "https":
+                plain.settimeout(SILENCE_S)
+            else:
+                # The system's own deadlines: with Python's, every read would be two calls.
+                for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                    plain.setsockopt(socket.SOL_SOCKET, option, _timeval(SILENCE_S))
             made: http.client.HTTPConnection
             if hop.scheme == "https":
                 made = http.client.HTTPSConnection(hop.host, hop.port, timeout=SILENCE_S)
@@ -187,7 +205,7 @@ class Connection:
         filled = 0
         try:
             while filled < len(view):
-                count = response.readinto(view[filled:])
+                count = self._receive(response, view[filled:])
                 if not count:
                     raise PeerError(f"{self._provider}: the answer broke off {self._left - filled} bytes early")
                 filled += count
@@ -202,6 +220,19 @@ class Connection:
             response.close()
             self._response = None
             self.used_s = time.monotonic()
+
+    def _receive(self, response: http.client.HTTPResponse, view: memoryview) -> int:
+        """Some bytes of the body. 0 at its end."""
+        if self._ahead:
+            # What came with the head.
+            some, self._ahead = self._ahead[: len(view)], self._ahead[len(view) :]
+            view[: len(some)] = some
+            return len(some)
+        plain = self._http.sock if self._http is not None else None
+        if plain is None or isinstance(plain, ssl.SSLSocket):
+            return response.readinto(view)
+        # As much as fits, in one call: each call more is one more change of threads.
+        return plain.recv_into(view, len(view), socket.MSG_WAITALL)
 
     def close(self) -> None:
         if self._response is not None:
@@ -268,6 +299,11 @@ class Connection:
 def _tls() -> ssl.SSLContext:
     """The system's certificates; made once, since that takes a while."""
     return ssl.create_default_context()
+
+
+def _timeval(seconds: float) -> bytes:
+    """``struct timeval``."""
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def blob_path(digest: Digest) -> str:
