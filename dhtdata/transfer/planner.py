@@ -68,6 +68,7 @@ _WORTH_S = 0.1
 _DEAR = 32.0
 """Of a seed a crowd fetches what it has already only if that is there so many times sooner: 8 and 32 were equally fast,
 with 3.2 and 2.5 copies sent to 250 peers."""
+_HUNGRY_S = 0.25
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
 _URGENT_SCAN = 32
@@ -395,7 +396,7 @@ class Planner:
                 continue
             have = helper.crowd.have
             scarce = _scarce(helper)
-            everything, best = self._rarest(helper, offers[helper.crowd], only_new=scarce)
+            everything, best = self._rarest(helper, offers[helper.crowd], now_s, only_new=scarce)
             if scarce and not self.spreads:
                 best = []
             helper.idle = not everything
@@ -422,7 +423,7 @@ class Planner:
         return masks, byte_count
 
     def _rarest(
-        self, helper: _Helper, offers: Sequence[_Offer], *, only_new: bool
+        self, helper: _Helper, offers: Sequence[_Offer], now_s: float, *, only_new: bool
     ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
         """The rarest of all open blocks that this provider has, by shard; and those that it should be asked for.
 
@@ -441,7 +442,11 @@ class Planner:
                 best.append((offer.want, rarest))
             if not count and (mine := rarest & ~helper.crowd.have.falls_elsewhere(offer.want.shard)):
                 ours.append((offer.want, mine))
-        return best, (ours or ([] if fewest else best)) if only_new else best
+        if not only_new:
+            return best, best
+        # What falls to others may be there by now, as far as we know: only who has little to do takes it over.
+        take_over = not fewest and not ours and self.lasts_s(now_s) < _HUNGRY_S
+        return best, best if take_over else ours
 
     def _offered(self, helper: _Helper, offer: _Offer) -> int:
         """Open blocks of a shard that a provider has and is not being asked for."""
