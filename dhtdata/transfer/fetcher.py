@@ -235,7 +235,8 @@ class Fetcher:
                 group.create_task(self._finish(job, job.partial))
         now_s = time.monotonic()
         for transfer in self._transfers:
-            self._planner.progress(transfer.order, transfer.cargo.received, now_s)
+            if received := transfer.cargo.received:
+                self._planner.progress(transfer.order, received, now_s)
             if self._planner.redundant(transfer.order):
                 transfer.cargo.stop()
         while (order := self._planner.next(now_s)) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Crowd
-from dhtdata.transfer.masks import mask_of
+from dhtdata.transfer.masks import mask_of, positions_of
 
 BACKGROUND = 1 << 62
 
@@ -78,6 +78,13 @@ class Wanted:
             if turn != BACKGROUND:
                 self.urgent_mask &= ~(1 << position)
                 self.urgent.remove((turn, position))
+
+    def first_large(self, among: int) -> int:
+        """The first of these blocks that is not tiny, as heads and footers are: those come along with a neighbour."""
+        for position in positions_of(among):
+            if 4 * self.table.blocks[position].length >= self.mean_bytes:
+                return position
+        return (among & -among).bit_length() - 1
 
     def run(self, around: int, among: int, limit_bytes: int) -> Run:
         """A block and as many adjacent ones ``among`` these as fit into the limit, those behind it first."""

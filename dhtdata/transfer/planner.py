@@ -472,7 +472,7 @@ class Planner:
             # each transfer in one of its own, since those who write into one file wait for each other.
             busy = Counter(asked.want.shard for asked in self._asked.values())
             want, rarest = min(best, key=lambda entry: (busy[entry[0].shard], entry[0].missing.bit_count()))
-            first = (rarest & -rarest).bit_length() - 1
+            first = want.first_large(rarest)
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
         limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
         among = rarest
