@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Crowd
-from dhtdata.transfer.masks import mask_of, positions_of
+from dhtdata.transfer.masks import mask_of
 
 BACKGROUND = 1 << 62
 
@@ -81,10 +81,11 @@ class Wanted:
 
     def first_large(self, among: int) -> int:
         """The first of these blocks that is not tiny, as heads and footers are: those come along with a neighbour."""
-        for position in positions_of(among):
-            if 4 * self.table.blocks[position].length >= self.mean_bytes:
-                return position
-        return (among & -among).bit_length() - 1
+        blocks = self.table.blocks
+        large = (
+            place for place in range(len(blocks)) if among >> place & 1 and 4 * blocks[place].length > self.mean_bytes
+        )
+        return next(large, (among & -among).bit_length() - 1)
 
     def run(self, around: int, among: int, limit_bytes: int) -> Run:
         """A block and as many adjacent ones ``among`` these as fit into the limit, those behind it first."""
