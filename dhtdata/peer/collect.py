@@ -1,6 +1,6 @@
 """Fetch a whole dataset, or some splits and columns of it, behind everything that somebody waits for.
 
-Order: statistics, row ranges and indexes, then shards: those that were begun, then the ones that the fewest others have
+Order: indexes, then shards, with statistics and row ranges beside them: those that were begun, then the ones that the fewest others have
 or fetch, so that peers that fetch the same dataset have different parts soon and serve each other.
 """
 
@@ -52,18 +52,26 @@ class Collection:
             layout = await asyncio.to_thread(Layout.load, self.store, self.swarm.contents)
             self.swarm.layout = layout
             spans = layout.select(self.splits, self.columns)
-            await self._small(layout)
-            await self._blobs([(span.digest, MAX_INDEX_BYTES) for span in spans])
-            await asyncio.to_thread(layout.place_stored, self.store)
-            await self._shards(await asyncio.to_thread(_entries, self.store, spans))
+            async with asyncio.TaskGroup() as group:
+                # Nothing waits for these, and over a long way each is a round trip or two.
+                beside = group.create_task(_settled(self._small(layout)))
+                failure = await _settled(self._indexed(layout, spans))
+                if failure is None:
+                    failure = await beside
+                else:
+                    beside.cancel()
+            if failure is not None:
+                raise failure
+
+    async def _indexed(self, layout: Layout, spans: Sequence[IndexSpan]) -> None:
+        """Indexes, then the shards that they list."""
+        await self._blobs([(span.digest, MAX_INDEX_BYTES) for span in spans])
+        await asyncio.to_thread(layout.place_stored, self.store)
+        await self._shards(await asyncio.to_thread(_entries, self.store, spans))
 
     async def settle(self) -> DhtDataError | None:
         """`run`, with its expected failure returned: for a task in a group that must not die of it."""
-        try:
-            await self.run()
-        except DhtDataError as failure:
-            return failure
-        return None
+        return await _settled(self.run())
 
     async def _small(self, layout: Layout) -> None:
         chosen = [split for split in layout.contents.splits if not self.splits or split.name in self.splits]
@@ -155,6 +163,15 @@ class Collection:
                 for worker in workers:
                     worker.cancel()
                 return
+
+
+async def _settled(work: Awaitable[None]) -> DhtDataError | None:
+    """The expected failure of some work, returned."""
+    try:
+        await work
+    except DhtDataError as failure:
+        return failure
+    return None
 
 
 def _entries(store: Store, spans: Sequence[IndexSpan]) -> list[ShardEntry]:
