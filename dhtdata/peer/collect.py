@@ -1,7 +1,7 @@
 """Fetch a whole dataset, or some splits and columns of it, behind everything that somebody waits for.
 
-Order: indexes, then shards, with statistics and row ranges beside them: those that were begun, then the ones that the fewest others have
-or fetch, so that peers that fetch the same dataset have different parts soon and serve each other.
+Order: indexes, then shards: those that were begun, then the ones that the fewest others have or fetch, so that peers
+that fetch the same dataset have different parts soon and serve each other. Statistics and row ranges come beside them.
 """
 
 from __future__ import annotations
