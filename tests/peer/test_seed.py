@@ -367,8 +367,13 @@ def test_a_seed_whose_store_is_removed_ends_and_says_so(tmp_path: Path) -> None:
     soon = "import dhtdata.peer.peer as peer\npeer.STORE_S = 0.1\n"
     with seeding(settings_at(tmp_path / "a"), first=soon) as seed:
         # the seed writes on meanwhile, so that one pass may find a folder it has emptied filled again
-        until(lambda: shutil.rmtree(seed.settings.store, ignore_errors=True) or not seed.settings.store.exists())
+        until(lambda: _removed(seed.settings.store))
         assert seed.running.wait(15) == 1
         said = seed.line()
         assert said.startswith("failed StoreError")
         assert str(seed.settings.store) in said
+
+
+def _removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
