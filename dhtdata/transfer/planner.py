@@ -23,8 +23,8 @@ would otherwise nearly idle (`_DEAR`) asks a seed for it. Who cannot be reached 
 the crowd and leaves the seed to those who can.
 
 **How much at once.** Per provider what `Remote.window_bytes` says: one block for a stranger, one or two on slow links,
-so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers. In
-all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
+so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers, a
+few more over a long way, where each waits most of its time (`MORE_TRANSFERS`). In all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
 
 Measured in `benchmarks.swarm_simulated`, eight peers at one seed, 100 Mbit/s each, 256 MiB, five seeds of chance: done
 after 1.14 to 1.18 times the lower bound with 1.00 to 1.02 copies sent by the seed; with half of them unable to upload,
@@ -53,6 +53,8 @@ from dhtdata.transfer.providers import Provider, Remote, Remotes
 MAX_TRANSFERS = 32
 MAX_OUTSTANDING_BYTES = 96 << 20
 TRANSFERS_PER_PROVIDER = 4
+MORE_TRANSFERS = 4
+LONG_PATH_S = 0.05
 MAX_RUN_BYTES = 16 << 20
 RUN_S = 0.5
 URGENT_RUN_S = 0.25
@@ -202,7 +204,7 @@ class Planner:
         chosen = self._urgent(wants, helpers, now_s) if urgent else None
         if chosen is None:
             # One transfer of each provider is kept free for what somebody waits for.
-            free = [helper for helper in helpers if _room(helper, TRANSFERS_PER_PROVIDER - urgent)]
+            free = [helper for helper in helpers if _room(helper, kept_free=urgent)]
             chance = self._chance.random
             free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + chance()))
             chosen = self._background(wants, free, now_s) or self._end_game(free, now_s)
@@ -318,7 +320,7 @@ class Planner:
                 done_s = _cautious_s(helper.remote, length + waiting.get(helper.provider, 0))
                 if soonest is None or done_s < soonest[0]:
                     soonest = done_s, helper
-                if (free is None or done_s < free[0]) and _room(helper, TRANSFERS_PER_PROVIDER):
+                if (free is None or done_s < free[0]) and _room(helper):
                     free = done_s, helper, mask
             if soonest is None:
                 continue
@@ -551,11 +553,14 @@ class Planner:
                 want.asked |= asked.left
 
 
-def _room(helper: _Helper, limit: int) -> bool:
-    """Whether it may be asked for another run."""
+def _room(helper: _Helper, kept_free: int = 0) -> bool:
+    """Whether it may be asked for another run. In a crowd a long wait is somebody's queue, not a long way."""
     remote = helper.remote
     if remote.requests == 0:
         return True
+    limit = TRANSFERS_PER_PROVIDER - kept_free
+    if not helper.crowd.have.crowded:
+        limit += min(int(remote.path_s / LONG_PATH_S), MORE_TRANSFERS)
     return not helper.stalled and remote.requests < limit and remote.outstanding_bytes < remote.window_bytes
 
 

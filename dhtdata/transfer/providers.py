@@ -8,8 +8,8 @@ argument or an injected clock.
 arriving; the wait for the first byte is measured apart, as latency. So a rate is not understated because a request was
 short or had to queue, and who asks adds the two up.
 
-**Trust.** Until a block of a provider was verified it gets one block in one transfer, then four times as many bytes
-with every success, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes all of it away.
+**Trust.** Until a block of a provider was verified it gets one block in one transfer, then sixteen times as many
+bytes with every success, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes all of it away.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ blocks up."""
 _FIRST_RATE = 8 << 20
 _FIRST_LATENCY_S = 0.1
 _LONGEST_PATH_S = 0.5
-_GROWTH = 4
+_GROWTH = 16
 _FASTER = 0.5
 _SLOWER = 0.25
 _SAMPLE_S = 0.2
