@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from dhtdata.config import Settings
@@ -33,6 +33,7 @@ from dhtdata.transfer.fetcher import Fetcher
 from dhtdata.transfer.search import ProviderSource, Search, each
 
 JOIN_GRACE_S = 5.0
+HEAD_START_S = 0.5
 
 
 @dataclass
@@ -118,12 +119,14 @@ class Resolver:
 
         search = Search(attempt, self.fetcher.blame)
         known = self.finder.known
+        in_vain = asyncio.Event()
         sources: list[ProviderSource] = [
-            each([*direct, *known.web_seeds, *known.everybody()]),
-            _after(joining, self.finder.holders(blob)),
+            _asked_first(direct, in_vain),
+            each([*known.web_seeds, *known.everybody()]),
+            _after(in_vain, joining, self.finder.holders(blob)),
         ]
         if contents:
-            sources.append(_after(joining, self.finder.providers(blob)))
+            sources.append(_after(in_vain, joining, self.finder.providers(blob)))
         try:
             body = await search.first(sources)
         except NotFoundError as failure:
@@ -196,10 +199,23 @@ class Resolver:
             )
 
 
-async def _after(joining: asyncio.Task[None], source: ProviderSource) -> ProviderSource:
-    """A source that asks the DHT, once we are in it."""
-    await asyncio.wait([joining])
+async def _asked_first(direct: Sequence[Provider], in_vain: asyncio.Event) -> ProviderSource:
+    """Those whom the ticket names; ``in_vain`` is set once the last of them has failed or is late."""
+    for provider in direct:
+        yield provider
+    in_vain.set()
+
+
+async def _after(in_vain: asyncio.Event, joining: asyncio.Task[None], source: ProviderSource) -> ProviderSource:
+    """A source that asks the DHT, once we are in it, unless whoever the ticket names answers before.
+
+    A look-up costs dozens of nodes a signature each, and is of no use to most who have a ticket.
+    """
     async with aclosing(source):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HEAD_START_S):
+                await in_vain.wait()
+        await asyncio.wait([joining])
         async for provider in source:
             yield provider
 

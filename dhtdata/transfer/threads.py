@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from mmap import mmap
 from threading import Event
 
 from dhtdata.errors import PeerError
@@ -35,7 +36,8 @@ SLOWEST_BYTES_S = 16_000
 _SLACK_S = 15.0
 _PIECE_BYTES = 256 << 10
 _KEPT_BUFFER_BYTES = 4 << 20
-_KEPT_BUFFERS = 16
+_KEPT_BUFFERS = 32
+_USUAL_BUFFER_BYTES = 2 << 20
 
 
 def deadline_s(length: int) -> float:
@@ -94,7 +96,7 @@ class Carrier:
         self._pool = pool
         self.forms = PackedForms()
         self._idle: deque[tuple[Provider, Connection]] = deque()
-        self._buffers: list[bytearray] = []
+        self._buffers: list[mmap] = []
 
     @classmethod
     @contextmanager
@@ -198,12 +200,13 @@ class Carrier:
 
     @contextmanager
     def _buffer(self, size: int) -> Iterator[memoryview]:
+        """Pages straight from the kernel: a bytearray is zeroed first, and nobody else may run meanwhile."""
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            buffer = bytearray()
+            buffer = mmap(-1, max(size, _USUAL_BUFFER_BYTES))
         if len(buffer) < size:
-            buffer = bytearray(max(size, 1 << 20))
+            buffer = mmap(-1, size)
         yield memoryview(buffer)
         if len(buffer) <= _KEPT_BUFFER_BYTES and len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(buffer)
