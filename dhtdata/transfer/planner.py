@@ -24,7 +24,8 @@ the crowd and leaves the seed to those who can.
 
 **How much at once.** Per provider what `Remote.window_bytes` says: one block for a stranger, one or two on slow links,
 so that they are done soon and spread, up to 64 MiB on long fast ones, in at most `TRANSFERS_PER_PROVIDER` transfers, a
-few more over a long way, where each waits most of its time (`MORE_TRANSFERS`). In all `MAX_TRANSFERS` and `MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
+few more over a long way, where each waits most of its time (`MORE_TRANSFERS`). In all `MAX_TRANSFERS` and
+`MAX_OUTSTANDING_BYTES`, and in the background no more than will have come in `HORIZON_S`.
 
 Measured in `benchmarks.swarm_simulated`, eight peers at one seed, 100 Mbit/s each, 256 MiB, five seeds of chance: done
 after 1.14 to 1.18 times the lower bound with 1.00 to 1.02 copies sent by the seed; with half of them unable to upload,

@@ -9,7 +9,7 @@ arriving; the wait for the first byte is measured apart, as latency. So a rate i
 short or had to queue, and who asks adds the two up.
 
 **Trust.** Until a block of a provider was verified it gets one block in one transfer, then sixteen times as many
-bytes with every success, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes all of it away.
+bytes with every success, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes it all away.
 """
 
 from __future__ import annotations
