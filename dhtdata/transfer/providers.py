@@ -31,7 +31,7 @@ blocks up."""
 _FIRST_RATE = 8 << 20
 _FIRST_LATENCY_S = 0.1
 _LONGEST_PATH_S = 0.5
-_GROWTH = 4
+_GROWTH = 16
 _FASTER = 0.5
 _SLOWER = 0.25
 _SAMPLE_S = 0.2
