@@ -43,6 +43,7 @@ SILENCE_S = 10.0
 MAX_RETRY_S = 60.0
 _MAX_REASON = 80
 _SHORT_BODY_BYTES = 4_096
+_WAKE_BYTES = 64 << 10
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.ASCII)
 
 
@@ -81,6 +82,7 @@ class Connection:
         self._socket: socket.socket | None = None
         self._aborted = False
         self._left = 0
+        self._wakes_at = 1
         self._ahead = b""
         self.used_s = time.monotonic()
 
@@ -159,12 +161,13 @@ class Connection:
 
     def _request(self, hop: Hop, fields: Mapping[str, str]) -> http.client.HTTPResponse:
         if self._http is None:
-            self._http = self._connected(hop)
+            self._http, self._wakes_at = self._connected(hop), 1
             self._there = (hop.scheme, hop.host, hop.port, hop.trusted)
         self._http.putrequest("GET", hop.target, skip_accept_encoding=True, skip_host="Host" in fields)
         for name, value in fields.items():
             self._http.putheader(name, value)
         self._http.endheaders()
+        self._wake_at(self._http.sock, 1)
         return self._http.getresponse()
 
     def _connected(self, hop: Hop) -> http.client.HTTPConnection:
@@ -205,7 +208,7 @@ class Connection:
         filled = 0
         try:
             while filled < len(view):
-                count = self._receive(response, view[filled:])
+                count = self._receive(response, view[filled:], self._left - filled)
                 if not count:
                     raise PeerError(f"{self._provider}: the answer broke off {self._left - filled} bytes early")
                 filled += count
@@ -221,8 +224,8 @@ class Connection:
             self._response = None
             self.used_s = time.monotonic()
 
-    def _receive(self, response: http.client.HTTPResponse, view: memoryview) -> int:
-        """Some bytes of the body. 0 at its end."""
+    def _receive(self, response: http.client.HTTPResponse, view: memoryview, left: int) -> int:
+        """Some bytes of the body, of which so many are left. 0 at its end."""
         if self._ahead:
             # What came with the head.
             some, self._ahead = self._ahead[: len(view)], self._ahead[len(view) :]
@@ -232,7 +235,18 @@ class Connection:
         if plain is None or isinstance(plain, ssl.SSLSocket):
             return response.readinto(view)
         # As much as fits, in one call: each call more is one more change of threads.
-        return plain.recv_into(view, len(view), socket.MSG_WAITALL)
+        ahead = left - _WAKE_BYTES
+        self._wake_at(plain, _WAKE_BYTES if ahead > 0 else 1)
+        return plain.recv_into(view, min(len(view), ahead) if ahead > 0 else len(view), socket.MSG_WAITALL)
+
+    def _wake_at(self, plain: socket.socket, byte_count: int) -> None:
+        """Sleep until so many bytes are there (`socket(7)`, SO_RCVLOWAT): else every packet of 1,500 bytes wakes us.
+
+        Only as long as at least that many will come after what is read: the kernel counts what was not read yet.
+        """
+        if byte_count != self._wakes_at and not isinstance(plain, ssl.SSLSocket):
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, byte_count)
+            self._wakes_at = byte_count
 
     def close(self) -> None:
         if self._response is not None:
