@@ -71,7 +71,7 @@ _WORTH_S = 0.1
 _DEAR = 32.0
 """Of a seed a crowd fetches what it has already only if that is there so many times sooner: 8 and 32 were equally fast,
 with 3.2 and 2.5 copies sent to 250 peers."""
-_HUNGRY_S = 0.1
+_HUNGRY_S = 0.04
 _LATE_FACTOR = 1.5
 _LATE_S = 0.25
 _URGENT_SCAN = 32

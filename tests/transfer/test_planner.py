@@ -15,7 +15,15 @@ from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Availability
 from dhtdata.transfer.masks import mask_of
 from dhtdata.transfer.picker import BACKGROUND, Wanted
-from dhtdata.transfer.planner import MAX_OUTSTANDING_BYTES, MAX_TRANSFERS, TRANSFERS_PER_PROVIDER, Order, Planner
+from dhtdata.transfer.planner import (
+    LONG_PATH_S,
+    MAX_OUTSTANDING_BYTES,
+    MAX_TRANSFERS,
+    MORE_TRANSFERS,
+    TRANSFERS_PER_PROVIDER,
+    Order,
+    Planner,
+)
 from dhtdata.transfer.providers import LIAR_S, Remote, Remotes
 
 BLOCK = 1 << 20
@@ -205,7 +213,7 @@ class World:
         if not remote.credit_bytes:
             assert run.count == 1
             assert not mine
-        assert len(mine) < TRANSFERS_PER_PROVIDER
+        assert len(mine) < TRANSFERS_PER_PROVIDER + (MORE_TRANSFERS if remote.path_s >= LONG_PATH_S else 0)
         assert not any(sent.order.run.shard == run.shard and sent.order.run.mask & run.mask for sent in mine)
         for position in run.positions:
             others = [
