@@ -7,9 +7,12 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError, PeerError
@@ -169,6 +172,66 @@ def test_a_thread_that_waits_is_called_back_by_any_other(said: bytes) -> None:
     assert len(failures) == 1
     with pytest.raises(PeerError):
         connection.open(PATH, 0, 9)
+
+
+LARGE = random.Random(4).randbytes(3 * 64 * 1024)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    lengths=st.lists(
+        st.one_of(st.integers(1, len(LARGE)), st.sampled_from([65_535, 65_536, 65_537, 131_072, 131_073])),
+        min_size=1,
+        max_size=4,
+    ),
+    late=st.integers(0, 70_000),
+    piece=st.sampled_from([100, 65_535, 65_536, 65_537, 1 << 20]),
+    seed=st.integers(0, 99),
+)
+def test_a_reader_sleeps_until_many_bytes_are_there_but_never_for_more_than_will_come(
+    lengths: list[int], late: int, piece: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhtdata.transfer.wire.SILENCE_S", 1_000.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    chance = random.Random(seed)
+    reads = [threading.Event() for _ in lengths]
+
+    def serve() -> None:
+        there, _ = listener.accept()
+        with listener, there:
+            there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            there.settimeout(5)
+            for length, reading in zip(lengths, reads, strict=True):
+                there.recv(65_536)
+                answer = _partial(LARGE[:length]).replace(b"/9\r", b"/999999\r", 1)
+                last = max(len(answer) - late, len(answer) - length + 1)
+                there.sendall(answer[:last])
+                # The end only when somebody sleeps for it.
+                assert reading.wait(5)
+                while last < len(answer):
+                    step = chance.choice([1, 1_448, 9_000, 70_000])
+                    there.sendall(answer[last : last + step])
+                    last += step
+            assert there.recv(1) == b"", "the reader sleeps although it has everything"
+
+    connection = Connection(Address("127.0.0.1", listener.getsockname()[1]), PUBLIC)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        for length, reading in zip(lengths, reads, strict=True):
+            connection.open(PATH, 0, length)
+            reading.set()
+            body = bytearray(length)
+            for first in range(0, length, piece):
+                connection.read_into(memoryview(body)[first : first + piece])
+            assert body == LARGE[:length]
+            assert connection.reusable
+        connection.close()
+        served.result(10)
 
 
 def test_a_server_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
