@@ -82,10 +82,18 @@ class Worker:
 
 @contextmanager
 def worker(
-    module: str, *arguments: str, python: str = sys.executable, what: str = "", script: Path | None = None
+    module: str,
+    *arguments: str,
+    python: str = sys.executable,
+    what: str = "",
+    script: Path | None = None,
+    before: Sequence[str] = (),
 ) -> Iterator[Worker]:
-    """A process until the block ends; its errors go to ours. ``script``: a file to run in place of the module."""
-    command: Sequence[str] = [python, str(script)] if script is not None else [python, "-m", module]
+    """A process until the block ends; its errors go to ours.
+
+    ``script``: a file to run in place of the module; ``before``: put before the command, to run it elsewhere.
+    """
+    command: Sequence[str] = [*before, python, *(("-m", module) if script is None else (str(script),))]
     process = subprocess.Popen(
         [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0
     )

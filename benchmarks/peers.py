@@ -42,11 +42,15 @@ _BATCH_ROWS = 4_096
 
 @dataclass(frozen=True)
 class Machine:
-    """``options``: settings besides where it is, by the names of `dhtdata.config.Settings`."""
+    """``options``: settings besides where it is, by the names of `dhtdata.config.Settings`.
+
+    ``enter``: what to put before a command that shall run there (`benchmarks.namespaces`).
+    """
 
     folder: Path
     ip: str
     options: Mapping[str, str | int] = field(default_factory=dict)
+    enter: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := self.options.keys() - {each.name for each in fields(Settings)}:
@@ -120,7 +124,8 @@ def world() -> Iterator[Path]:
 def seed(machine: Machine, *datasets: Dataset) -> Iterator[Peer]:
     """A seed that listens, and has taken up these datasets, until the block ends."""
     targets = [str(dataset.manifest) for dataset in datasets]
-    with worker("benchmarks.peer_process", "seed", json.dumps(machine.flags), *targets, what="a seed") as process:
+    arguments = ("seed", json.dumps(machine.flags), *targets)
+    with worker("benchmarks.peer_process", *arguments, what="a seed", before=machine.enter) as process:
         address = Address.parse(process.hear(START_S)["addresses"][0])
         for _ in datasets:
             process.hear(START_S)
@@ -130,7 +135,8 @@ def seed(machine: Machine, *datasets: Dataset) -> Iterator[Peer]:
 @contextmanager
 def private(machine: Machine) -> Iterator[Peer]:
     """A private peer, as a mount or ``dhtdata get`` starts one, until the block ends."""
-    with worker("benchmarks.peer_process", "private", json.dumps(machine.flags), what="a private peer") as process:
+    arguments = ("private", json.dumps(machine.flags))
+    with worker("benchmarks.peer_process", *arguments, what="a private peer", before=machine.enter) as process:
         process.hear(START_S)
         yield Peer(machine, process, None)
 

@@ -2,11 +2,13 @@
 
 Rows are the source files of Python's standard library (path, text, size, package), about 30 MiB; the full run has them
 four times, each time in another order and under other paths, because one pass would be over in 3 s: no block occurs
-twice, and compression works within blocks, so it gains nothing by that. A seed with all of it stands behind a proxy of
-100 Mbit/s each way (`benchmarks.proxy`, no delay). The same seed gives to peers that ask for raw shards alone
-(``packed`` is ``never``), for packed ones alone (``always``) and that choose (``auto``), in turns, medians of 3 (quick:
-1). What the very first packed fetch took, in which the seed may have had to pack, is told apart. Every peer has raw
-shards in the end: their digests are compared.
+twice, and compression works within blocks, so it gains nothing by that. A seed with all of it stands at one end of a
+link of 100 Mbit/s each way (`benchmarks.namespaces`; on one machine no link would be slow, and ``auto`` keeps to raw).
+It gives to peers at the other end that ask for raw shards alone (``packed`` is ``never``), for packed ones alone
+(``always``) and that choose (``auto``), in turns, medians of 3 (quick: 1). What the very first packed fetch took, in
+which the seed may have had to pack, is told apart. Every peer has raw shards in the end: their digests are compared.
+
+Without root or ``ip netns`` nothing is measured: the figures say ``packed_skipped`` and why.
 """
 
 from __future__ import annotations
@@ -24,11 +26,10 @@ import pyarrow as pa
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.peers import MIB, Dataset, Machine, Peer, fetch, only_through, private, publish_rows, seed, world
-from benchmarks.proxy import link
-from dhtdata.formats.addresses import Address
+from benchmarks.namespaces import Host, hosts, missing
+from benchmarks.peers import MIB, Dataset, Machine, Peer, fetch, private, publish_rows, seed, world
 
-BYTES_S = 12.5e6
+RATE_BITS_S = 100_000_000
 OPTION = "packed"
 RAW, PACKED, CHOOSING = "never", "always", "auto"
 _SCHEMA = pa.schema([("path", pa.string()), ("text", pa.string()), ("size", pa.int64()), ("package", pa.string())])
@@ -36,29 +37,28 @@ _BATCH_ROWS = 64
 
 
 def measure(quick: bool, seed_number: int) -> Result:
+    if reason := missing():
+        return Result({"packed_skipped": reason}, [])
     copies, repeats = (1, 1) if quick else (4, 3)
-    with world() as folder:
-        giver = Machine(folder / "giver", "127.0.0.2", {OPTION: CHOOSING})
+    with world() as folder, hosts(2, RATE_BITS_S) as (here, there):
+        giver = Machine(folder / "giver", here.ip, {OPTION: CHOOSING}, here.enter)
         rows = pa.RecordBatchReader.from_batches(_SCHEMA, corpus(copies))
         dataset = publish_rows(giver, rows, "sources")
         seconds: dict[str, list[float]] = {RAW: [], PACKED: [], CHOOSING: []}
         with seed(giver, dataset) as peer:
-            if peer.address is None:
-                raise RuntimeError("a seed without an address")
-            with link("127.0.0.9", peer.address, bytes_s=BYTES_S) as through:
-                first_s = _fetched(folder / "first", PACKED, peer, through, dataset)
-                for _ in range(repeats):
-                    for choice, taken in seconds.items():
-                        os.sync()
-                        taken.append(_fetched(folder / "taker", choice, peer, through, dataset))
+            first_s = _fetched(folder / "first", there, PACKED, peer, dataset)
+            for _ in range(repeats):
+                for choice, taken in seconds.items():
+                    os.sync()
+                    taken.append(_fetched(folder / "taker", there, choice, peer, dataset))
     raw_s, packed_s, chosen_s = (statistics.median(seconds[choice]) for choice in (RAW, PACKED, CHOOSING))
     mib = dataset.byte_count / MIB
     return Result(
         figures={
             "packed_mib": mib,
-            "packed_link_mib_s": BYTES_S / MIB,
+            "packed_link_mib_s": RATE_BITS_S / 8 / MIB,
             "packed_raw_s": raw_s,
-            "packed_raw_share_of_link": dataset.byte_count / BYTES_S / raw_s,
+            "packed_raw_share_of_link": dataset.byte_count / (RATE_BITS_S / 8) / raw_s,
             "packed_s": packed_s,
             "packed_first_s": first_s,
             "packed_auto_s": chosen_s,
@@ -95,11 +95,10 @@ def corpus(copies: int) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pylist(rows, _SCHEMA)
 
 
-def _fetched(folder: Path, choice: str, giver: Peer, through: Address, dataset: Dataset) -> float:
-    taker = Machine(folder, "127.0.0.3", {OPTION: choice})
+def _fetched(folder: Path, host: Host, choice: str, giver: Peer, dataset: Dataset) -> float:
+    taker = Machine(folder, host.ip, {OPTION: choice}, host.enter)
     with private(taker):
-        _, seconds = fetch(taker, giver.ticket(dataset, through), dataset)
-        only_through(taker, through)
+        _, seconds = fetch(taker, giver.ticket(dataset), dataset)
     shutil.rmtree(folder)
     return seconds
 
