@@ -269,8 +269,8 @@ class Fetcher:
 
     def _packed_is_welcome(self, provider: Address | WebSeed) -> bool:
         near = isinstance(provider, Address) and scope(provider.ip) == _LOOPBACK
-        providers = {transfer.order.provider for transfer in self._transfers}
-        remotes = [remote for provider in providers if (remote := self._remotes.at(provider)).measured]
+        providers = {provider, *(transfer.order.provider for transfer in self._transfers)}
+        remotes = [remote for each in providers if (remote := self._remotes.at(each)).measured]
         rate_bytes_s = sum(remote.rate_bytes_s for remote in remotes)
         return self._welcome.look(rate_bytes_s, self.received.total().bytes_s, near=near)
 

@@ -8,8 +8,9 @@ argument or an injected clock.
 arriving; the wait for the first byte is measured apart, as latency. So a rate is not understated because a request was
 short or had to queue, and who asks adds the two up.
 
-**Trust.** Until a block of a provider was verified it gets one block in one transfer, then sixteen times as many
-bytes with every success, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes it all away.
+**Trust.** Until a block of a provider was verified it gets one block in one transfer, then sixteen times as many bytes
+as it delivered since, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes it all away.
+So no run is much larger than what the rate was measured by: a small block may come at once out of some queue's burst.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ blocks up."""
 _FIRST_RATE = 8 << 20
 _FIRST_LATENCY_S = 0.1
 _LONGEST_PATH_S = 0.5
-_GROWTH = 16
+_CREDIT = 16
 _FASTER = 0.5
 _SLOWER = 0.25
 _SAMPLE_S = 0.2
@@ -136,7 +137,7 @@ class Remote:
         self.bytes += byte_count
         self.blocks += 1
         self.failures = 0
-        self.credit_bytes = min(max(self.credit_bytes, byte_count) * _GROWTH, MAX_WINDOW_BYTES)
+        self.credit_bytes = min(self.credit_bytes + byte_count * _CREDIT, MAX_WINDOW_BYTES)
 
     def _measure(self, now_s: float) -> None:
         sample = self._sample

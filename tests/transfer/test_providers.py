@@ -137,7 +137,7 @@ def test_the_window_is_nothing_for_a_stranger_and_grows_to_what_the_link_is_good
     for _ in range(4):
         _serve(remote, 125e6, 0.2, 1)
         windows.append(remote.window_bytes)
-    assert windows == [16 * BLOCK, MAX_WINDOW_BYTES, MAX_WINDOW_BYTES, MAX_WINDOW_BYTES]
+    assert windows == [16 * BLOCK, 32 * BLOCK, 48 * BLOCK, MAX_WINDOW_BYTES]
     slow = Remote(OTHER)
     _serve(slow, 1e6, 0.05, 10)
     assert 0 < slow.window_bytes <= 2 * BLOCK
