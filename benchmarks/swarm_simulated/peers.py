@@ -11,8 +11,9 @@ from benchmarks.swarm_simulated.engine import Engine, Link, Transfer, Uploads
 from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Availability
+from dhtdata.transfer.orders import Order
 from dhtdata.transfer.picker import BACKGROUND, Wanted
-from dhtdata.transfer.planner import Order, Planner
+from dhtdata.transfer.planner import Planner
 from dhtdata.transfer.providers import Remotes
 
 TICK_S = 0.25
@@ -222,7 +223,7 @@ class Peer:
 
     def begins(self, transfer: Transfer) -> None:
         if not transfer.over:
-            self._planner.began(transfer.what, self._engine.now_s)
+            self._planner.orders.began(transfer.what, self._engine.now_s)
             self._drop_redundant()
 
     def arrives(self, transfer: Transfer) -> None:
@@ -233,11 +234,11 @@ class Peer:
         self.received_bytes += length
         doubled = want.twice >> position & 1
         if want.missing >> position & 1:
-            self._planner.delivered(order, position, self._engine.now_s)
+            self._planner.orders.delivered(order, position, self._engine.now_s)
             self.held[order.run.shard] |= 1 << position
             self.revision += 1
         else:
-            self._planner.progress(order, transfer.ends[transfer.reached - 1], self._engine.now_s)
+            self._planner.orders.progress(order, transfer.ends[transfer.reached - 1], self._engine.now_s)
             self.wasted_bytes += length
         if transfer.over:
             self._finish(order)
@@ -255,7 +256,7 @@ class Peer:
         self._wake()
 
     def _finish(self, order: Order) -> None:
-        self._planner.ended(order, self._engine.now_s)
+        self._planner.orders.ended(order, self._engine.now_s)
         del self._transfers[order]
 
     def _drop(self, order: Order, transfer: Transfer) -> None:
@@ -267,7 +268,7 @@ class Peer:
 
     def _drop_redundant(self) -> None:
         for order, transfer in list(self._transfers.items()):
-            if order in self._transfers and self._planner.redundant(order):
+            if order in self._transfers and self._planner.orders.redundant(order):
                 self._drop(order, transfer)
 
     def _drop_silent(self) -> None:

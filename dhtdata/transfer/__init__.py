@@ -17,6 +17,7 @@
 | ``availability`` | who has which blocks, and how rare each is |
 | ``members`` | the same as have-maps tell it; who of a crowd fetches what first |
 | ``picker`` | wanted blocks, and runs of them |
+| ``orders`` | what is on its way, and when it will be here |
 | ``planner`` | whom to ask for what next |
 | *fetching* | |
 | ``layout`` | ordinals of the shards of some contents |

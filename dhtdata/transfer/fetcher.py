@@ -29,9 +29,10 @@ from dhtdata.transfer.client import HttpClient
 from dhtdata.transfer.holdings import Holdings
 from dhtdata.transfer.jobs import Job, Reached
 from dhtdata.transfer.meters import Meters
+from dhtdata.transfer.orders import Order
 from dhtdata.transfer.packed import Welcome
 from dhtdata.transfer.picker import BACKGROUND
-from dhtdata.transfer.planner import Order, Planner
+from dhtdata.transfer.planner import Planner
 from dhtdata.transfer.providers import Provider, Remotes
 from dhtdata.transfer.search import Search
 from dhtdata.transfer.swarm import Swarm
@@ -236,12 +237,12 @@ class Fetcher:
         now_s = time.monotonic()
         for transfer in self._transfers:
             if received := transfer.cargo.received:
-                self._planner.progress(transfer.order, received, now_s)
-            if self._planner.redundant(transfer.order):
+                self._planner.orders.progress(transfer.order, received, now_s)
+            if self._planner.orders.redundant(transfer.order):
                 transfer.cargo.stop()
         while (order := self._planner.next(now_s)) is not None:
             self._start(order, group)
-        if self._planner.lasts_s(now_s) < HURRY_S:
+        if self._planner.orders.lasts_s(now_s) < HURRY_S:
             for swarm in {
                 swarm for job in self._jobs.values() if job.wanted and job.wanted.open for swarm in job.swarms
             }:
@@ -257,7 +258,7 @@ class Fetcher:
             order.run,
             partial,
             heard=self.received.asked(provider),
-            on_began=lambda: self._planner.began(order, time.monotonic()),
+            on_began=lambda: self._planner.orders.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
             packed=self._packed_is_welcome(provider),
         )
@@ -311,7 +312,7 @@ class Fetcher:
         if new:
             self.blocks_verified += 1
             self.bytes_fetched += length
-            self._planner.delivered(order, position, time.monotonic())
+            self._planner.orders.delivered(order, position, time.monotonic())
             self._holdings.changed(job.shard)
             for swarm in job.swarms:
                 swarm.delivered(length)
@@ -322,7 +323,7 @@ class Fetcher:
 
     def _ended(self, transfer: _Transfer) -> None:
         self._transfers.discard(transfer)
-        self._planner.ended(transfer.order, time.monotonic())
+        self._planner.orders.ended(transfer.order, time.monotonic())
         self._holdings.not_coming(transfer.job.shard, transfer.order.run.positions)
         transfer.job.in_flight -= 1
         self._drop_if_idle(transfer.job)

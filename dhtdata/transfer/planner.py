@@ -48,6 +48,7 @@ from dhtdata.digest import Digest
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Crowd
 from dhtdata.transfer.masks import Copies, any_of
+from dhtdata.transfer.orders import STALL_S, Order, Orders
 from dhtdata.transfer.picker import Run, Wanted
 from dhtdata.transfer.providers import Provider, Remote, Remotes
 
@@ -61,7 +62,6 @@ RUN_S = 0.5
 URGENT_RUN_S = 0.25
 HORIZON_S = 4.0
 MIN_PIPELINE_BYTES = 16 << 20
-STALL_S = 2.0
 LOOK_AGAIN_S = 1.0
 HEDGE_AGAIN_S = 0.25
 
@@ -72,77 +72,8 @@ _DEAR = 32.0
 """Of a seed a crowd fetches what it has already only if that is there so many times sooner: 8 and 32 were equally fast,
 with 3.2 and 2.5 copies sent to 250 peers."""
 _HUNGRY_S = 0.04
-_LATE_FACTOR = 1.5
-_LATE_S = 0.25
 _URGENT_SCAN = 32
 _TYPICAL_BYTES = 1 << 20
-_METER_S = 0.5
-_METER_WEIGHT = 0.3
-_SHORTEST_S = 1e-3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """One run asked of one provider; equal only to itself."""
-
-    provider: Provider
-    run: Run
-
-
-@dataclass(eq=False)
-class _Asked:
-    """An order on its way. ``left``: blocks of it that were not delivered. ``due_s``: from then on it is late.
-
-    ``new``: a complete member was asked because nobody else had it.
-    """
-
-    order: Order
-    want: Wanted
-    remote: Remote
-    since_s: float
-    due_s: float
-    last_s: float
-    left: int
-    crowd: Crowd
-    new: bool
-    began_s: float | None = None
-    received: int = 0
-
-    def needs_s(self, position: int, now_s: float) -> float:
-        """How long until this block of it is here, by its own progress; grows with silence."""
-        block = self.want.table.blocks[position]
-        left_bytes = max(block.offset + block.length - self.order.run.offset - self.received, 0)
-        share = self.remote.rate_bytes_s / max(self.remote.requests, 1)
-        silence_s = now_s - self.last_s
-        if self.began_s is None:
-            return max(self.remote.latency_s + left_bytes / share - silence_s, 2 * silence_s - self.remote.latency_s)
-        if self.received and now_s - self.began_s > _LATE_S:
-            share = self.received / (now_s - self.began_s)
-        return max(left_bytes / share, 2 * silence_s)
-
-
-@dataclass
-class _Meter:
-    """How fast everything together arrives."""
-
-    rate_bytes_s: float = 0.0
-    bytes: int = 0
-    since_s: float = 0.0
-
-    def restart(self, now_s: float) -> None:
-        """Nothing was on its way until now."""
-        self.bytes, self.since_s = 0, now_s
-
-    def add(self, byte_count: int, now_s: float) -> None:
-        self.bytes += byte_count
-        if now_s - self.since_s >= _METER_S:
-            self.read(now_s)
-
-    def read(self, now_s: float) -> None:
-        """Take what came since the last reading for the rate."""
-        rate = self.bytes / max(now_s - self.since_s, _SHORTEST_S)
-        self.rate_bytes_s += _METER_WEIGHT * (rate - self.rate_bytes_s) if self.rate_bytes_s else rate
-        self.restart(now_s)
 
 
 @dataclass(eq=False, slots=True)
@@ -167,20 +98,18 @@ class _Offer:
 
 
 class Planner:
-    """Gives out orders and keeps account of them. Touched by the event loop's thread only.
+    """Gives out orders. Touched by the event loop's thread only.
 
-    ``spreads``: whether others can fetch from this peer, set by the caller.
+    ``spreads``: whether others can fetch from this peer, set by the caller; ``orders``: those on their way, which the
+    caller tells how they go.
     """
 
     def __init__(self, remotes: Remotes, chance: random.Random) -> None:
         self.spreads = True
+        self.orders = Orders()
         self._remotes = remotes
         self._chance = chance
         self._wants: dict[Digest, Wanted] = {}
-        self._asked: dict[Order, _Asked] = {}
-        self._reserved = 0
-        self._outstanding = 0
-        self._meter = _Meter()
 
     def open(self, shard: Digest, table: BlockTable) -> Wanted:
         """Begin with a shard. The caller sets ``turns`` and ``crowds`` of what it gets."""
@@ -195,7 +124,7 @@ class Planner:
 
     def next(self, now_s: float) -> Order | None:
         """What to ask whom now, registered as outstanding; None if there is nothing to do until something happens."""
-        if len(self._asked) >= MAX_TRANSFERS or self._reserved >= MAX_OUTSTANDING_BYTES:
+        if len(self.orders) >= MAX_TRANSFERS or self.orders.reserved_bytes >= MAX_OUTSTANDING_BYTES:
             return None
         wants = [want for want in self._wants.values() if want.missing]
         if not wants:
@@ -209,73 +138,25 @@ class Planner:
             chance = self._chance.random
             free.sort(key=lambda helper: helper.remote.done_in_s(_TYPICAL_BYTES) * (1 + chance()))
             chosen = self._background(wants, free, now_s) or self._end_game(free, now_s)
-        return None if chosen is None else self._register(*chosen, now_s)
-
-    def began(self, order: Order, now_s: float) -> None:
-        """The first byte of the body is here."""
-        asked = self._asked[order]
-        if asked.began_s is None:
-            asked.began_s = asked.last_s = now_s
-            asked.remote.began(now_s - asked.since_s, now_s)
-
-    def progress(self, order: Order, byte_count: int, now_s: float) -> None:
-        """So many bytes of the body arrived in all, not verified yet."""
-        asked = self._asked[order]
-        self.began(order, now_s)
-        more = min(byte_count, order.run.length) - asked.received
-        if more > 0:
-            asked.received += more
-            asked.last_s = now_s
-            self._outstanding -= more
-            asked.remote.received(more, now_s)
-            self._meter.add(more, now_s)
-
-    def delivered(self, order: Order, position: int, now_s: float) -> None:
-        """A block of it was verified and written."""
-        asked = self._asked[order]
-        block = asked.want.table.blocks[position]
-        self.progress(order, block.offset + block.length - order.run.offset, now_s)
-        asked.left &= ~(1 << position)
-        asked.remote.verified(block.length)
-        asked.want.arrived(position)
-
-    def ended(self, order: Order, now_s: float) -> None:
-        """It is over, whatever came of it; blocks that were not delivered are open again."""
-        asked = self._asked.pop(order)
-        left_bytes = order.run.length - asked.received
-        self._reserved -= order.run.length
-        self._outstanding -= left_bytes
-        asked.remote.ended(left_bytes, now_s, began=asked.began_s is not None)
-        if not self._asked and self._meter.bytes:
-            self._meter.read(now_s)
-        self._recount(asked.want)
-
-    def redundant(self, order: Order) -> bool:
-        """Whether it is of no use: nothing of it is missing, or it has not begun and can be had of others by now."""
-        asked = self._asked.get(order)
-        if asked is None:
-            return False
-        useful = asked.left & asked.want.missing
-        if asked.began_s is None and useful:
-            for other in self._asked.values() if useful & asked.want.twice else ():
-                if other.want is asked.want and other is not asked and other.began_s is not None:
-                    useful &= ~other.left
-            have = asked.crowd.have
-            if asked.new and have.scarce:
-                useful &= ~have.copies(asked.want.shard).any
-        return not useful
+        if chosen is None:
+            return None
+        helper, want, run = chosen
+        reserved = self.orders.reserved_bytes
+        if reserved and reserved + run.length > MAX_OUTSTANDING_BYTES:
+            return None
+        return self.orders.register(helper.provider, helper.remote, helper.crowd, want, run, now_s)
 
     def look_again_s(self, now_s: float) -> float | None:
         """Seconds until `next` may have something new although nothing happened; None if it cannot."""
         if not any(want.missing for want in self._wants.values()):
             return None
-        if any(asked.want.urgent for asked in self._asked.values()):
+        if any(asked.want.urgent for asked in self.orders):
             return HEDGE_AGAIN_S
         return LOOK_AGAIN_S
 
     def _helpers(self, wants: Sequence[Wanted], now_s: float) -> list[_Helper]:
         """Providers that may be asked for something, once for every crowd."""
-        stalled = {asked.order.provider for asked in self._asked.values() if now_s - asked.last_s > STALL_S}
+        stalled = self.orders.stalled(now_s)
         helpers = []
         for crowd in {crowd: None for want in wants for crowd in want.crowds}:
             for provider in crowd.usable():
@@ -286,16 +167,8 @@ class Planner:
 
     def _pipeline_bytes(self) -> float:
         """How much to have outstanding in the background: what will come soon, or what one provider is good for."""
-        widest = max((asked.remote.window_bytes for asked in self._asked.values()), default=0)
-        return max(self._meter.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
-
-    def _busy(self, provider: Provider, want: Wanted) -> int:
-        """Blocks that this provider is being asked for already."""
-        mask = 0
-        for asked in self._asked.values():
-            if asked.want is want and asked.order.provider == provider:
-                mask |= asked.order.run.mask
-        return mask
+        widest = max((asked.remote.window_bytes for asked in self.orders), default=0)
+        return max(self.orders.rate_bytes_s * HORIZON_S, widest, MIN_PIPELINE_BYTES)
 
     def _urgent(
         self, wants: Sequence[Wanted], helpers: Sequence[_Helper], now_s: float
@@ -308,7 +181,7 @@ class Planner:
                 if helper.crowd in want.crowds and not helper.stalled:
                     offered = helper.crowd.have.held(helper.provider, want.shard) & want.urgent_mask
                     if offered and helper.remote.requests:
-                        offered &= ~self._busy(helper.provider, want)
+                        offered &= ~self.orders.busy(helper.provider, want)
                     if offered:
                         offers[want.shard].append((helper, offered))
         for position, want in self._by_turn(wants, offers, now_s):
@@ -326,7 +199,7 @@ class Planner:
             if soonest is None:
                 continue
             if want.asked >> position & 1:
-                if free is not None and _worth(free[0], self._needs_s(want, position, now_s)):
+                if free is not None and _worth(free[0], self.orders.needs_s(want, position, now_s)):
                     return free[1], want, want.run(position, 0, 0)
             elif free is not None and free[0] <= soonest[0] * _CLEARLY + _WORTH_S:
                 among = (free[2] & want.open) >> position << position
@@ -339,10 +212,7 @@ class Planner:
         self, wants: Sequence[Wanted], offers: Mapping[Digest, Sequence[tuple[_Helper, int]]], now_s: float
     ) -> Iterator[tuple[int, Wanted]]:
         """Urgent blocks on offer, open or late, soonest first; only so many: what is behind them can wait."""
-        late: dict[Digest, int] = {}
-        for asked in self._asked.values():
-            if now_s >= asked.due_s:
-                late[asked.want.shard] = late.get(asked.want.shard, 0) | asked.left
+        late = self.orders.late(now_s)
         maybe = []
         for want in wants:
             offered = reduce(or_, (mask for _, mask in offers[want.shard]), 0)
@@ -356,15 +226,6 @@ class Planner:
         for _, place, position in islice(merge(*map(turns, range(len(wants)))), _URGENT_SCAN):
             yield position, wants[place]
 
-    def _needs_s(self, want: Wanted, position: int, now_s: float) -> float:
-        """How long the one who was asked for a block still needs."""
-        times_s = [
-            asked.needs_s(position, now_s)
-            for asked in self._asked.values()
-            if asked.want is want and asked.left >> position & 1
-        ]
-        return min(times_s, default=0.0)
-
     def _urgent_run(self, want: Wanted, position: int, among: int, remote: Remote, helper_count: int) -> Run:
         """With the urgent blocks right behind it, as long as it is no gain to give those to others."""
         share = among.bit_count() * want.mean_bytes // helper_count
@@ -375,7 +236,7 @@ class Planner:
         if not remote.credit_bytes:
             return 0
         room = max(remote.window_bytes - remote.outstanding_bytes, 0)
-        left = MAX_OUTSTANDING_BYTES - self._reserved
+        left = MAX_OUTSTANDING_BYTES - self.orders.reserved_bytes
         return min(int(remote.rate_bytes_s * seconds), share, room, left, MAX_RUN_BYTES)
 
     def _background(
@@ -383,7 +244,7 @@ class Planner:
     ) -> tuple[_Helper, Wanted, Run] | None:
         """What the crowd lacks most, of whoever has it and least to do; also marks who has nothing that is open."""
         offers: dict[Crowd, list[_Offer]] = {}
-        queued, queued_bytes = self._queued(now_s)
+        queued, queued_bytes = self.orders.queued(now_s)
         for want in wants:
             if left := (want.open | queued.get(want.shard, 0) & ~want.twice) & ~want.urgent_mask & want.missing:
                 for crowd in want.crowds:
@@ -392,7 +253,7 @@ class Planner:
                     offers.setdefault(crowd, []).append(offer)
         if not offers:
             return None
-        full = self._outstanding - queued_bytes >= self._pipeline_bytes()
+        full = self.orders.outstanding_bytes - queued_bytes >= self._pipeline_bytes()
         dear: list[tuple[_Helper, list[tuple[Wanted, int]]]] = []
         for helper in free:
             if helper.crowd not in offers:
@@ -409,21 +270,11 @@ class Planner:
                 dear.append((helper, everything))
         if full or not dear:
             return None
-        soon_s = self.lasts_s(now_s)
+        soon_s = self.orders.lasts_s(now_s)
         for helper, everything in dear:
             if not soon_s or _cautious_s(helper.remote, 0) * _DEAR < soon_s:
                 return helper, *self._run(everything, helper, offers[helper.crowd], len(free))
         return None
-
-    def _queued(self, now_s: float) -> tuple[dict[Digest, int], int]:
-        """Blocks and bytes of orders that should have begun by now: others may be asked for them."""
-        masks: dict[Digest, int] = {}
-        byte_count = 0
-        for asked in self._asked.values():
-            if asked.began_s is None and now_s >= asked.due_s:
-                masks[asked.want.shard] = masks.get(asked.want.shard, 0) | asked.left
-                byte_count += asked.order.run.length
-        return masks, byte_count
 
     def _rarest(
         self, helper: _Helper, offers: Sequence[_Offer], now_s: float, *, only_new: bool
@@ -448,7 +299,7 @@ class Planner:
         if not only_new:
             return best, best
         # What falls to others may be there by now, as far as we know: only who has little to do takes it over.
-        take_over = not fewest and not ours and self.lasts_s(now_s) < _HUNGRY_S
+        take_over = not fewest and not ours and self.orders.lasts_s(now_s) < _HUNGRY_S
         return best, best if take_over else ours
 
     def _offered(self, helper: _Helper, offer: _Offer) -> int:
@@ -457,7 +308,7 @@ class Planner:
         complete = have.is_complete(provider)
         held = have.held(provider, offer.want.shard) if complete else offer.holders.get(provider, 0)
         offered = offer.open & held
-        return offered & ~self._busy(provider, offer.want) if offered and helper.remote.requests else offered
+        return offered & ~self.orders.busy(provider, offer.want) if offered and helper.remote.requests else offered
 
     def _run(
         self, best: Sequence[tuple[Wanted, int]], helper: _Helper, offers: Sequence[_Offer], helper_count: int
@@ -473,7 +324,7 @@ class Planner:
         else:
             # Nobody waits for what we have: a few shards after the others, so that whole ones are settled meanwhile;
             # each transfer in one of its own, since those who write into one file wait for each other.
-            busy = Counter(asked.want.shard for asked in self._asked.values())
+            busy = Counter(asked.want.shard for asked in self.orders)
             want, rarest = min(best, key=lambda entry: (busy[entry[0].shard], entry[0].missing.bit_count()))
             first = want.first_large(rarest)
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
@@ -483,24 +334,16 @@ class Planner:
             among = next(self._offered(helper, offer) for offer in offers if offer.want is want)
         return want, want.run(first, among, limit)
 
-    def lasts_s(self, now_s: float) -> float:
-        """How long what is on its way will go on coming; who stalls does not count."""
-        lively = [asked for asked in self._asked.values() if now_s - asked.last_s < STALL_S]
-        left_bytes = sum(asked.order.run.length - asked.received for asked in lively)
-        return left_bytes / max(
-            sum({asked.remote.provider: asked.remote.rate_bytes_s for asked in lively}.values()), 1.0
-        )
-
     def _end_game(self, free: Sequence[_Helper], now_s: float) -> tuple[_Helper, Wanted, Run] | None:
         """The block that takes longest to come, if somebody with nothing else to do would bring it clearly sooner."""
         able = [helper for helper in free if helper.idle]
-        if not able or not self._asked:
+        if not able or not self.orders:
             return None
         able.sort(key=lambda helper: _cautious_s(helper.remote, 0))
         soonest_s = _cautious_s(able[0].remote, 0)
         unasked = any(want.open for want in self._wants.values())
         slow = []
-        for asked in self._asked.values():
+        for asked in self.orders:
             if unasked and now_s - asked.last_s <= STALL_S:
                 continue
             if asked.left & asked.want.missing & ~asked.want.twice:
@@ -518,7 +361,7 @@ class Planner:
                 if helper.crowd in want.crowds:
                     offered = helper.crowd.have.held(helper.provider, want.shard) & once
                 if offered and helper.remote.requests:
-                    offered &= ~self._busy(helper.provider, want)
+                    offered &= ~self.orders.busy(helper.provider, want)
                 if offered:
                     position = offered.bit_length() - 1
                     done_s = _cautious_s(helper.remote, want.table.blocks[position].length)
@@ -527,31 +370,6 @@ class Planner:
                     if _worth(done_s, asked.needs_s(position, now_s)):
                         return helper, want, want.run(position, 0, 0)
         return None
-
-    def _register(self, helper: _Helper, want: Wanted, run: Run, now_s: float) -> Order | None:
-        if self._reserved and self._reserved + run.length > MAX_OUTSTANDING_BYTES:
-            return None
-        order = Order(helper.provider, run)
-        remote = helper.remote
-        have = helper.crowd.have
-        new = have.is_complete(order.provider) and not have.copies(run.shard).any & run.mask
-        expected_s = remote.done_in_s(run.length)
-        due_s = now_s + _LATE_FACTOR * expected_s + _LATE_S
-        self._reserved += run.length
-        if not self._asked:
-            self._meter.restart(now_s)
-        self._asked[order] = _Asked(order, want, remote, now_s, due_s, now_s, run.mask, helper.crowd, new)
-        self._outstanding += run.length
-        remote.asked(run.length)
-        self._recount(want)
-        return order
-
-    def _recount(self, want: Wanted) -> None:
-        want.asked = want.twice = 0
-        for asked in self._asked.values():
-            if asked.want is want:
-                want.twice |= want.asked & asked.left
-                want.asked |= asked.left
 
 
 def _room(helper: _Helper, kept_free: int = 0) -> bool:

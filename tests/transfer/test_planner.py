@@ -14,6 +14,7 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.transfer.availability import Availability
 from dhtdata.transfer.masks import mask_of
+from dhtdata.transfer.orders import Order
 from dhtdata.transfer.picker import BACKGROUND, Wanted
 from dhtdata.transfer.planner import (
     LONG_PATH_S,
@@ -21,7 +22,6 @@ from dhtdata.transfer.planner import (
     MAX_TRANSFERS,
     MORE_TRANSFERS,
     TRANSFERS_PER_PROVIDER,
-    Order,
     Planner,
 )
 from dhtdata.transfer.providers import LIAR_S, Remote, Remotes
@@ -97,8 +97,8 @@ class Desk:
 
     def deliver(self, order: Order) -> None:
         for position in order.run.positions:
-            self.planner.delivered(order, position, self.now.s)
-        self.planner.ended(order, self.now.s)
+            self.planner.orders.delivered(order, position, self.now.s)
+        self.planner.orders.ended(order, self.now.s)
 
 
 def table(lengths: list[int]) -> BlockTable:
@@ -188,7 +188,7 @@ class World:
                 next_look_s = now.s + again_s
             self.step()
         for sent in list(self.sending):
-            assert self.desk.planner.redundant(sent.order)
+            assert self.desk.planner.orders.redundant(sent.order)
             self.end(sent)
         assert self.desk.planner.next(now.s) is None
         assert self.desk.planner.look_again_s(now.s) is None
@@ -235,7 +235,7 @@ class World:
             peer = sent.order.provider
             assert isinstance(peer, Address)
             character = self.characters[peer]
-            if self.desk.planner.redundant(sent.order):
+            if self.desk.planner.orders.redundant(sent.order):
                 self.end(sent)
             elif character.kind == "busy" and self.chance.random() < 0.5:
                 self.desk.remotes.busy(peer, 3.0)
@@ -254,7 +254,7 @@ class World:
         bodies = sum(other.order.provider == peer for other in begun)
         sent.received = min(sent.received + character.rate_bytes_s * STEP_S / bodies, run.length)
         sent.last_s = now_s
-        planner.progress(sent.order, int(sent.received), now_s)
+        planner.orders.progress(sent.order, int(sent.received), now_s)
         if character.kind == "dies" and sent.received > run.length / 2:
             self.desk.remotes.failed(peer, "connection reset")
             return self.end(sent)
@@ -270,14 +270,14 @@ class World:
                 self.desk.remotes.lied(peer, block.length, "wrong bytes")
                 return self.end(sent)
             if self.wants[run.shard].missing >> position & 1:
-                planner.delivered(sent.order, position, now_s)
+                planner.orders.delivered(sent.order, position, now_s)
             sent.delivered += 1
             self.changed = True
         return self.end(sent)
 
     def end(self, sent: Sending) -> None:
         self.sending.remove(sent)
-        self.desk.planner.ended(sent.order, self.desk.now.s)
+        self.desk.planner.orders.ended(sent.order, self.desk.now.s)
         self.changed = True
 
 
@@ -391,7 +391,7 @@ def test_a_late_urgent_block_is_asked_of_one_more() -> None:
     desk.now.s += 100.0
     assert desk.orders() == []
     desk.deliver(second[0])
-    assert desk.planner.redundant(first[0])
+    assert desk.planner.orders.redundant(first[0])
 
 
 def test_one_transfer_of_a_provider_is_kept_for_what_somebody_waits_for() -> None:
@@ -505,8 +505,8 @@ def test_at_the_end_who_is_idle_overtakes_who_stalls() -> None:
     want = desk.open("shard", 3)
     (first,) = desk.orders()
     assert first.run.count == 3
-    desk.planner.progress(first, BLOCK, 0.1)
-    desk.planner.delivered(first, 0, 0.1)
+    desk.planner.orders.progress(first, BLOCK, 0.1)
+    desk.planner.orders.delivered(first, 0, 0.1)
     desk.crowd.complete(PEERS[1])
     desk.proven(PEERS[1], 10 * BLOCK)
     desk.now.s = 0.2
@@ -517,8 +517,8 @@ def test_at_the_end_who_is_idle_overtakes_who_stalls() -> None:
     assert {position for order in orders for position in order.run.positions} == {1, 2}
     for order in orders:
         desk.deliver(order)
-    assert desk.planner.redundant(first)
-    desk.planner.ended(first, 5.0)
+    assert desk.planner.orders.redundant(first)
+    desk.planner.orders.ended(first, 5.0)
     assert not want.missing
 
 
@@ -534,10 +534,10 @@ def test_what_waits_in_a_queue_goes_to_whoever_begins_first() -> None:
     desk.now.s = 1.0
     (second,) = desk.orders()
     assert second.provider == PEERS[1]
-    assert not desk.planner.redundant(first)
-    desk.planner.began(second, 1.1)
-    assert desk.planner.redundant(first)
-    assert not desk.planner.redundant(second)
+    assert not desk.planner.orders.redundant(first)
+    desk.planner.orders.began(second, 1.1)
+    assert desk.planner.orders.redundant(first)
+    assert not desk.planner.orders.redundant(second)
 
 
 def test_an_order_at_a_seed_that_has_not_begun_is_of_no_use_once_the_crowd_has_the_block() -> None:
@@ -548,9 +548,9 @@ def test_an_order_at_a_seed_that_has_not_begun_is_of_no_use_once_the_crowd_has_t
     (order,) = desk.orders()
     assert order.provider == PEERS[0]
     desk.crowd.partial(PEERS[1], {}, {want.shard: 0b010})
-    assert desk.planner.redundant(order)
-    desk.planner.began(order, 0.1)
-    assert not desk.planner.redundant(order)
+    assert desk.planner.orders.redundant(order)
+    desk.planner.orders.began(order, 0.1)
+    assert not desk.planner.orders.redundant(order)
 
 
 def test_blocks_of_an_order_that_ended_early_are_asked_for_again() -> None:
@@ -559,8 +559,8 @@ def test_blocks_of_an_order_that_ended_early_are_asked_for_again() -> None:
     desk.proven(PEERS[0], 10 * BLOCK)
     desk.open("shard", 3)
     (first,) = desk.orders()
-    desk.planner.delivered(first, 0, 1.0)
-    desk.planner.ended(first, 1.0)
+    desk.planner.orders.delivered(first, 0, 1.0)
+    desk.planner.orders.ended(first, 1.0)
     assert {position for order in desk.orders() for position in order.run.positions} == {1, 2}
 
 
@@ -569,10 +569,10 @@ def test_a_closed_shard_makes_its_orders_redundant() -> None:
     desk.crowd.complete(PEERS[0])
     want = desk.open("shard", 3)
     (order,) = desk.orders()
-    assert not desk.planner.redundant(order)
+    assert not desk.planner.orders.redundant(order)
     desk.planner.close(want.shard)
-    assert desk.planner.redundant(order)
-    desk.planner.ended(order, 1.0)
+    assert desk.planner.orders.redundant(order)
+    desk.planner.orders.ended(order, 1.0)
     assert desk.orders() == []
 
 
