@@ -2,7 +2,7 @@
 
 Each thread that asks has a connection of its own while it asks; connections are kept and reused, and belong to one
 process id: a forked worker opens its own. When the peer goes away (end of file), the client elects a new one and asks
-again; every request may be asked twice.
+again; every request may be asked twice. The new one is told first which targets were resolved here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dhtdata.control.dht import AskDht, DhtLookup, DhtPing, DhtPong, DhtStatus, 
 from dhtdata.control.protocol import DEFAULT_TIMEOUT_S, Ensured, PeerStatus, Progress, ProviderStatus, Resolved, Seeded
 from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
-from dhtdata.errors import ConfigError, NotFoundError, PeerError
+from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import LocalName, Target
 from dhtdata.network import network_at
@@ -35,6 +35,8 @@ MAX_SOCKET_PATH_BYTES = 100
 LOOKUP_S = 90.0
 _GRACE_S = 15.0
 _HANDSHAKE_S = 10.0
+_TELL_S = 10.0
+_MAX_TARGETS = 16
 _MAX_REELECTIONS = 4
 _FOREVER_S = 10 * 365 * 86_400.0
 RELEASE = "0.1.0"
@@ -188,6 +190,8 @@ class PeerClient:
         self._keeps_alive = keeps_alive
         self._closed = False
         self._pool = _Pool()
+        self._targets: dict[str, None] = {}
+        self._told_pid = 0
 
     @classmethod
     def connect(
@@ -212,7 +216,11 @@ class PeerClient:
         NotFoundError says who was asked; ConfigError asks for a ticket if there was nobody to ask.
         """
         text = text_of(target)
-        return self._ask(lambda left_s: protocol.Resolve(target=text, timeout_s=left_s), Resolved, timeout_s)
+        found = self._ask(lambda left_s: protocol.Resolve(target=text, timeout_s=left_s), Resolved, timeout_s)
+        self._targets[text] = None
+        while len(self._targets) > _MAX_TARGETS:
+            del self._targets[next(iter(self._targets))]
+        return found
 
     def fetch_blobs(
         self, contents: Digest, blobs: Sequence[tuple[Digest, int]], timeout_s: float = DEFAULT_TIMEOUT_S
@@ -335,6 +343,7 @@ class PeerClient:
         for _ in range(_MAX_REELECTIONS):
             link = self._here().take() or self._open()
             try:
+                self._tell_targets(link.welcome.pid)
                 left_s = max(deadline_s - time.monotonic(), 0.0)
                 answer = self._last_answer(link, request(left_s), left_s, on_progress)
             except _EndOfFile:
@@ -352,6 +361,16 @@ class PeerClient:
             f"the peer of {self._settings.store} ended {_MAX_REELECTIONS} times while it was asked: "
             f"see {self._settings.store / PEER_LOG}"
         )
+
+    def _tell_targets(self, pid: int) -> None:
+        """Tell a peer that took another's place whom the targets name: tickets' addresses died with their peer."""
+        if pid == self._told_pid:
+            return
+        for target in list(self._targets):
+            # What cannot be found now is told again by the request itself.
+            with contextlib.suppress(DhtDataError), self._open() as link:
+                self._last_answer(link, protocol.Resolve(target=target, timeout_s=_TELL_S), _TELL_S, None)
+        self._told_pid = pid
 
     def _put_back(self, link: _Link) -> None:
         pool = self._here()

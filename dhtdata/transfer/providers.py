@@ -9,7 +9,9 @@ arriving; the wait for the first byte is measured apart, as latency. So a rate i
 short or had to queue, and who asks adds the two up.
 
 **Trust.** Until a block of a provider was verified it gets one block in one transfer, then sixteen times as many bytes
-as it delivered since, up to what its rate and latency are good for (`Remote.window_bytes`). A lie takes it all away.
+as it delivered since, up to what its rate and latency are good for (`Remote.window_bytes`). A lie or a failure
+takes it all away, and failures are forgiven only after many good blocks: who breaks off before the end of each block
+wastes at most one a pause, and pauses double.
 So no run is much larger than what the rate was measured by: a small block may come at once out of some queue's burst.
 """
 
@@ -33,6 +35,7 @@ _FIRST_RATE = 8 << 20
 _FIRST_LATENCY_S = 0.1
 _LONGEST_PATH_S = 0.5
 _CREDIT = 16
+_FORGIVEN_BLOCKS = 32
 _FASTER = 0.5
 _SLOWER = 0.25
 _SAMPLE_S = 0.2
@@ -68,6 +71,7 @@ class Remote:
     ``outstanding_bytes``: asked for and not received. ``rate_bytes_s``: all its transfers together, a guess until
     ``measured``. ``latency_s``: from a request to its first byte, queueing included; ``path_s``: the shortest lately,
     0 until one began. ``credit_bytes``: how much may be outstanding by trust; 0 before the first verified block.
+    ``failures`` in a row, with fewer than `_FORGIVEN_BLOCKS` verified blocks in between.
     """
 
     provider: Provider
@@ -82,6 +86,7 @@ class Remote:
     measured: bool = False
     credit_bytes: int = 0
     failures: int = 0
+    since_failure: int = 0
     avoided_until_s: float = 0.0
     reason: str = ""
     _sample: _Sample = field(default_factory=_Sample, repr=False)
@@ -136,7 +141,9 @@ class Remote:
         """A block of it is what it should be."""
         self.bytes += byte_count
         self.blocks += 1
-        self.failures = 0
+        self.since_failure += 1
+        if self.since_failure >= _FORGIVEN_BLOCKS:
+            self.failures = 0
         self.credit_bytes = min(self.credit_bytes + byte_count * _CREDIT, MAX_WINDOW_BYTES)
 
     def _measure(self, now_s: float) -> None:
@@ -181,6 +188,7 @@ class Remotes:
             return
         pause_s = min(FIRST_PAUSE_S * 2.0**remote.failures, LONGEST_PAUSE_S)
         remote.failures = min(remote.failures + 1, 16)
+        remote.since_failure = remote.credit_bytes = 0
         remote.rate_bytes_s = max(remote.rate_bytes_s / 2, 1.0)
         self._avoid(remote, pause_s, reason)
 

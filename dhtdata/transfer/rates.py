@@ -62,6 +62,13 @@ class Bucket:
             self._level -= byte_count
             return max(0.0, -self._level / self._rate)
 
+    def refund(self, byte_count: int) -> None:
+        """What was charged was not sent after all."""
+        with self._lock:
+            self._fill()
+            if self._rate is not None:
+                self._level += byte_count
+
     def owed_s(self) -> float:
         """Seconds until what was charged so far is paid: what a debit of nothing would wait."""
         return self.debit(0)

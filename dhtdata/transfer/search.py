@@ -12,6 +12,7 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.web_seeds import Provider
 
 PARALLEL_ASKS = 4
+MAX_LATE = 32
 HEDGE_S = 0.25
 MAX_ASKED = 256
 EXPECTED_FAILURES = (PeerError, NotFoundError, IntegrityError, FormatError)
@@ -25,7 +26,8 @@ _P = TypeVar("_P", bound=Provider)
 class Search(Generic[_T]):
     """One question to the providers that some sources yield, each provider once.
 
-    The next is asked when the last has failed or is late, so that one good answer is not sent four times.
+    The next is asked when the last has failed or is late, so that one good answer is not sent four times. Who is late
+    keeps nobody else from being asked, up to `MAX_LATE`: a ticket may name many that are gone.
 
     ``asked`` is who was asked and ``failures`` what they said, for the message when nobody had an answer.
     """
@@ -38,6 +40,7 @@ class Search(Generic[_T]):
         self._answers: list[_T] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(PARALLEL_ASKS)
+        self._late = asyncio.Semaphore(MAX_LATE)
         self.asked: set[Provider] = set()
         self.failures: list[str] = []
 
@@ -55,9 +58,10 @@ class Search(Generic[_T]):
             async for provider in source:
                 if provider not in self.asked and len(self.asked) < MAX_ASKED:
                     self.asked.add(provider)
-                    await self._slots.acquire()
-                    asking = self._start(group, self._ask(provider))
-                    await asyncio.wait([asking], timeout=HEDGE_S)
+                    async with self._slots:
+                        await self._late.acquire()
+                        asking = self._start(group, self._ask(provider))
+                        await asyncio.wait([asking], timeout=HEDGE_S)
 
     async def _ask(self, provider: Provider) -> None:
         try:
@@ -66,7 +70,7 @@ class Search(Generic[_T]):
             self.failures.append(str(failure))
             self._blame(provider, failure)
         finally:
-            self._slots.release()
+            self._late.release()
         if self._answers:
             self._end()
 

@@ -19,7 +19,8 @@ without a code, for its monitors and people.
 
 Bounds: connections per address and in all, 15 s for a header or an idle connection, no request body, and a client that
 reads next to nothing is cut off. When all connections are taken, the address that has most of them loses its oldest to
-a newcomer that has fewer. Large pieces of blobs wait for a slot (`uploads`); everything else is answered at once.
+a newcomer that has fewer. Large pieces of blobs wait for a slot (`uploads`), and so do smaller ones while a limit is
+used up; everything else is answered at once.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ MAX_CONNECTIONS_OF_THIS_MACHINE = 128
 IDLE_S = 15.0
 MAX_LOOKUPS = 4
 SMALL_BYTES = 256 << 10
+TINY_BYTES = 16 << 10
 _SHUTDOWN_S = 1.0
 _OTHER_DESCRIPTORS = 512
 _BINARY = "application/octet-stream"
@@ -378,7 +380,7 @@ class BlobServer:
             return response
         peer = _peer(transport)
         self.uploads.check(peer)
-        if end - start < SMALL_BYTES:
+        if end - start < (TINY_BYTES if self.uploads.behind(peer) else SMALL_BYTES):
             body = await asyncio.to_thread(_read, path, start, end)
             await self.uploads.pay(peer, len(body))
             self.served.bytes += len(body)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from threading import Event
 
-from dhtdata.errors import PeerError
+from dhtdata.errors import PeerError, StoreError
 from dhtdata.formats.blocks import Block
 from dhtdata.formats.web_seeds import Provider, WebSeed
 from dhtdata.network import PUBLIC, Network
@@ -63,6 +63,8 @@ class Cargo:
     packed: bool = False
     """Packed blocks are welcome."""
     received: int = 0
+    rested_s: float = 0.0
+    """How long the limits made it wait."""
     connection: Connection | FolderConnection | None = field(default=None, repr=False)
     _stopped: Event = field(default_factory=Event, repr=False)
 
@@ -81,9 +83,11 @@ class Cargo:
             self.connection.abort()
 
     def rest(self, seconds: float) -> None:
-        """Wait, unless it is given up."""
+        """Wait as the limits want it. PeerError once it is given up."""
         if seconds > 0:
-            self._stopped.wait(seconds)
+            self.rested_s += seconds
+            if self._stopped.wait(seconds):
+                raise PeerError(f"{self.provider}: given up")
 
 
 class Carrier:
@@ -123,10 +127,7 @@ class Carrier:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._pool, self._work, cargo, connection, loop)
         try:
-            async with asyncio.timeout(deadline_s(cargo.run.length)):
-                await asyncio.shield(work)
-        except TimeoutError as failure:
-            raise PeerError(f"{cargo.provider}: {cargo.run.length} bytes took too long") from failure
+            await self._in_time(cargo, work)
         finally:
             if not work.done():
                 cargo.stop()
@@ -135,6 +136,16 @@ class Carrier:
                 # Mark an error as seen: the wait for it may have been given up.
                 work.exception()
             self._keep(cargo.provider, connection)
+
+    @staticmethod
+    async def _in_time(cargo: Cargo, work: asyncio.Future[None]) -> None:
+        """PeerError if it takes too long; what the limits made it wait does not count."""
+        until_s = time.monotonic() + deadline_s(cargo.run.length)
+        while (left_s := until_s + cargo.rested_s - time.monotonic()) > 0:
+            done, _ = await asyncio.wait([work], timeout=left_s)
+            if done:
+                return work.result()
+        raise PeerError(f"{cargo.provider}: {cargo.run.length} bytes took too long")
 
     def _work(self, cargo: Cargo, connection: Connection | FolderConnection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: from the request to the last block on disk."""
@@ -204,9 +215,9 @@ class Carrier:
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            buffer = mmap(-1, max(size, _USUAL_BUFFER_BYTES))
+            buffer = _memory(max(size, _USUAL_BUFFER_BYTES))
         if len(buffer) < size:
-            buffer = mmap(-1, size)
+            buffer = _memory(size)
         yield memoryview(buffer)
         if len(buffer) <= _KEPT_BUFFER_BYTES and len(self._buffers) < _KEPT_BUFFERS:
             self._buffers.append(buffer)
@@ -235,3 +246,12 @@ class Carrier:
         oldest_s = time.monotonic() - IDLE_S
         while self._idle and (len(self._idle) > MAX_IDLE or self._idle[0][1].used_s < oldest_s):
             self._idle.popleft()[1].close()
+
+
+def _memory(byte_count: int) -> mmap:
+    try:
+        return mmap(-1, byte_count, MAP_PRIVATE | MAP_ANONYMOUS)
+    except OSError as failure:
+        raise StoreError(
+            f"no memory for a block of {byte_count} bytes ({failure.strerror}): raise the limit on it (ulimit -v)"
+        ) from failure

@@ -163,11 +163,22 @@ class Uploads:
         if owed_s > QUEUE_S:
             raise self._refusal("the limit on uploads is used up", math.ceil(owed_s))
 
+    def behind(self, peer: str) -> bool:
+        """Whether the limits make whoever asks now wait: then all but the smallest take turns."""
+        return self._limits.up.owed_s() > 0 or self._limits.peer_up(peer).owed_s() > 0
+
     async def pay(self, peer: str, byte_count: int) -> float:
         """Wait as the limits want it for so many bytes to a peer: the seconds that it took."""
-        wait_s = max(self._limits.up.debit(byte_count), self._limits.peer_up(peer).debit(byte_count))
+        buckets = (self._limits.up, self._limits.peer_up(peer))
+        wait_s = max([bucket.debit(byte_count) for bucket in buckets])
         if wait_s > 0:
-            await asyncio.sleep(wait_s)
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                # The reader hung up: what it did not get must not keep others waiting.
+                for bucket in buckets:
+                    bucket.refund(byte_count)
+                raise
         return wait_s
 
     def piece_bytes(self, most: int, least: int) -> int:

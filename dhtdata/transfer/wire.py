@@ -111,10 +111,13 @@ class Connection:
     def _begin(self, response: http.client.HTTPResponse, length: int) -> None:
         """Wait for the first byte of the body."""
         self._response, self._left, self._ahead = response, length, b""
-        if self._http is None or isinstance(self._http.sock, ssl.SSLSocket) or response.fp is None:
+        plain = self._http.sock if self._http is not None else None
+        if plain is None or isinstance(plain, ssl.SSLSocket) or response.fp is None:
             return
         try:
             self._ahead = response.fp.read1(min(len(response.fp.peek()), length))
+            # From here on the system's own deadlines: with Python's, every read would be two calls.
+            plain.settimeout(None)
         except (OSError, ValueError) as failure:
             self.close()
             raise PeerError(f"{self._provider}: broke off ({_reason(failure)})") from failure
@@ -163,6 +166,8 @@ class Connection:
         if self._http is None:
             self._http, self._wakes_at = self._connected(hop), 1
             self._there = (hop.scheme, hop.host, hop.port, hop.trusted)
+        # The system's deadlines look like the end of the stream to whoever reads lines.
+        self._http.sock.settimeout(SILENCE_S)
         self._http.putrequest("GET", hop.target, skip_accept_encoding=True, skip_host="Host" in fields)
         for name, value in fields.items():
             self._http.putheader(name, value)
@@ -172,17 +177,17 @@ class Connection:
 
     def _connected(self, hop: Hop) -> http.client.HTTPConnection:
         plain = dial(hop.host, hop.port, trusted=hop.trusted, source_ip=self._source_ip, made=self._watch)
+        made: http.client.HTTPConnection
         try:
-            if hop.scheme == "https":
-                plain.settimeout(SILENCE_S)
-            else:
-                # The system's own deadlines: with Python's, every read would be two calls.
-                for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                    plain.setsockopt(socket.SOL_SOCKET, option, _timeval(SILENCE_S))
-            made: http.client.HTTPConnection
+            plain.settimeout(SILENCE_S)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(SILENCE_S))
             if hop.scheme == "https":
                 made = http.client.HTTPSConnection(hop.host, hop.port, timeout=SILENCE_S)
-                made.sock = _tls().wrap_socket(plain, server_hostname=hop.host)
+                # It takes the descriptor over: from the handshake on this is the socket to shut.
+                made.sock = secured = _tls().wrap_socket(plain, server_hostname=hop.host, do_handshake_on_connect=False)
+                plain = secured
+                self._watch(secured)
+                secured.do_handshake()
             else:
                 made = http.client.HTTPConnection(hop.host, hop.port, timeout=SILENCE_S)
                 made.sock = plain
@@ -264,7 +269,8 @@ class Connection:
             self._aborted = True
             if self._socket is not None:
                 try:
-                    self._socket.shutdown(socket.SHUT_RDWR)
+                    # Not TLS's own, which would take its state from the thread that reads.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
                 except OSError:
                     # Not connected yet or closed by the other side: nobody waits on it.
                     return
@@ -275,10 +281,7 @@ class Connection:
             self._judge(response, path, *span)
         except NotFoundError:
             # Reading its short body saves a connection.
-            body = response.length
-            kept = body is not None and body <= _SHORT_BODY_BYTES and len(response.read()) == body
-            response.close()
-            if not kept:
+            if not _read_away(response):
                 self.close()
             raise
         except PeerError:
@@ -307,6 +310,17 @@ class Connection:
         lengths = response.headers.get_all("Content-Length", [])
         if len(set(lengths)) != 1 or response.length != expected:
             raise PeerError(f"{where}: announces {lengths} bytes for a range of {expected}")
+
+
+def _read_away(response: http.client.HTTPResponse) -> bool:
+    """Read a body that nobody wants, if it is short and all of it comes."""
+    try:
+        short = response.length is not None and response.length <= _SHORT_BODY_BYTES
+        return short and len(response.read(_SHORT_BODY_BYTES)) <= _SHORT_BODY_BYTES and not response.length
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        response.close()
 
 
 @cache

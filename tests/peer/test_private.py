@@ -93,6 +93,19 @@ def test_a_killed_peer_is_replaced_and_the_question_asked_again(tmp_path: Path) 
         assert alive(second)
 
 
+def test_a_peer_that_takes_anothers_place_is_told_whom_a_ticket_named(tmp_path: Path) -> None:
+    world = make_world()
+    giver = settings_at(tmp_path / "giver")
+    with Store.open(giver.store) as store:
+        world.publish(store)
+    with seeding(giver, str(world.manifest)) as seed, opened(tmp_path / "taker") as (store, settings):
+        with PeerClient.connect(store, settings, start=True) as client:
+            client.resolve(str(Ticket(world.manifest, (seed.address,))), 10)
+            kill(client.status().pid)
+            client.fetch_dataset(world.manifest)
+        assert world.held_by(store)
+
+
 def _status_in_child(client: PeerClient, pids: multiprocessing.queues.Queue[int]) -> None:
     pids.put(client.status().pid)
 

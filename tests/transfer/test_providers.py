@@ -54,7 +54,7 @@ def test_a_liar_is_avoided_for_a_while_and_nobody_else_is() -> None:
     assert remotes.avoided(PEER) == ""
 
 
-def test_pauses_grow_with_failures_and_end_with_a_verified_block() -> None:
+def test_pauses_grow_with_failures_and_are_forgiven_after_many_verified_blocks() -> None:
     clock = _Clock()
     remotes = Remotes(clock)
     pauses = []
@@ -65,9 +65,24 @@ def test_pauses_grow_with_failures_and_end_with_a_verified_block() -> None:
         assert remotes.usable(PEER)
     assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
     assert pauses[-1] == LONGEST_PAUSE_S
-    remotes.at(PEER).verified(10)
+    for _ in range(100):
+        remotes.at(PEER).verified(10)
     remotes.failed(PEER, "refused")
     assert remotes.at(PEER).avoided_until_s - clock.now_s == FIRST_PAUSE_S
+
+
+def test_who_breaks_off_again_and_again_is_left_alone_for_longer_and_trusted_with_less() -> None:
+    clock = _Clock()
+    remotes = Remotes(clock)
+    pauses = []
+    for _ in range(8):
+        _serve(remotes.at(PEER), 1e8, 0.01, 3)
+        assert remotes.at(PEER).window_bytes > BLOCK
+        remotes.failed(PEER, "broke off just before the end of a block")
+        assert remotes.at(PEER).window_bytes == 0
+        pauses.append(remotes.at(PEER).avoided_until_s - clock.now_s)
+        clock.now_s += pauses[-1]
+    assert pauses == [min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) for number in range(8)]
 
 
 def test_transfers_that_die_together_are_one_failure() -> None:

@@ -439,11 +439,12 @@ class Asker:
         return reader, writer
 
     async def ask(
-        self, path: str, *, ip: str = "127.0.0.1", receive_bytes: int = 0, method: str = "GET"
+        self, path: str, *, ip: str = "127.0.0.1", receive_bytes: int = 0, method: str = "GET", length: int = 0
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A request, sent; its connection."""
+        """A request, sent, for so many bytes of the beginning (0: for all); its connection."""
         reader, writer = await self.connect(ip, receive_bytes)
-        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        span = f"Range: bytes=0-{length - 1}\r\n" if length else ""
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{span}\r\n".encode())
         return reader, writer
 
 
@@ -623,6 +624,40 @@ def test_refusals_say_when_to_come_back(
                 assert got == status
                 assert 1 <= int(headers["Retry-After"]) <= uploads.MAX_RETRY_S
                 waiting.cancel()
+
+    run(main())
+
+
+def test_who_hangs_up_while_a_limit_makes_it_wait_leaves_no_debt(new_store: NewStore) -> None:
+    store = new_store("store")
+    digest = store.put(BODY)
+
+    async def main() -> None:
+        limits = Limits(Rates(up=64_000), Clock())
+        async with node(store, limits=limits) as one, Asker(one.address) as asker:
+            _, writer = await asker.ask(BLOB.format(digest=digest), length=200_000)
+            await until(lambda: limits.up.owed_s() > 0)
+            writer.close()
+            await until(lambda: limits.up.owed_s() == 0)
+            assert one.server.served.bytes == 0
+
+    run(main())
+
+
+def test_small_things_take_turns_too_while_a_limit_is_used_up(new_store: NewStore) -> None:
+    """But the smallest do not: they are what others need to find anything."""
+    store = new_store("store")
+    digest = store.put(BODY)
+
+    async def main() -> None:
+        limits = Limits(Rates(up=1_000_000), Clock())
+        async with node(store, limits=limits) as one, Asker(one.address) as asker:
+            limits.up.debit(100_000)
+            await asker.ask(BLOB.format(digest=digest), length=200_000)
+            await until(lambda: one.server.uploads.under_way == 1)
+            reader, _ = await asker.ask(BLOB.format(digest=digest), length=1_000)
+            assert (await _status(reader))[0] == 206
+            assert one.server.uploads.under_way == 1
 
     run(main())
 

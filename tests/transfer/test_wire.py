@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dhtdata.digest import Digest
 from dhtdata.errors import NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
+from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.network import PUBLIC
+from dhtdata.transfer import wire
 from dhtdata.transfer.wire import Busy, Connection, blob_path
 from tests.transfer.evil import KINDS, evil
 from tests.transfer.ranges import read_range
@@ -111,6 +120,30 @@ def answering(*answers: bytes) -> Iterator[tuple[Address, list[bytes]]]:
         listener.close()
 
 
+@contextmanager
+def still_answering(said: bytes, *, silent: bool) -> Iterator[Address]:
+    """A server that says this much to one request and then hangs up, or nothing more until the block ends."""
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        there, _ = listener.accept()
+        with there:
+            there.recv(65_536)
+            there.sendall(said)
+            if silent:
+                over.wait(10)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield Address("127.0.0.1", listener.getsockname()[1])
+    finally:
+        over.set()
+        thread.join(10)
+        listener.close()
+
+
 def _partial(body: bytes) -> bytes:
     head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-{len(body) - 1}/9\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
@@ -137,6 +170,40 @@ def test_a_busy_provider_says_when_to_come_back(status: int, field: str, retry_s
             connection.open(PATH, 0, 3)
         connection.close()
         assert caught.value.retry_s == retry_s
+
+
+@pytest.mark.parametrize(
+    ("rest", "error"),
+    [
+        (b"Content-Length: 10\r\n\r\nabc", NotFoundError),
+        (b"Content-Length: 10\r\n\r\n", NotFoundError),
+        (b"Content-Length: 1000000\r\n\r\nabc", NotFoundError),
+        (b"Transfer-Encoding: chunked\r\n\r\nzzz\r\n", NotFoundError),
+        (b"Content-Length: 4\r\n", NotFoundError),
+        (b"Content-Le", NotFoundError),
+    ],
+)
+@pytest.mark.parametrize("status", [404, 416])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_not_found_that_breaks_off_or_falls_silent_is_not_found_and_ends_the_connection(
+    rest: bytes, error: type[Exception], status: int, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhtdata.transfer.wire.SILENCE_S", 0.2)
+    cut_in_the_head = b"\r\n\r\n" not in rest
+    with still_answering(f"HTTP/1.1 {status} No\r\n".encode() + rest, silent=silent) as address:
+        connection = Connection(address, PUBLIC)
+        with pytest.raises(PeerError if silent and cut_in_the_head else error):
+            connection.open(PATH, 0, 3)
+        assert not connection.reusable
+
+
+def test_a_head_that_pauses_too_long_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what comes after the pause, the rest of the head, would be taken for the body."""
+    monkeypatch.setattr("dhtdata.transfer.wire.SILENCE_S", 0.2)
+    with still_answering(_partial(b"abc")[:-6], silent=True) as address:
+        connection = Connection(address, PUBLIC)
+        with pytest.raises(PeerError, match="no answer"):
+            connection.open(PATH, 0, 3)
 
 
 def test_two_lengths_are_no_length() -> None:
@@ -172,6 +239,83 @@ def test_a_thread_that_waits_is_called_back_by_any_other(said: bytes) -> None:
     assert len(failures) == 1
     with pytest.raises(PeerError):
         connection.open(PATH, 0, 9)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Key and certificate of 127.0.0.1, which this machine trusts meanwhile."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, None)
+    )
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    wire._tls.cache_clear()
+    yield path
+    wire._tls.cache_clear()
+
+
+@pytest.mark.parametrize("said", [None, b"HTTP/1.1 206 Part", _partial(bytes(9))[:-5]])
+def test_a_thread_that_waits_for_tls_is_called_back_by_any_other(said: bytes | None, certificate: Path) -> None:
+    """In the handshake (None), in the head, in the body."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+    seed = WebSeed.parse(f"https://127.0.0.1:{listener.getsockname()[1]}", named=True)
+    connection = Connection(seed, PUBLIC)
+
+    def read() -> None:
+        connection.open(PATH, 0, 9)
+        connection.read_into(memoryview(bytearray(9)))
+
+    with listener, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        there, _ = listener.accept()
+        with there:
+            if said is None:
+                assert there.recv(1)
+                connection.abort()
+            else:
+                with context.wrap_socket(there, server_side=True) as secured:
+                    secured.recv(65_536)
+                    secured.sendall(said)
+                    connection.abort()
+                    secured.settimeout(5)
+                    assert not secured.recv(1)
+            with pytest.raises(PeerError):
+                reading.result(5)
+
+
+def test_a_range_comes_over_tls(certificate: Path) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        there, _ = listener.accept()
+        with context.wrap_socket(there, server_side=True) as secured:
+            for length in (100_000, 3):
+                secured.recv(65_536)
+                secured.sendall(_partial(LARGE[:length]).replace(b"/9\r", b"/999999\r", 1))
+
+    with listener, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        connection = Connection(WebSeed.parse(f"https://127.0.0.1:{listener.getsockname()[1]}", named=True), PUBLIC)
+        for length in (100_000, 3):
+            body = bytearray(length)
+            connection.open(PATH, 0, length)
+            connection.read_into(memoryview(body))
+            assert body == LARGE[:length]
+        served.result(5)
+        connection.close()
 
 
 LARGE = random.Random(4).randbytes(3 * 64 * 1024)
