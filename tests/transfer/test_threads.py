@@ -22,7 +22,14 @@ def cargo(tmp_path: Path) -> Cargo:
         partial = store.partial(shard.digest, shard.table)
         length = shard.table.blocks[0].length
         run_of_one = Run(shard.digest, 0, 1, 0, length)
-        return Cargo(Address("192.0.2.1", 1), run_of_one, partial, *[lambda *_: None] * 3)
+        return Cargo(
+            Address("192.0.2.1", 1),
+            run_of_one,
+            partial,
+            heard=lambda _: None,
+            on_began=lambda: None,
+            on_block=lambda *_: None,
+        )
 
 
 def test_what_the_limits_make_a_run_wait_does_not_count_as_slowness(
