@@ -63,7 +63,9 @@ def head(
     contents = contents_of(entry)
     chosen = choose_splits(contents, [split] if split else [])[0]
     names = choose_columns(contents, listed(columns))
-    with mount(entry.digest.hex(), split=chosen, columns=names, format="python", settings=opened.settings) as dataset:
+    with mount(
+        entry.digest.hex(), split=chosen, columns=names, format="python", timeout=timeout, settings=opened.settings
+    ) as dataset:
         total = dataset.num_rows
         columns_of = dataset.map_style()[0 : min(count, total)]
     rows = list(zip(*(columns_of[name] for name in names), strict=True))

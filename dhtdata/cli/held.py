@@ -50,7 +50,7 @@ class Held:
         if self.contents is None:
             return "?"
         if self.bytes_held == self.bytes_total and not self.complete:
-            return "damaged"
+            return "shards only"
         return percent(self.bytes_held, self.bytes_total)
 
 

@@ -157,8 +157,8 @@ class Progress(Format, frozen=True, tag="progress"):
     ``elapsed_s``, and ``bound_s``, the least time in which it could have come as far (`dhtdata.transfer.meters`; None:
     too early to say).
 
-    ``providers``: how many are known, the busiest of which are in ``traffic``. ``peer_fetched``: verified bytes that
-    the peer has fetched since its start, of whatever kind; it grows as long as anything arrives.
+    ``providers``: how many are known, the busiest of which are in ``traffic``. ``peer_received``: bytes that
+    the peer has received since its start, verified or not; it grows as long as anything arrives.
     """
 
     shards: int
@@ -176,7 +176,7 @@ class Progress(Format, frozen=True, tag="progress"):
     elapsed_s: float = 0.0
     bound_s: float | None = None
     traffic: tuple[Traffic, ...] = ()
-    peer_fetched: int = 0
+    peer_received: int = 0
 
 
 class Seed(Format, frozen=True, tag="seed"):

@@ -153,8 +153,8 @@ class Collection:
         seen, since_s = -1, time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_S)
-            if self.fetcher.bytes_fetched != seen:
-                seen, since_s = self.fetcher.bytes_fetched, time.monotonic()
+            if self.fetcher.bytes_received != seen:
+                seen, since_s = self.fetcher.bytes_received, time.monotonic()
             elif time.monotonic() - since_s > STALL_S:
                 self.failure = NotFoundError(
                     f"nobody has delivered anything of contents {self.swarm.contents} for {STALL_S:.0f} s: "

@@ -121,7 +121,7 @@ class FetchFigures:
             elapsed_s=elapsed_s,
             bound_s=lower_bound_s(fetched, elapsed_s, self.meter.best_bytes_s, self.figures.limits.rates.down),
             traffic=self.figures.among(swarm),
-            peer_fetched=self.figures.fetcher.bytes_fetched,
+            peer_received=self.figures.fetcher.bytes_received,
         )
 
 

@@ -72,6 +72,7 @@ class Fetcher:
     ) -> None:
         self.blocks_verified = 0
         self.bytes_fetched = 0
+        self._blob_bytes = 0
         self.bytes_reused = 0
         self.received: Meters[Provider] = Meters()
         self._store = store
@@ -120,6 +121,11 @@ class Fetcher:
                 finally:
                     job.leave(waiter)
 
+    @property
+    def bytes_received(self) -> int:
+        """So far, verified or not: it grows while a large block is still on its way."""
+        return self.received.total().bytes + self._blob_bytes
+
     async def blob(self, swarm: Swarm, digest: Digest, limit_bytes: int) -> None:
         """A small blob into the store, verified. NotFoundError once every provider of the dataset was asked."""
         lock = self._blobs.setdefault(digest, asyncio.Lock())
@@ -135,6 +141,7 @@ class Fetcher:
                     raise NotFoundError(f"none of {asked} has blob {digest}: {failure}") from failure
                 await asyncio.to_thread(self._store.put, body)
                 self.bytes_fetched += len(body)
+                self._blob_bytes += len(body)
         finally:
             if not lock.locked():
                 self._blobs.pop(digest, None)

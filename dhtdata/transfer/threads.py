@@ -35,6 +35,9 @@ MAX_IDLE = 64
 SLOWEST_BYTES_S = 16_000
 _SLACK_S = 15.0
 _PIECE_BYTES = 256 << 10
+_LEAST_PIECE_BYTES = 8 << 10
+_LONG_PIECE_S = 0.25
+_SHORT_PIECE_S = 0.05
 _KEPT_BUFFER_BYTES = 4 << 20
 _KEPT_BUFFERS = 32
 _USUAL_BUFFER_BYTES = 2 << 20
@@ -65,6 +68,7 @@ class Cargo:
     received: int = 0
     rested_s: float = 0.0
     """How long the limits made it wait."""
+    piece_bytes: int = 64 << 10
     connection: Connection | FolderConnection | None = field(default=None, repr=False)
     _stopped: Event = field(default_factory=Event, repr=False)
 
@@ -81,6 +85,13 @@ class Cargo:
         self._stopped.set()
         if self.connection is not None:
             self.connection.abort()
+
+    def pace(self, seconds: float) -> None:
+        """The last piece took so long: on a slow way smaller ones, else nobody sees for long that anything comes."""
+        if seconds > _LONG_PIECE_S:
+            self.piece_bytes = max(self.piece_bytes // 2, _LEAST_PIECE_BYTES)
+        elif seconds < _SHORT_PIECE_S:
+            self.piece_bytes = min(self.piece_bytes * 2, _PIECE_BYTES)
 
     def rest(self, seconds: float) -> None:
         """Wait as the limits want it. PeerError once it is given up."""
@@ -194,13 +205,16 @@ class Carrier:
     ) -> None:
         """Fill a view with the body, no faster than the limits allow. It stands for so many bytes of a block."""
         peer = self._limits.peer_down(cargo.provider)
-        before = cargo.received
-        for first in range(0, len(view), _PIECE_BYTES):
-            piece = view[first : first + _PIECE_BYTES]
+        before, filled = cargo.received, 0
+        while filled < len(view):
+            started_s = time.monotonic()
+            piece = view[filled : filled + cargo.piece_bytes]
             connection.read_into(piece)
-            cargo.received = before + block_bytes * (first + len(piece)) // len(view)
+            filled += len(piece)
+            cargo.received = before + block_bytes * filled // len(view)
             cargo.heard(len(piece))
             cargo.rest(max(self._limits.down.debit(len(piece)), peer.debit(len(piece))))
+            cargo.pace(time.monotonic() - started_s)
 
     def _settle(self, cargo: Cargo, loop: asyncio.AbstractEventLoop, position: int, view: memoryview) -> None:
         """Verify a block and write it, unless it is here already; tell the event loop."""

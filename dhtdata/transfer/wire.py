@@ -240,8 +240,9 @@ class Connection:
         if plain is None or isinstance(plain, ssl.SSLSocket):
             return response.readinto(view)
         # As much as fits, in one call: each call more is one more change of threads.
-        ahead = left - _WAKE_BYTES
-        self._wake_at(plain, _WAKE_BYTES if ahead > 0 else 1)
+        wake_bytes = min(_WAKE_BYTES, len(view))
+        ahead = left - wake_bytes
+        self._wake_at(plain, wake_bytes if ahead > 0 else 1)
         return plain.recv_into(view, min(len(view), ahead) if ahead > 0 else len(view), socket.MSG_WAITALL)
 
     def _wake_at(self, plain: socket.socket, byte_count: int) -> None:

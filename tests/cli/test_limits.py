@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_the_peer_of_a_fetch_starts_with_the_limits_of_environment_and_flags(mac
     with machine.seeding("publish", "rows.parquet", "--name", "rows", "--seed") as (published, _):
         other.document("get", published["ticket"], "--up", "unlimited", "--peer-up", "70KB/s")
         assert other.document("limit") == NONE | {"peer_up": 70_000, "peer_down": 8_000_000}
+        other.stop_private_peer()
+
+
+def test_a_block_that_takes_longer_than_the_timeout_arrives_as_long_as_bytes_do(
+    machine: Machine, tmp_path: Path
+) -> None:
+    other = Machine(tmp_path, "other")
+    pq.write_table(pa.table({"big": [random.Random(1).randbytes(200_000)]}), machine.work / "big.parquet")
+    with machine.seeding("publish", "big.parquet", "--name", "big", "--seed") as (published, _):
+        done = other.document("get", published["ticket"], "--down", "64KB/s", "--timeout", "2")
+        assert done["fetched"] > 200_000 and done["wasted"] == 0
         other.stop_private_peer()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import itertools
 import json
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("n")
 
 
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture(scope="module")
 def origin(folder: Path) -> Iterator[Origin]:
     machine = Machine(folder, "origin")
@@ -59,9 +66,9 @@ def origin(folder: Path) -> Iterator[Origin]:
 
 
 @pytest.fixture
-def reader(folder: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def reader(folder: Path) -> Iterator[Machine]:
     """A machine that knows nobody yet."""
-    machine = Machine(folder, f"r{abs(hash(request.node.name)) % 10_000}")
+    machine = Machine(folder, f"r{next(_NUMBERS)}")
     yield machine
     machine.stop_private_peer()
 
@@ -306,3 +313,26 @@ def test_what_is_removed_is_not_seeded_any_more(origin: Origin, folder: Path) ->
         assert machine.document("status")["datasets"] == []
         machine.document("pin", "few")
         assert len(machine.document("status")["datasets"]) == 1
+
+
+def test_when_nothing_comes_the_message_says_who_was_known_and_what_they_did(
+    folder: Path, reader: Machine, tmp_path: Path
+) -> None:
+    """Python's own web server does not answer range requests."""
+    giver = Machine(folder, f"giver{next(_NUMBERS)}")
+    pq.write_table(ROWS, giver.work / "rows.parquet")
+    made = giver.document("publish", "rows.parquet", "--name", "rows")
+    giver.document("get", "rows", "--mirror", str(tmp_path / "mirror"))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "mirror"))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        said = reader.fails(5, "get", made["manifest"], "--web-seed", url, "--timeout", "3")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert "fetching rows: nothing arrived for 3 s" in said and url in said and "status 200" in said
