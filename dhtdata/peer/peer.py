@@ -190,9 +190,19 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                     raise _Stopped
         except* _Stopped:
             pass
+        except* StoreError as lost:
+            # Somebody met it before `_watch_store` did.
+            failures += _leaves(lost)
         await _save(known)
     if failures:
         raise failures[0]
+
+
+def _leaves(group: BaseExceptionGroup[StoreError]) -> list[DhtDataError]:
+    """The single errors of a group that may hold groups."""
+    return [
+        leaf for one in group.exceptions for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
+    ]
 
 
 @asynccontextmanager
