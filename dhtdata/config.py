@@ -49,6 +49,10 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
 RATES = ("up", "down", "peer_up", "peer_down")
 LEAST_RATE_BYTES_S = 64_000
+_RATE_UNITS = ("B", "KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")
+_TOO_SLOW_UP = "whoever fetches gives up on a slower peer"
+# `dhtdata.transfer.sending` cuts readers; what is fetched at the same time shares the limit.
+_TOO_SLOW_DOWN = "several transfers share it, and other peers hang up on whoever reads at less than 16KB/s"
 _FIELDS = ("home", "store", "cache_limit", "listen", "port", "bootstrap", "network", "web_seeds", "packed", *RATES)
 _NETWORKS = "networks"
 PackedPolicy = Literal["auto", "always", "never", "only"]
@@ -87,6 +91,13 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
     home = _path("home", given.get("home") or from_environment.get("home") or platformdirs.user_data_path("dhtdata"))
     merged = _read_file(home / "config.toml") | from_environment | given
     merged.pop("home", None)
+
+    def source(field: str) -> str:
+        """Where the value of a field stands, for messages."""
+        if field in given:
+            return f"--{field.replace('_', '-')}"
+        return f"DHTDATA_{field.upper()}" if field in from_environment else f"{field} in config.toml"
+
     return Settings(
         home=home,
         store=_path("store", merged.pop("store", None) or home / "store"),
@@ -95,7 +106,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, environment: Mapping[s
         port=_port(merged.pop("port", Settings.port)),
         bootstrap=_addresses(merged.pop("bootstrap", ())),
         network=_path("network", merged["network"]) if "network" in merged else None,
-        **{name: parse_rate(name, merged[name]) for name in RATES if name in merged},
+        **{name: parse_rate(name, merged[name], source(name)) for name in RATES if name in merged},
         web_seeds=_web_seeds(merged.pop("web_seeds", ())),
         packed=_packed(merged.pop("packed", Settings.packed)),
     )
@@ -131,32 +142,35 @@ def parse_size(text: str | int) -> int:
     return int(whole) * unit + int(fraction or 0) * unit // below
 
 
-def parse_rate(name: str, value: object) -> int | None:
+def parse_rate(limit: str, value: object, source: str = "") -> int | None:
     """Bytes per second from ``50MB/s``, ``1.5 MiB`` or a plain number; None for ``unlimited``.
 
-    ConfigError names the limit if it is no size, or so low that whoever fetches would give up.
+    ``limit`` is one of `RATES`; ``source`` is what messages call it, such as ``--up``. ConfigError if it is no size, or
+    so low that nothing would get through.
     """
+    source = source or limit
     text = str(value).strip()
     if text.lower() == "unlimited":
         return None
     try:
         rate = parse_size(text[:-2] if text.lower().endswith("/s") else text)
     except ConfigError as failure:
-        raise ConfigError(f"{name}: {text[:80]!r} is no rate: write it like 50MB/s, 2MiB/s or unlimited") from failure
+        raise ConfigError(f"{source}: {text[:80]!r} is no rate: write it like 50MB/s, 2MiB/s or unlimited") from failure
     if rate < LEAST_RATE_BYTES_S:
         raise ConfigError(
-            f"{name}: {text[:80]} is too low: other peers give up below {LEAST_RATE_BYTES_S // 1_000}KB/s; "
+            f"{source}: {text[:80]} is too low: the least is {rate_text(LEAST_RATE_BYTES_S)}, because "
+            f"{_TOO_SLOW_DOWN if limit.endswith('down') else _TOO_SLOW_UP}; "
             "write unlimited for no limit, or end the peer with dhtdata stop"
         )
     return rate
 
 
 def rate_text(rate_bytes_s: int | None) -> str:
-    """What `parse_rate` reads: ``50MB/s``, ``unlimited``."""
+    """What `parse_rate` reads, exact and as short as can be: ``50MB/s``, ``5MiB/s``, ``unlimited``."""
     if rate_bytes_s is None:
         return "unlimited"
-    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if rate_bytes_s % _UNITS[unit] == 0), "B")
-    return f"{rate_bytes_s // _UNITS[unit]}{unit}/s"
+    sizes = {unit: _UNITS[unit.upper()] for unit in _RATE_UNITS}
+    return min((f"{rate_bytes_s // size}{unit}/s" for unit, size in sizes.items() if rate_bytes_s % size == 0), key=len)
 
 
 def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:

@@ -169,9 +169,9 @@ def test_paths_are_absolute_and_know_the_users_home(tmp_path: Path, monkeypatch:
         ("bootstrap = {}", "bootstrap: .* is not a list"),
         ('bootstrap = "example.org:80"', "bootstrap: 'example.org' is not an IP address"),
         ('bootstrap = "192.0.2.1"', "bootstrap: .* is not an address"),
-        ("up = true", "up: 'True' is no rate"),
-        ("down = 0", "down: 0 is too low"),
-        ("peer_down = []", "peer_down: '\\[\\]' is no rate"),
+        ("up = true", "up in config.toml: 'True' is no rate"),
+        ("down = 0", "down in config.toml: 0 is too low"),
+        ("peer_down = []", "peer_down in config.toml: '\\[\\]' is no rate"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -245,6 +245,38 @@ def test_a_rate_is_read(text: str, rate: int | None) -> None:
 @given(rate=st.one_of(st.none(), st.integers(64_000, 10**18 - 1)))
 def test_a_rate_that_is_shown_is_read_back(rate: int | None) -> None:
     assert parse_rate("down", rate_text(rate)) == rate
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    {
+        64_000: "64KB/s",
+        65_536: "64KiB/s",
+        5 << 20: "5MiB/s",
+        50_000_000: "50MB/s",
+        3 << 29: "1536MiB/s",
+        1_024_000: "1024KB/s",
+        64_001: "64001B/s",
+    }.items(),
+)
+def test_a_rate_is_shown_in_the_shortest_unit_that_is_exact(rate: int, text: str) -> None:
+    assert rate_text(rate) == text
+
+
+def test_a_limit_that_is_refused_is_called_as_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^--peer-up: 1KB "):
+        settings(tmp_path, {"peer_up": "1KB"}, {"DHTDATA_PEER_UP": "2KB"})
+    with pytest.raises(ConfigError, match="^DHTDATA_PEER_UP: 2KB "):
+        settings(tmp_path, {}, {"DHTDATA_PEER_UP": "2KB"})
+    (tmp_path / "config.toml").write_text('peer_up = "3KB"')
+    with pytest.raises(ConfigError, match=r"^peer_up in config\.toml: 3KB "):
+        settings(tmp_path)
+
+
+@pytest.mark.parametrize(("limit", "reason"), {"up": "gives up", "peer_down": "hang up"}.items())
+def test_the_least_rate_has_a_reason_for_each_direction(limit: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"the least is 64KB/s, because .*{reason}"):
+        parse_rate(limit, "10KB/s")
 
 
 @pytest.mark.parametrize("text", ["0", "0MB/s", "63KB/s", "63999"])

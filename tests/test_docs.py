@@ -15,7 +15,7 @@ import typer
 
 from dhtdata.cli import exits
 from dhtdata.cli.app import app
-from dhtdata.config import Settings
+from dhtdata.config import LEAST_RATE_BYTES_S, Settings, rate_text
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -79,6 +79,12 @@ def test_the_readme_lists_the_exit_codes_as_the_program_does() -> None:
 def test_the_readme_lists_every_setting() -> None:
     for field in fields(Settings):
         assert f"`DHTDATA_{field.name.upper()}`" in README
+
+
+def test_the_readme_says_the_least_rate() -> None:
+    assert f"at least `{rate_text(LEAST_RATE_BYTES_S)}`" in README
+    for panel in (parameter.rich_help_panel for parameter in COMMANDS["limit"].params if parameter.name == "up"):
+        assert f"at least {rate_text(LEAST_RATE_BYTES_S)}" in panel
 
 
 def test_links_in_the_readme_lead_somewhere() -> None:

@@ -70,12 +70,24 @@ def invoke(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt from failure
     except _ParserError as failure:
         context = getattr(failure, "ctx", None)
-        path = context.command_path if context is not None else "dhtdata"
+        path = context.command_path if context is not None else _called(arguments)
         raise ConfigError(f"{_sentence(failure)}; see {path} --help") from failure
     if code == INTERRUPTED:
         # Typer has turned Ctrl-C into an exit code; the sentence and the JSON line are made where all others are.
         raise KeyboardInterrupt
     return int(code or 0)
+
+
+def _called(arguments: Sequence[str]) -> str:
+    """The command that a command line calls: an option that lacks its value comes without a context."""
+    words, command = ["dhtdata"], typer.main.get_command(app)
+    for argument in arguments:
+        members = getattr(command, "commands", {})
+        if argument not in members:
+            break
+        words.append(argument)
+        command = members[argument]
+    return " ".join(words)
 
 
 def _sentence(failure: BaseException) -> str:

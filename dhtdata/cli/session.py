@@ -11,14 +11,15 @@ from typing import Annotated
 import typer
 
 from dhtdata.cli.output import Output
-from dhtdata.config import Settings, entering, load_settings, parse_rate
+from dhtdata.config import LEAST_RATE_BYTES_S, Settings, entering, load_settings, rate_text
 from dhtdata.control import PeerClient
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.addresses import MAX_ADDRESSES
 from dhtdata.formats.ticket import LocalName, Target, Ticket
 from dhtdata.store import Store
 
-_COMMON, _NETWORK, _LIMITS = "Common options", "Network", "Limits (bytes of blobs per second)"
+_COMMON, _NETWORK = "Common options", "Network"
+_LIMITS = f"Limits (bytes of blobs per second, at least {rate_text(LEAST_RATE_BYTES_S)})"
 SEARCH_S = 60.0
 
 StoreOption = Annotated[
@@ -216,4 +217,4 @@ def session(
     }
     named = {name: rate for name, rate in (rates or {}).items() if rate is not None}
     settings = load_settings(flags | named)
-    return Session(settings, Output(as_json), port, {name: parse_rate(name, rate) for name, rate in named.items()})
+    return Session(settings, Output(as_json), port, {name: getattr(settings, name) for name in named})

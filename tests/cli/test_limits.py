@@ -66,7 +66,12 @@ def test_a_block_that_takes_longer_than_the_timeout_arrives_as_long_as_bytes_do(
 def test_a_limit_that_makes_no_sense_is_refused_by_name(machine: Machine, rate: str) -> None:
     for command in (["limit"], ["seed", "rows"], ["get", "rows"], ["publish", "rows.parquet", "--name", "rows"]):
         said = machine.fails(2, *command, "--up", rate)
-        assert said.startswith("up: ") and "unlimited" in said
+        assert said.startswith("--up: ") and "unlimited" in said
+
+
+def test_a_limit_without_a_value_leads_to_the_help_of_its_command(machine: Machine) -> None:
+    assert machine.fails(2, "limit", "--up").endswith("see dhtdata limit --help")
+    assert machine.fails(2, "dht", "status", "--store").endswith("see dhtdata dht status --help")
 
 
 def test_limits_need_a_peer_that_runs(machine: Machine) -> None:
