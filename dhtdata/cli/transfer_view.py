@@ -7,6 +7,7 @@ say in is shown without control characters and never read as markup.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ _STATE_WIDTH = 14
 _GAP = 2
 _SHADES = "·░▒▓█"
 _ASCII_SHADES = "-.:+#"
-_PACE_SMOOTHING = 0.15
+_PACE_S = 20.0
+_FIRST_PACE_S = 4.0
 _UNCERTAIN_PACE_BYTES_S = 1.0
 
 
@@ -71,12 +73,52 @@ class Strip:
         yield line
 
 
+@dataclass(frozen=True)
+class _Delivered:
+    """What a provider had delivered, and made us throw away, before a fetch began."""
+
+    bytes: int
+    blocks: int
+    wasted: int
+
+
+class _Pace:
+    """Bytes per second over about the last `_PACE_S` seconds, for the time left.
+
+    On a slow link bytes come in gusts seconds apart. The time before the first byte is left out.
+    """
+
+    def __init__(self) -> None:
+        self.measured_s = 0.0
+        self._sum = 0.0
+        self._weight = 0.0
+
+    @property
+    def bytes_s(self) -> float:
+        """0 while it is too early to say."""
+        return self._sum / self._weight if self.measured_s >= _FIRST_PACE_S else 0.0
+
+    def see(self, rate_bytes_s: float, passed_s: float) -> None:
+        """So much a second, for so long. Weights fade; their sum is kept, so that the first seconds count in full."""
+        if not (rate_bytes_s or self.measured_s) or passed_s <= 0:
+            return
+        kept = math.exp(-passed_s / _PACE_S)
+        self.measured_s += passed_s
+        self._sum = kept * self._sum + (1 - kept) * rate_bytes_s
+        self._weight = kept * self._weight + (1 - kept)
+
+
 class FetchView:
-    """A fetch: `seen` is replaced whenever the peer tells more."""
+    """A fetch: `seen` is replaced whenever the peer tells more.
+
+    What providers delivered and what of it was thrown away counts since this fetch began, like the sums do; the peer
+    counts it since its own start.
+    """
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.pace_bytes_s = 0.0
+        self._pace = _Pace()
+        self._before: dict[str, _Delivered] = {}
         self._seen = Progress(shards=0, shards_total=0, bytes=0, bytes_total=0)
 
     @property
@@ -84,9 +126,30 @@ class FetchView:
         return self._seen
 
     def see(self, seen: Progress) -> None:
-        """What the peer tells; the pace that the time left is reckoned from is smoothed over some seconds."""
-        self.pace_bytes_s += _PACE_SMOOTHING * (seen.rate_bytes_s - self.pace_bytes_s)
-        self._seen = seen
+        """What the peer tells."""
+        self._pace.see(seen.rate_bytes_s, seen.elapsed_s - self._seen.elapsed_s)
+        values = {name: getattr(seen, name) for name in seen.__struct_fields__}
+        self._seen = Progress(**values | {"traffic": tuple(self._since_begun(entry, seen) for entry in seen.traffic)})
+
+    def _since_begun(self, entry: Traffic, seen: Progress) -> Traffic:
+        """Whatever is more than this fetch got from everybody came before it."""
+        before = self._before.setdefault(
+            entry.address,
+            _Delivered(
+                max(entry.bytes - seen.fetched, 0),
+                max(entry.blocks - seen.blocks, 0),
+                max(entry.wasted - seen.wasted, 0),
+            ),
+        )
+        values = {name: getattr(entry, name) for name in entry.__struct_fields__}
+        return Traffic(
+            **values
+            | {
+                "bytes": max(entry.bytes - before.bytes, 0),
+                "blocks": max(entry.blocks - before.blocks, 0),
+                "wasted": max(entry.wasted - before.wasted, 0),
+            }
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         width, room = min(options.max_width, WIDEST), console.size.height - 1
@@ -116,8 +179,8 @@ class FetchView:
         seen = self._seen
         left = seen.bytes_total - seen.bytes
         said = [f"{size(int(seen.rate_bytes_s))}/s"]
-        if left and self.pace_bytes_s > _UNCERTAIN_PACE_BYTES_S:
-            said.append(f"{spoken(left / self.pace_bytes_s)} left")
+        if left and self._pace.bytes_s > _UNCERTAIN_PACE_BYTES_S:
+            said.append(f"{spoken(left / self._pace.bytes_s)} left")
         return [*said, f"{size(seen.bytes)} here", f"{size(seen.fetched)} fetched"] + (
             [f"{size(seen.reused)} reused"] if seen.reused else []
         )

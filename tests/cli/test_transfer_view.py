@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -138,6 +139,32 @@ def test_a_fetch_shows_its_speed_its_have_map_its_blocks_its_waste_and_its_bound
     ]
 
 
+def test_what_providers_did_before_a_fetch_began_does_not_count() -> None:
+    view = FetchView("fetching poems@1")
+    old = traffic(7, bytes=50 * MIB, blocks=50, wasted=7 * MIB)
+    view.see(progress(elapsed_s=0.1, fetched=0, blocks=0, wasted=0, traffic=(old,)))
+    assert "7.0 MiB" not in "\n".join(shown(view)), "the peer has thrown it away for somebody else"
+    now = traffic(7, bytes=53 * MIB, blocks=52, wasted=9 * MIB)
+    late = traffic(8, bytes=1 * MIB, blocks=1, wasted=30 * MIB)
+    view.see(progress(elapsed_s=9.0, fetched=4 * MIB, blocks=3, wasted=2 * MIB, traffic=(now, late)))
+    told = [(entry.bytes, entry.blocks, entry.wasted) for entry in view.seen.traffic]
+    assert told == [(3 * MIB, 2, 2 * MIB), (1 * MIB, 1, 2 * MIB)]
+    assert "2.0 MiB wasted" in "\n".join(shown(view))
+
+
+def test_the_time_left_does_not_wander_when_bytes_come_in_gusts() -> None:
+    view, told = FetchView("fetching poems@1"), []
+    for quarter in range(1, 240):
+        elapsed_s = quarter / 4
+        # 64 KB/s in pieces of 256 KiB: a second of bytes, three of nothing.
+        rate_bytes_s = 262_144.0 if quarter > 20 and quarter % 16 < 4 else 0.0
+        view.see(progress(bytes=0, bytes_total=64 * MIB, elapsed_s=elapsed_s, rate_bytes_s=rate_bytes_s))
+        if found := re.search(r"(\d+) min left", "\n".join(shown(view))):
+            told.append(int(found[1]))
+    assert len(told) > 160 and 10 <= min(told) <= max(told) <= 25, "64 MiB take 17 minutes"
+    assert 14 <= min(told[80:]) <= max(told[80:]) <= 20
+
+
 def test_a_fetch_that_just_began_says_what_it_does() -> None:
     lines = shown(FetchView("fetching poems@1"))
     assert len(lines) == 2 and "looking for providers" in lines[1]
@@ -235,13 +262,6 @@ def test_a_strip_shows_all_as_full_nothing_as_empty_and_everything_else_as_shade
 )
 def test_shades_are_thirds(share: int, sign: str) -> None:
     assert strip(bytes([share]), 3) == sign * 3
-
-
-def test_the_pace_is_smooth() -> None:
-    view = FetchView("fetching")
-    for rate in (10.0, 0.0) * 50:
-        view.see(progress(rate_bytes_s=rate))
-    assert 3.0 < view.pace_bytes_s < 7.0
 
 
 def test_achieved_over_bound_is_one_if_perfect() -> None:
