@@ -1,13 +1,15 @@
 """What a transfer looks like on a terminal: pure, from what the peer tells to something that rich draws.
 
-A view is drawn anew each time, at the width and height that the terminal has then. It takes at most `WIDEST` columns
-and leaves a line of the screen free. Shades and signs tell everything that colours tell. What a remote may have had a
+A view is drawn anew each time, at the width and height that the terminal has then. It takes at most `WIDEST` columns,
+the table of providers all there are: a reason for leaving one alone can be long. A line of the screen stays free. Shades and signs tell everything that colours tell. What a remote may have had a
 say in is shown without control characters and never read as markup.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +30,7 @@ MAX_DATASETS = 6
 FULL = 255
 _STRIP_WIDTH = 44
 _STATE_WIDTH = 14
+_MORE_LINES = 2
 _GAP = 2
 _SHADES = "·░▒▓█"
 _ASCII_SHADES = "-.:+#"
@@ -166,10 +169,10 @@ class FetchView:
         if not seen.bytes_total:
             lines = [lines[0], _line("looking for providers and for what is missing", width, "dim")]
         yield from lines[:room]
-        rows = min(room - len(lines) - 2, MAX_PROVIDERS)
-        if rows > 0 and seen.traffic:
+        left = room - len(lines) - 2
+        if left > 0 and seen.traffic:
             yield Text()
-            yield providers_table(seen.traffic, rows, (seen.providers, seen.rate_bytes_s), width)
+            yield providers_table(seen.traffic, left, (seen.providers, seen.rate_bytes_s), options.max_width)
 
     def _amount(self) -> str:
         seen = self._seen
@@ -198,24 +201,31 @@ def against_bound(seen: Progress) -> float:
     return seen.elapsed_s / seen.bound_s if seen.bound_s else 0.0
 
 
-def providers_table(traffic: Sequence[Traffic], rows: int, total: tuple[int, float], width: int) -> Table:
-    """The first providers, the others in one line. ``total``: how many there are, and the rate of all together."""
+def providers_table(traffic: Sequence[Traffic], lines: int, total: tuple[int, float], width: int) -> Table:
+    """The first providers in at most so many ``lines`` below the heads, the others in one line.
+
+    ``total``: how many there are, and the rate of all together.
+    """
+    rows = min(lines, MAX_PROVIDERS)
     shown = traffic if len(traffic) <= rows and total[0] <= rows else traffic[: rows - 1]
     told = [("has", 5)] if any(entry.share is not None for entry in shown) else []
     columns = [*told, ("rate", 11)] + ([("latency", 7), ("wasted", 8)] if width >= WIDE else [])
     room = width - sum(column_width + _GAP for _, column_width in columns) - _GAP
     longest = max([len("provider"), *(len(printable(entry.address)) for entry in shown)])
     address_width = max(min(longest, room - _STATE_WIDTH), 8)
-    last = [("now", max(room - address_width, 4))]
-    drawn = _grid([("provider", address_width)], columns, last if room - address_width >= _STATE_WIDTH else [])
+    state_width = room - address_width
+    drawn = _grid([("provider", address_width)], columns, [("now", state_width)] if state_width >= _STATE_WIDTH else [])
+    spare = lines - len(shown) - (total[0] > len(shown)) if state_width >= _STATE_WIDTH else 0
     for entry in shown:
+        state = _state(entry, max(state_width, _STATE_WIDTH), 1 + min(spare, _MORE_LINES))
+        spare -= state.plain.count("\n")
         cells: dict[str, str | Text] = {
             "provider": Text(printable(entry.address)),
             "has": "?" if entry.share is None else percent(int(entry.share * 1_000_000), 1_000_000),
             "rate": f"{size(int(entry.rate_bytes_s))}/s",
             "latency": trip(entry.latency_s) if entry.latency_s else "",
             "wasted": size(entry.wasted) if entry.wasted else "",
-            "now": _state(entry),
+            "now": state,
         }
         drawn.add_row(*(cells[str(column.header)] for column in drawn.columns))
     if (more := total[0] - len(shown)) > 0:
@@ -224,12 +234,22 @@ def providers_table(traffic: Sequence[Traffic], rows: int, total: tuple[int, flo
     return drawn
 
 
-def _state(entry: Traffic) -> Text:
+def _state(entry: Traffic, width: int, lines: int) -> Text:
+    """What a provider does; a reason takes as many lines as it needs and may."""
     if entry.avoided:
-        return Text(f"avoided: {printable(entry.avoided)}", "yellow")
+        said = f"avoided: {printable(without_address(entry.avoided, entry.address))}"
+        return Text("\n".join(textwrap.wrap(said, width, max_lines=max(lines, 1), placeholder=" …")), "yellow")
     if entry.outstanding:
         return Text(f"{size(entry.outstanding)} asked")
     return Text("idle", "dim")
+
+
+def without_address(reason: str, address: str) -> str:
+    """A reason without the address of its provider in front, next to which it is shown."""
+    place = re.sub("^[a-z]+://", "", address)
+    host = re.sub(r":[0-9]+$", "", place.partition("/")[0]).strip("[]")
+    spelled = rf"([a-z]+://)?({re.escape(place)}(/\S*?)?|\[?{re.escape(host)}\]?( port [0-9]+)?)"
+    return re.sub(rf"^{spelled}(:? )(?=\S)", "", reason)
 
 
 @dataclass
@@ -268,7 +288,7 @@ class SeedView:
         if active and left >= 3:
             yield Text()
             whole = (len(active), sum(entry.rate_bytes_s for entry in active))
-            yield providers_table(active, min(left - 2, MAX_PROVIDERS), whole, width)
+            yield providers_table(active, left - 2, whole, options.max_width)
 
 
 def _dataset(entry: HeldDataset, width: int) -> RenderableType:

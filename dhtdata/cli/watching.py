@@ -25,7 +25,7 @@ from dhtdata.cli.session import (
     TargetArgument,
     session,
 )
-from dhtdata.cli.transfer_view import printable
+from dhtdata.cli.transfer_view import printable, without_address
 from dhtdata.cli.values import as_document
 from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic, Upload
 from dhtdata.durations import spoken, trip
@@ -206,7 +206,7 @@ def _traffic_table(traffic: tuple[Traffic, ...]) -> RenderableType:
             size(entry.wasted),
             _rate(entry.rate_bytes_s),
             _latency(entry.latency_s),
-            printable(entry.avoided),
+            printable(without_address(entry.avoided, entry.address)),
         )
         for entry in traffic
     ]
@@ -228,7 +228,7 @@ def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
             _rate(entry.rate_bytes_s),
             _latency(entry.latency_s),
             entry.source,
-            printable(entry.avoided),
+            printable(without_address(entry.avoided, entry.address)),
         )
         for entry in providers
     ]

@@ -22,6 +22,7 @@ from dhtdata.cli.transfer_view import (
     against_bound,
     printable,
     strip,
+    without_address,
 )
 from dhtdata.control.protocol import HeldDataset, Progress, Traffic, Upload
 from dhtdata.digest import Digest
@@ -184,6 +185,47 @@ def test_avoided_and_idle_providers_say_so() -> None:
     assert any("203.0.113.2" in line and line.endswith("idle") and " ? " in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_reason_for_avoiding_a_provider_is_shown_whole(width: int) -> None:
+    reason = "203.0.113.1 port 8470: no connection (Connection refused)"
+    told = (traffic(1, avoided=reason, outstanding=0), traffic(2))
+    lines = shown(fetching(traffic=told), width)
+    states = [line[line.index("avoided") :] for line in lines if "avoided" in line]
+    start = next(line.index("avoided") for line in lines if "avoided" in line)
+    states += [line.strip() for line in lines if len(line) > start and not line[:start].strip()]
+    assert " ".join(states) == "avoided: no connection (Connection refused)"
+    assert len(states) == (1 if width == 120 else len(states)) <= 3
+
+
+def test_a_long_reason_takes_three_lines_where_there_is_room_for_them_and_one_elsewhere() -> None:
+    told = tuple(traffic(number, avoided="word " * 60) for number in range(3))
+    lines = shown(fetching(traffic=told, providers=3), height=30)
+    assert sum("word" in line for line in lines) == 9 and sum("…" in line for line in lines) == 3
+    low = shown(fetching(traffic=told, providers=3), height=12)
+    assert len(low) == 11 and sum("203.0.113" in line for line in low) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "reason", "said"),
+    [
+        ("192.0.2.2:9001", "192.0.2.2:9001: no connection (x)", "no connection (x)"),
+        ("192.0.2.2:9001", "192.0.2.2 port 9001: no connection (x)", "no connection (x)"),
+        ("192.0.2.2:9001", "http://192.0.2.2:9001/v1/have/ab: status 404", "status 404"),
+        ("192.0.2.2:9001", "192.0.2.2:9001 sent wrong bytes for block 3", "sent wrong bytes for block 3"),
+        ("192.0.2.2:9001", "192.0.2.22:9001: no answer", "192.0.2.22:9001: no answer"),
+        ("192.0.2.2:9001", "192.0.2.2:90011: no answer", "192.0.2.2:90011: no answer"),
+        ("[2001:db8::1]:80", "2001:db8::1 port 80: no connection (x)", "no connection (x)"),
+        ("[2001:db8::1]:80", "[2001:db8::1]:80: given up", "given up"),
+        ("https://a.example.org/x", "https://a.example.org/x/v1/blobs/ab: status 200", "status 200"),
+        ("https://a.example.org/x", "a.example.org: the name cannot be looked up", "the name cannot be looked up"),
+        ("192.0.2.2:9001", "busy", "busy"),
+        ("192.0.2.2:9001", "192.0.2.2:9001", "192.0.2.2:9001"),
+    ],
+)
+def test_a_reason_does_not_repeat_the_address_next_to_it(address: str, reason: str, said: str) -> None:
+    assert without_address(reason, address) == said
+
+
 def test_many_providers_are_summed_up_in_the_last_line() -> None:
     told = tuple(traffic(number) for number in range(64))
     lines = shown(fetching(traffic=told, providers=200, rate_bytes_s=400.0 * MIB), height=50)
@@ -239,7 +281,8 @@ def test_a_view_never_leaves_its_place(
     for view in (fetch, FetchView(fetch.title), seeding(0, providers, datasets=held, traffic=told), SeedView()):
         lines = shown(view, width, height, encoding)
         assert 1 <= len(lines) < height
-        assert all(cell_len(line) <= min(width, WIDEST) for line in lines)
+        assert all(cell_len(line) <= width for line in lines)
+        assert all(cell_len(line) <= WIDEST for line in lines[:5])
         assert all(line.isprintable() for line in lines)
         assert encoding == "utf-8" or all(
             line.replace("…", "").replace("\N{REPLACEMENT CHARACTER}", "").isascii() for line in lines
