@@ -138,7 +138,11 @@ class Output:
 
 
 class _Drawn:
-    """A view that remembers how wide its lines were when it was drawn last."""
+    """A view that remembers how wide its lines were when it was drawn last.
+
+    The cursor rests on an empty line below it: where a terminal echoes ``^C`` at the end of a full line, it would wrap,
+    and what rich then wipes out begins a line too low.
+    """
 
     def __init__(self, view: RenderableType) -> None:
         self._view = view
@@ -147,7 +151,7 @@ class _Drawn:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         lines = console.render_lines(self._view, options, pad=False)
         self._widths = [Segment.get_line_length(line) for line in lines]
-        for line in lines:
+        for line in [*lines, []]:
             yield from line
             yield Segment.line()
 

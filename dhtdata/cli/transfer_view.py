@@ -1,7 +1,8 @@
 """What a transfer looks like on a terminal: pure, from what the peer tells to something that rich draws.
 
 A view is drawn anew each time, at the width and height that the terminal has then. It takes at most `WIDEST` columns,
-the table of providers all there are: a reason for leaving one alone can be long. A line of the screen stays free. Shades and signs tell everything that colours tell. What a remote may have had a
+the table of providers all there are: a reason for leaving one alone can be long. Two lines of the screen stay free: the cursor
+rests on one, and the other is fed when all is wiped out. Shades and signs tell everything that colours tell. What a remote may have had a
 say in is shown without control characters and never read as markup.
 """
 
@@ -31,6 +32,7 @@ FULL = 255
 _STRIP_WIDTH = 44
 _STATE_WIDTH = 14
 _MORE_LINES = 2
+_FREE_LINES = 2
 _GAP = 2
 _SHADES = "·░▒▓█"
 _ASCII_SHADES = "-.:+#"
@@ -155,7 +157,7 @@ class FetchView:
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        width, room = min(options.max_width, WIDEST), console.size.height - 1
+        width, room = min(options.max_width, WIDEST), max(console.size.height - _FREE_LINES, 1)
         seen = self._seen
         lines: list[RenderableType] = [
             _ends(printable(self.title), spoken(seen.elapsed_s) if seen.elapsed_s >= 1 else "", width),
@@ -260,7 +262,7 @@ class SeedView:
     said: str = "starting"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        width, room = min(options.max_width, WIDEST), console.size.height - 1
+        width, room = min(options.max_width, WIDEST), max(console.size.height - _FREE_LINES, 1)
         seen = self.seen
         if seen is None:
             yield _ends(printable(self.said), "", width)

@@ -87,9 +87,22 @@ def test_a_result_below_a_live_view_takes_its_place_and_is_not_wiped_out(monkeyp
         output.result({}, "the result")
     before, _, after = screen.getvalue().partition("the result")
     up = "\x1b[1A"
-    # Two lines up from the third: once before the result, and not between it and the end of the next drawing.
-    assert before.count(up) >= 2
+    # Up from the line below the third: once before the result, and not between it and the end of the next drawing.
+    assert before.count(up) >= 3
     assert up not in after.partition("3")[0]
+
+
+def test_below_a_live_view_the_cursor_rests_on_an_empty_line_where_an_echoed_key_does_not_wrap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output(as_json=False)
+    output._err = _Console(file=screen, force_terminal=True, width=80, height=24)
+    with output.live(Text("1\n" + "2" * 80)):
+        drawn = screen.getvalue()
+    assert drawn.endswith("2" * 80 + "\n")
+    assert screen.getvalue().removeprefix(drawn).count("\x1b[1A") >= 3, "two lines, and the one of the cursor"
 
 
 @given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
