@@ -96,12 +96,18 @@ class Finder:
             return addresses
         return addresses
 
-    async def name(self, name: Name, direct: Sequence[Provider] = ()) -> tuple[Signed | None, set[Provider], str]:
-        """Newest record of a name that anybody knows, who answered over HTTP, and what the search was.
+    def asked(self, peer_count: int, since_s: float) -> str:
+        """Who was asked since then, for messages. Entering the DHT, which can take seconds, is part of a search."""
+        nodes = f"the DHT ({_many(self.dht_size, 'node')} known)" if self.dht_size else "no DHT node (none was met)"
+        return f"asked {nodes} and {_many(peer_count, 'peer')} in {time.monotonic() - since_s:.1f} s"
+
+    async def name(
+        self, name: Name, direct: Sequence[Provider], since_s: float
+    ) -> tuple[Signed | None, set[Provider], str]:
+        """Newest record of a name that anybody knows, who answered over HTTP, and what the search since then was.
 
         Waits for the DHT and for all peers asked, but once there is a record not much longer.
         """
-        started_s = time.monotonic()
         peers = list(dict.fromkeys([*direct, *self.known.web_seeds, *self.known.everybody()]))[:_MAX_NAME_PEERS]
         search = _NameSearch(name, self.http, self.node)
         try:
@@ -114,8 +120,7 @@ class Finder:
         except TimeoutError:
             # Whoever has not answered by now is left out.
             pass
-        took_s = time.monotonic() - started_s
-        said = f"asked {_many(self.dht_size, 'DHT node')} and {_many(len(peers), 'peer')} in {took_s:.1f} s"
+        said = self.asked(len(peers), since_s)
         if silent := [str(address) for address in direct if address not in search.heard]:
             said += f"; no answer from {', '.join(silent)}"
         return search.best, search.answered, said

@@ -131,8 +131,8 @@ class Resolver:
             body = await search.first(sources)
         except NotFoundError as failure:
             raise NotFoundError(
-                f"nobody has {what} {blob}: asked {self.finder.dht_size} DHT nodes and {len(search.asked)} peers "
-                f"in {time.monotonic() - started_s:.1f} s ({failure}); try again later, or ask for a fresh ticket"
+                f"nobody has {what} {blob}: {self.finder.asked(len(search.asked), started_s)} ({failure}); "
+                "try again later, or ask for a fresh ticket"
             ) from failure
         for address in _addresses(answered):
             known.remember(address)
@@ -149,8 +149,9 @@ class Resolver:
             self._require_somebody(direct)
         if not self._somebody(direct) and stored is not None:
             return stored
+        started_s = time.monotonic()
         await self._join(direct)
-        found, answered, said = await self.finder.name(name, direct)
+        found, answered, said = await self.finder.name(name, direct, started_s)
         for address in _addresses(answered):
             self.finder.known.remember(address)
         if found is not None:

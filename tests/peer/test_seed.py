@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -157,10 +159,23 @@ def test_a_digest_that_nobody_has_ends_with_who_was_asked(tmp_path: Path) -> Non
     with seeding(settings_at(tmp_path / "a")) as seed, opened(tmp_path / "b") as (store, settings):
         with PeerClient.connect(store, settings, start=True) as client:
             missing = Ticket(Digest.of(b"nobody has this"), (seed.address,))
-            with pytest.raises(NotFoundError, match=r"asked \d+ DHT nodes and 1 peers in \d"):
+            with pytest.raises(NotFoundError, match=r"asked (the DHT \(1 node known\)|no DHT .*) and 1 peer in \d"):
                 client.resolve(missing, 20)
             with pytest.raises(NotFoundError, match="nobody knows"):
                 client.resolve(Ticket(Publisher.fresh().name(), (seed.address,)), 20)
+
+
+def test_the_time_of_a_search_in_vain_includes_what_entering_the_dht_took(tmp_path: Path) -> None:
+    with opened(tmp_path / "b") as (store, settings), PeerClient.connect(store, settings, start=True) as client:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            nobody = Address("127.0.0.1", closed.getsockname()[1])
+            begun_s = time.monotonic()
+            with pytest.raises(NotFoundError, match=r"no DHT node \(none was met\) and 1 peer in ") as failure:
+                client.resolve(Ticket(Publisher.fresh().name(), (nobody,)), 20)
+            took_s = time.monotonic() - begun_s
+        said = re.search(r"in ([0-9.]+) s", str(failure.value))
+        assert took_s > 2 and said is not None and float(said[1]) > took_s - 1
 
 
 def test_with_nobody_to_ask_a_ticket_is_asked_for_at_once(tmp_path: Path) -> None:
