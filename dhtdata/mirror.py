@@ -1,4 +1,4 @@
-"""Static mirrors: a folder that makes any web server, bucket or disk a seed.
+"""Static mirrors: a folder that makes a seed of a disk, a bucket or any web server that answers range requests.
 
 Layout, the paths of the HTTP interface::
 
@@ -77,7 +77,9 @@ def write_mirror(
 def _ordered(store: Store, manifest: Digest, contents: Digest) -> list[Digest]:
     """Every blob of a dataset, what leads to others last. NotFoundError if one is not in the store."""
     if missing := store.missing_blobs(manifest):
-        raise NotFoundError(f"{len(missing)} blobs of {manifest} are not in the store: run dhtdata get {manifest}")
+        raise NotFoundError(
+            f"{manifest} is not whole in the store (blobs missing: {len(missing)}): run dhtdata get {manifest}"
+        )
     reach = Reach()
     walk(manifest, lambda digest, limit_bytes: store.read(digest, limit_bytes=limit_bytes), reach)
     leaves = sorted({*reach.sizes, *reach.small} - {manifest, contents})

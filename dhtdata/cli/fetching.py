@@ -63,7 +63,11 @@ def get(
     ),
     mirror: Annotated[
         Path | None,
-        typer.Option("--mirror", help="Also write a static mirror here, for any web server.", metavar="DIR"),
+        typer.Option(
+            "--mirror",
+            help="Also write a static mirror here, for a web server that answers range requests.",
+            metavar="DIR",
+        ),
     ] = None,
     store: StoreOption = None,
     home: HomeOption = None,
@@ -129,9 +133,14 @@ def get(
     if went is not None and went.fetched:
         lines.append(_told(went))
     if files:
-        lines.append(plain(f"Wrote {len(files)} {as_.value} file{'s'[: len(files) > 1]} to {to}."))
+        lines.append(plain(f"Wrote {counted(len(files), f'{as_.value} file')} to {to}."))
     if mirrored:
-        lines.append(plain(f"The mirror in {mirror} is complete: serve that folder with any web server."))
+        lines += [
+            plain(
+                f"The mirror in {mirror} is complete: serve that folder with a web server that answers range requests"
+            ),
+            plain("(nginx, Caddy, Apache and buckets do; python -m http.server does not)."),
+        ]
     opened.output.result(document, *lines)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, all_held, held, known_names
-from dhtdata.cli.output import number, plain, short, size, table
+from dhtdata.cli.output import counted, number, plain, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -20,6 +20,7 @@ from dhtdata.cli.session import (
     StoreOption,
     TargetArgument,
     TimeoutOption,
+    WebSeedsOption,
     session,
 )
 from dhtdata.digest import Digest
@@ -68,22 +69,23 @@ def ls(store: StoreOption = None, home: HomeOption = None, as_json: JsonOption =
 
 def verify(
     target: TargetArgument = "",
-    repair: Annotated[bool, typer.Option(help="Fetch what is damaged or missing from peers.")] = True,
+    repair: Annotated[bool, typer.Option(help="Fetch what is damaged or missing from peers and web seeds.")] = True,
     store: StoreOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     network: NetworkOption = None,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = SEARCH_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every stored byte again, and repair damage from peers.
+    """Read every stored byte again, and repair damage from peers and web seeds.
 
     Damaged blobs are set aside first. With TARGET, that dataset is also completed; otherwise every dataset that lost
     something to this run is. Ends with exit code 4 if damage remains, 5 if what else is missing cannot be had.
 
     Example: `dhtdata verify`
     """
-    opened = session(store, home, as_json, bootstrap=bootstrap, network=network)
+    opened = session(store, home, as_json, bootstrap=bootstrap, network=network, web_seeds=web_seeds)
     if target:
         opened = opened.entering(parse_target(target))
     with opened.store() as blobs:
@@ -105,13 +107,14 @@ def verify(
     if remaining:
         mending = " and ".join(f"dhtdata verify {names.get(digest, digest.hex())}" for digest in hurt[:3])
         said = "; ".join(failures) or (f"to repair them, run {mending}" if hurt else "no listed dataset needs them")
-        first = f"{len(remaining)} of {checked} blobs are damaged and set aside, the first is {remaining[0]}: {said}"
-        raise IntegrityError(first, culprit=str(opened.settings.store))
+        are = "is" if len(remaining) == 1 else "are"
+        first = f"{number(len(remaining))} of {counted(checked, 'blob')} {are} damaged and set aside"
+        raise IntegrityError(f"{first}, the first is {remaining[0]}: {said}", culprit=str(opened.settings.store))
     if failures:
         raise NotFoundError(f"what is stored is good, but what is missing could not be had: {'; '.join(failures)}")
-    sentence = f"{number(checked)} blobs checked, all good."
+    sentence = f"{counted(checked, 'blob')} checked, all good."
     if damaged:
-        sentence = f"{number(checked)} blobs checked, {number(len(damaged))} damaged and repaired from peers."
+        sentence = f"{counted(checked, 'blob')} checked, {number(len(damaged))} damaged and repaired."
     opened.output.result(document, sentence)
 
 

@@ -17,8 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from dhtdata.digest import Digest
 from dhtdata.formats.ticket import Ticket
 from dhtdata.formats.web_seeds import WebSeed
+from dhtdata.store import Store
 from tests.cli.machine import Machine
 from tests.cli.web import serving
 
@@ -103,6 +105,22 @@ def test_a_peer_that_runs_already_hears_of_a_web_seed(origin: Origin, reader: Ma
     assert done["bytes_held"] == origin.bytes
 
 
+def test_verify_repairs_from_a_web_seed(origin: Origin, reader: Machine) -> None:
+    reader.document("get", origin.manifest, "--web-seed", origin.mirror.as_uri())
+    reader.stop_private_peer()
+    with Store.open(reader.home / "store") as store:
+        path = max((store.locate(digest).path for digest in _blobs(origin)), key=lambda path: path.stat().st_size)
+    path.chmod(0o600)
+    path.write_bytes(bytes(path.stat().st_size))
+    done = reader.document("verify", "--web-seed", origin.mirror.as_uri())
+    assert (done["damaged"], done["repaired"]) == ([path.name], 1)
+
+
+def test_a_mirror_comes_with_what_its_server_must_do(origin: Origin, tmp_path: Path) -> None:
+    said = origin.machine.run("get", "rows", "--mirror", str(tmp_path / "another")).out
+    assert "a web server that answers range requests" in said and "http.server does not" in said
+
+
 def test_a_seed_completes_from_a_web_seed_and_serves_others(origin: Origin, folder: Path, reader: Machine) -> None:
     seed = Machine(folder, "seed")
     with seed.seeding("seed", origin.manifest, "--web-seed", origin.mirror.as_uri()) as (seeded, _):
@@ -163,6 +181,11 @@ def test_https_is_believed_only_with_a_certificate_that_this_machine_trusts(
         other = f"https://localhost:{address.port}"
         sentence = reader.fails(5, "get", "0" * 64, "--web-seed", other)
         assert "certificate" in sentence, "it is one of another host"
+
+
+def _blobs(origin: Origin) -> list[Digest]:
+    """Of the dataset, shards and others, as its mirror has them."""
+    return [Digest.parse(path.name) for path in (origin.mirror / "v1" / "blobs").iterdir() if len(path.name) == 64]
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
