@@ -12,7 +12,7 @@ from rich.rule import Rule
 from dhtdata.cli.fetching import ColumnsOption
 from dhtdata.cli.held import Held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import facts, number, plain, rows_table, size, table
+from dhtdata.cli.output import counted, facts, number, plain, rows_table, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -72,7 +72,7 @@ def head(
     found = [{name: to_json(value) for name, value in zip(names, row, strict=True)} for row in rows]
     document = {"split": chosen, "rows_total": total, "rows": found}
     drawn = rows_table(names, [[cell(value) for value in row] for row in rows], opened.output.width)
-    opened.output.result(document, drawn, plain(f"{len(rows)} of {number(total)} rows of split {chosen}."))
+    opened.output.result(document, drawn, plain(f"{number(len(rows))} of {counted(total, 'row')} of split {chosen}."))
 
 
 def info(
@@ -157,7 +157,7 @@ def _portrait(entry: Held, stale: bool, statistics: Statistics | None) -> list[R
         ("manifest", str(entry.digest)),
         ("contents", str(manifest.contents)),
         ("parent", str(manifest.parent) if manifest.parent else "none: the first version"),
-        ("size", f"{number(contents.row_count)} rows, {size(contents.byte_count)} ({held})"),
+        ("size", f"{counted(contents.row_count, 'row')}, {size(contents.byte_count)} ({held})"),
         ("licence", manifest.licence or "not stated"),
         ("source", _provenance(entry)),
         ("web seeds", ", ".join(seed.url for seed in manifest.web_seeds) or "none"),
@@ -192,7 +192,7 @@ def _provenance(entry: Held) -> str:
     provenance = entry.manifest.provenance
     names = ", ".join(source.name for source in provenance.sources[:_SHOWN_SOURCES])
     more = ", …" if provenance.files > _SHOWN_SOURCES else ""
-    files = f"{number(provenance.files)} file{'s'[: provenance.files != 1]} ({names}{more})" if provenance.files else ""
+    files = f"{counted(provenance.files, 'file')} ({names}{more})" if provenance.files else ""
     return "; ".join(part for part in (provenance.url, files) if part) or "not stated"
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 
 from dhtdata.cli.held import held
-from dhtdata.cli.output import facts, number, plain, size
+from dhtdata.cli.output import counted, facts, number, plain, size
 from dhtdata.cli.seeding import reader_needs, run_seed
 from dhtdata.cli.session import (
     BootstrapOption,
@@ -137,9 +137,9 @@ def publish(
         )
     document = _document(done)
     shown = _shown(done)
-    for count, kind in ((done.skipped_hidden, "hidden files"), (done.skipped_links, "symbolic links")):
+    for count, kind in ((done.skipped_hidden, "hidden file"), (done.skipped_links, "symbolic link")):
         if count:
-            opened.output.note(f"{number(count)} {kind} were skipped.")
+            opened.output.note(f"Skipped {counted(count, kind)}.")
     if seed:
         run_seed(opened, [str(done.name).partition("@")[0]], document, [shown])
         return

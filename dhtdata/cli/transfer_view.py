@@ -1,9 +1,9 @@
 """What a transfer looks like on a terminal: pure, from what the peer tells to something that rich draws.
 
 A view is drawn anew each time, at the width and height that the terminal has then. It takes at most `WIDEST` columns,
-the table of providers all there are: a reason for leaving one alone can be long. Two lines of the screen stay free: the cursor
-rests on one, and the other is fed when all is wiped out. Shades and signs tell everything that colours tell. What a remote may have had a
-say in is shown without control characters and never read as markup.
+the table of providers all there are: a reason for leaving one alone can be long. Two lines of the screen stay free: the
+cursor rests on one, and the other is fed when all is wiped out. Shades and signs tell everything that colours tell.
+What a remote may have had a say in is shown without control characters and never read as markup.
 """
 
 from __future__ import annotations
@@ -193,8 +193,10 @@ class FetchView:
 
 def _account(seen: Progress) -> list[str]:
     about = "" if seen.bytes >= seen.bytes_total else "about "
-    total = f" of {about}{number(seen.blocks_total)}" if seen.blocks_total else ""
-    said = [f"{number(seen.blocks)}{total} blocks verified", f"{size(seen.wasted)} wasted"]
+    blocks = counted(seen.blocks, "block")
+    if seen.blocks_total:
+        blocks = f"{number(seen.blocks)} of {about}{counted(seen.blocks_total, 'block')}"
+    said = [f"{blocks} verified", f"{size(seen.wasted)} wasted"]
     return said if seen.bound_s is None else [*said, f"{against_bound(seen):.2f} × lower bound"]
 
 

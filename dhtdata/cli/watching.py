@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from dhtdata.cli.dht_view import summary
+from dhtdata.cli.held import Held, held
 from dhtdata.cli.limits import limits_text
 from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
@@ -65,9 +66,9 @@ def show_status(opened: Session, seen: PeerStatus) -> None:
         ("limits", limits_text(seen.limits)),
         (
             "fetched",
-            f"{size(seen.bytes_fetched)}, {number(seen.blocks_verified)} blocks verified{now(seen.down_bytes_s)}",
+            f"{size(seen.bytes_fetched)}, {counted(seen.blocks_verified, 'block')} verified{now(seen.down_bytes_s)}",
         ),
-        ("served", f"{size(seen.bytes_served)} in {number(seen.requests_served)} requests{now(seen.up_bytes_s)}"),
+        ("served", f"{size(seen.bytes_served)} in {counted(seen.requests_served, 'request')}{now(seen.up_bytes_s)}"),
     ]
     pieces: list[RenderableType] = [facts(shown)]
     if seen.datasets:
@@ -109,13 +110,13 @@ def peers(
         with opened.peer(blobs) as peer:
             found = peer.resolve(opened.asking(parsed), SEARCH_S)
             providers = peer.providers(found.contents)
+            alone = "" if providers else _alone(held(blobs, found.manifest.hex()), peer.status())
         document = {
             "manifest": found.manifest.hex(),
             "contents": found.contents.hex(),
             "providers": as_document(providers),
         }
-        shown = _providers_table(providers) if providers else "Nobody who was asked provides this dataset now."
-        opened.output.result(document, shown)
+        opened.output.result(document, alone or _providers_table(providers))
 
 
 def doctor(
@@ -223,7 +224,7 @@ def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
     rows = [
         (
             entry.address,
-            "everything" if entry.seed else f"{entry.shards} shards" if entry.shards >= 0 else "unknown",
+            "everything" if entry.seed else counted(entry.shards, "shard") if entry.shards >= 0 else "unknown",
             size(entry.bytes),
             _rate(entry.rate_bytes_s),
             _latency(entry.latency_s),
@@ -234,6 +235,19 @@ def _providers_table(providers: tuple[ProviderStatus, ...]) -> RenderableType:
     ]
     columns = ("address", "has", "received", "rate", "latency", "found by", "avoided because")
     return table("Providers", *columns, rows=rows, right=("received", "rate", "latency"))
+
+
+def _alone(entry: Held, seen: PeerStatus) -> str:
+    """Nobody else provides a dataset: what this machine does about it, and the next step."""
+    name = printable(entry.label)
+    if any(each.manifest == entry.digest for each in seen.datasets):
+        itself = f"Nobody else who was asked provides {name} now; this machine itself seeds it"
+        if entry.complete:
+            return f"{itself}. To seed it elsewhere too: dhtdata seed TICKET, which dhtdata ticket {name} prints."
+        return f"{itself}, but has only {entry.share} of it: start a seed of it on a machine that has the rest."
+    if entry.complete:
+        return f"Nobody who was asked provides {name} now, but this store has all of it: dhtdata seed {name} serves it."
+    return f"Nobody who was asked provides {name} now: run dhtdata seed on a machine that has it, or name a --web-seed."
 
 
 def _rate(bytes_s: float) -> str:

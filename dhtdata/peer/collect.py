@@ -158,7 +158,7 @@ class Collection:
             elif time.monotonic() - since_s > STALL_S:
                 self.failure = NotFoundError(
                     f"nobody has delivered anything of contents {self.swarm.contents} for {STALL_S:.0f} s: "
-                    f"{len(self.swarm.members)} providers are known; what has come is kept, try again later"
+                    f"providers known: {len(self.swarm.members)}; what has come is kept, try again later"
                 )
                 for worker in workers:
                     worker.cancel()

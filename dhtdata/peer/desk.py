@@ -396,4 +396,4 @@ async def _within(timeout_s: float, waiting: Awaitable[_T], what: str) -> _T:
 
 def _providers_of(swarm: Swarm) -> str:
     usable = len(swarm.usable())
-    return f"{len(swarm.members)} providers of contents {swarm.contents} are known, {usable} of them usable"
+    return f"providers known of contents {swarm.contents}: {len(swarm.members)}, {usable} of them usable"

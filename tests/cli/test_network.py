@@ -94,6 +94,22 @@ def test_a_name_and_one_known_peer_are_enough_too(origin: Origin, reader: Machin
     assert origin.address in reader.run("peers").out
 
 
+def test_a_dataset_that_nobody_else_provides_is_named_with_the_next_step(
+    origin: Origin, reader: Machine, folder: Path
+) -> None:
+    lonely = Machine(folder, "lonely")
+    pq.write_table(ROWS.slice(0, 10), lonely.work / "few.parquet")
+    lonely.document("publish", "few.parquet", "--name", "few")
+    # Somebody has to be there to be asked.
+    said = lonely.run("peers", "few", "--bootstrap", origin.address)
+    assert "few now, but this store has all of it: dhtdata seed few" in said.out, said
+    lonely.stop_private_peer()
+    with lonely.seeding("seed", "few"):
+        said = lonely.run("peers", "few")
+        assert "Nobody else" in said.out and "this machine itself seeds it" in said.out, said
+        assert "dhtdata ticket few" in said.out
+
+
 def test_a_bare_name_is_asked_of_the_peer_that_bootstrap_names(origin: Origin, reader: Machine) -> None:
     reader.document("info", origin.ticket)
     reader.stop_private_peer()
@@ -144,7 +160,7 @@ def test_a_lost_description_hides_nothing_else_and_is_repaired(origin: Origin, r
 
 def test_a_digest_that_nobody_has_is_not_found_after_a_stated_search(origin: Origin, reader: Machine) -> None:
     sentence = reader.fails(5, "get", "0" * 64, "--bootstrap", origin.address)
-    assert "0" * 64 in sentence and "asked" in sentence and "peers" in sentence
+    assert "0" * 64 in sentence and "asked" in sentence and "1 peer in" in sentence
 
 
 def test_a_name_that_nobody_has_is_not_found(origin: Origin, reader: Machine) -> None:

@@ -173,6 +173,12 @@ def test_a_fetch_that_just_began_says_what_it_does() -> None:
     assert "lower bound" not in early and "0 blocks verified" in early and " left" not in early
 
 
+def test_one_of_anything_is_singular() -> None:
+    text = "\n".join(shown(fetching(blocks=1, blocks_total=1)))
+    assert "1 of about 1 block verified" in text
+    assert "0 blocks verified" in "\n".join(shown(fetching(blocks=0, blocks_total=0)))
+
+
 def test_what_was_reused_is_told_and_a_whole_dataset_has_no_estimate() -> None:
     text = "\n".join(shown(fetching(reused=5 * MIB, bytes=512 * MIB, blocks_total=240)))
     assert "5.0 MiB reused" in text and "240 of 240 blocks verified" in text and "100% of 512 MiB" in text
