@@ -24,7 +24,7 @@ from dhtdata.control.protocol import PeerStatus
 from dhtdata.dht.clock import MIN_WITNESSES
 from dhtdata.dht.endpoint import interfaces
 from dhtdata.durations import apart
-from dhtdata.entrances import SILENCE, Entrance, try_all
+from dhtdata.entrances import SILENCE, Entrance, in_use_by_seed, seed_answers, try_all
 from dhtdata.errors import DhtDataError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.records import CLOCK_TOLERANCE_S
@@ -32,6 +32,7 @@ from dhtdata.formats.web_seeds import WebSeed, first_hop
 from dhtdata.network import PUBLIC, Network, check_store, network_at
 from dhtdata.peer.addresses import own_addresses
 from dhtdata.store import Store
+from dhtdata.store.filesystem import refuse_kernel, refuse_network
 from dhtdata.transfer.dialling import dial
 
 GOOD, DOUBTFUL, WRONG = "good", "doubtful", "wrong"
@@ -86,14 +87,31 @@ def _folders(settings: Settings) -> list[Finding]:
 
 
 def _folder(subject: str, path: Path) -> Finding:
-    if not path.exists():
-        parent = next(parent for parent in path.parents if parent.exists())
-        if os.access(parent, os.W_OK | os.X_OK):
-            return Finding(subject, GOOD, f"{path} will be made when it is needed")
-        return Finding(subject, WRONG, f"{path} cannot be made: {parent} is not writable, choose another (--{subject})")
+    there = _nearest(path)
+    made = there == path
+    trouble = _folder_trouble(there)
+    if trouble and made:
+        return Finding(subject, WRONG, f"{trouble}: choose another (--{subject})")
+    if trouble:
+        return Finding(subject, WRONG, f"{path} cannot be made: {trouble}, choose another (--{subject})")
+    return Finding(subject, GOOD, f"{path} can be written" if made else f"{path} will be made when it is needed")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(there for there in (path, *path.parents) if there.exists())
+
+
+def _folder_trouble(path: Path) -> str:
+    """Why nothing can be made in a folder; empty if something can."""
     if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(subject, WRONG, f"{path} is not a folder that this user can write: choose another (--{subject})")
-    return Finding(subject, GOOD, f"{path} can be written")
+        return f"{path} is not a folder that this user can write"
+    try:
+        # The superuser's rights say nothing there.
+        refuse_kernel(path)
+    except (StoreError, OSError) as failure:
+        return str(failure)
+    return ""
 
 
 def _keys(folder: Path) -> Finding:
@@ -135,8 +153,7 @@ def _joined(settings: Settings, network: Network, status: PeerStatus | None) -> 
 
 
 def _room(store: Path) -> Finding:
-    there = next(path for path in (store, *store.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(store)).free
     text = f"{free / (1 << 30):.1f} GiB free on the disk of {store}"
     if free < ROOM_WRONG_BYTES:
         return Finding("disk room", WRONG, text + ": free some, run dhtdata gc, or use another store (--store)")
@@ -146,9 +163,10 @@ def _room(store: Path) -> Finding:
 
 
 def _store(settings: Settings) -> list[Finding]:
-    if not settings.store.exists():
-        return [Finding("file system", GOOD, "is checked when the store is made")]
     try:
+        if not settings.store.exists():
+            refuse_network(there := _nearest(settings.store))
+            return [Finding("file system", GOOD, f"{there} is on a local one")]
         with Store.open(settings.store) as store:
             what = _many(len(store.manifests()), "dataset")
     except DhtDataError as failure:
@@ -194,6 +212,12 @@ def _port(settings: Settings, status: PeerStatus | None) -> Finding:
     for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         for ip in interfaces(settings.listen):
             failure = _try_bind(ip, settings.port, kind)
+            if (
+                failure is not None
+                and failure.errno == errno.EADDRINUSE
+                and seed_answers(settings.listen, settings.port)
+            ):
+                return Finding("port", WRONG, in_use_by_seed(settings.port))
             if failure is not None:
                 return Finding("port", WRONG, _bind_advice(settings, protocol, failure))
     return Finding("port", GOOD, f"{settings.port} is free for TCP and UDP on {settings.listen}")

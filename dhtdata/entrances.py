@@ -24,7 +24,10 @@ from dhtdata.transfer.membership import member_headers
 ANSWER_S = 2.0
 AT_ONCE = 32
 SILENCE = "does not answer"
+SERVER = "dhtdata"
+"""How the HTTP server of a peer calls itself."""
 _HEALTH = "/healthz"
+_LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "::": ("127.0.0.1", "::1")}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,30 @@ def try_all(addresses: Sequence[Address], network: Network, listen: str) -> list
         Entrance(address, reason, *nodes[address], ahead_s)
         for address, (reason, ahead_s) in zip(addresses, told, strict=True)
     ]
+
+
+def seed_answers(listen: str, port: int) -> bool:
+    """Whether a seed of this machine answers on a port, whatever its network. Blocks for `ANSWER_S`, or twice that."""
+    return any(_is_peer(ip, port) for ip in _LOOPBACK.get(listen, (listen,)))
+
+
+def _is_peer(ip: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(ip, port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", _HEALTH)
+        return connection.getresponse().getheader("Server") == SERVER
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def in_use_by_seed(port: int) -> str:
+    """What to say, and do, where one answers."""
+    return (
+        f"TCP and UDP port {port} are in use by another dhtdata seed, of another store or user: "
+        "end it with dhtdata stop --store DIR, or choose another port (--port)"
+    )
 
 
 async def _ping_all(addresses: Iterable[Address], network: Network, listen: str) -> dict[Address, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dhtdata.cli.session import SEARCH_S, Session
 from dhtdata.cli.transfer_view import SeedView
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import PeerStatus, Seeded
+from dhtdata.entrances import in_use_by_seed, seed_answers
 from dhtdata.errors import ConfigError, DhtDataError
 from dhtdata.formats.ticket import Target, parse_target
 from dhtdata.store import Store
@@ -99,11 +101,23 @@ def _run(
             pieces = [*shown, *map(_shown, seeded), *reader_needs(status), where]
             opened.output.result(document | _document(status, seeded), *pieces)
 
-    with _live_view(opened, blobs):
-        serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
+    try:
+        with _live_view(opened, blobs):
+            serve(opened.settings, targets, on_listening=listening.append, on_seeded=on_seeded)
+    except ConfigError as failure:
+        if _held_by_seed(opened, failure):
+            raise ConfigError(in_use_by_seed(opened.settings.port)) from failure
+        raise
     if len(seeded) < len(targets):
         raise KeyboardInterrupt
     opened.output.note("Stopped seeding; what was fetched is kept.")
+
+
+def _held_by_seed(opened: Session, failure: ConfigError) -> bool:
+    """Whether a start failed because another seed has the port."""
+    cause = failure.__cause__
+    in_use = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+    return in_use and seed_answers(opened.settings.listen, opened.settings.port)
 
 
 @contextmanager

@@ -30,6 +30,13 @@ _REFUSED = {
     0x5346414F: "AFS",
 }
 """Magic numbers of ``statfs(2)`` and ``linux/magic.h``; Lustre, GPFS and BeeGFS from their own sources."""
+_OF_THE_KERNEL = {
+    0x9FA0: "procfs",
+    0x62656572: "sysfs",
+    0x27E0EB: "cgroup",
+    0x63677270: "cgroup2",
+    0x64626720: "debugfs",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATFS_BYTES = 512
 _SYNC_FILE_RANGE_WRITE = 2
@@ -47,6 +54,13 @@ def magic_of(path: Path) -> int:
         raise OSError(number, os.strerror(number), str(path))
     # f_type is the first word of struct statfs on every Linux architecture.
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF
+
+
+def refuse_kernel(path: Path) -> None:
+    """StoreError if ``path`` lies on a file system that shows the kernel and holds no files of ours, whoever we are."""
+    kind = _OF_THE_KERNEL.get(magic_of(path))
+    if kind is not None:
+        raise StoreError(f"{path} is on {kind}, which holds no files")
 
 
 def refuse_network(path: Path) -> None:

@@ -49,7 +49,7 @@ def findings(given: Settings) -> dict[str, Finding]:
 
 
 @contextmanager
-def health(clock_s: float, network: Network = PUBLIC) -> Iterator[Address]:
+def health(clock_s: float, network: Network = PUBLIC, server: str = "") -> Iterator[Address]:
     """A peer's health answer with a clock of its own; in a private network for members only."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,17 +59,18 @@ def health(clock_s: float, network: Network = PUBLIC) -> Iterator[Address]:
                 return
             self.send_response_only(200)
             self.send_header("Date", formatdate(clock_s, usegmt=True))
+            self.send_header("Server", server)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield Address("127.0.0.1", server.server_port)
-        server.shutdown()
+        yield Address("127.0.0.1", serving.server_port)
+        serving.shutdown()
         thread.join()
 
 
@@ -89,6 +90,15 @@ def test_a_port_in_use_is_wrong_for_tcp_and_for_udp(tmp_path: Path) -> None:
             found = findings(settings(tmp_path, port=port))["port"]
         assert found.verdict == WRONG
         assert f"{protocol} port {port} is in use" in found.text and "--port" in found.text
+
+
+def test_a_port_that_another_seed_has_is_told_from_one_of_another_program(tmp_path: Path) -> None:
+    with health(time.time(), server="dhtdata") as address:
+        found = findings(settings(tmp_path, port=address.port))["port"]
+    assert found.verdict == WRONG
+    assert "another dhtdata seed" in found.text and "--port" in found.text and "another program" not in found.text
+    with health(time.time()) as address:
+        assert "another program" in findings(settings(tmp_path, port=address.port))["port"].text
 
 
 def test_port_0_is_doubtful(tmp_path: Path) -> None:
@@ -313,6 +323,18 @@ def test_a_folder_that_cannot_be_made_is_wrong(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     assert findings(settings(closed))["store"].verdict == WRONG
+
+
+@pytest.mark.parametrize("folder", [Path("/proc/x/y"), Path("/proc"), Path("/dev/null/x")])
+def test_a_folder_where_nobody_makes_files_is_wrong_for_the_superuser_too(tmp_path: Path, folder: Path) -> None:
+    found = findings(settings(tmp_path, home=folder))["home"]
+    assert found.verdict == WRONG and "--home" in found.text
+
+
+def test_where_a_store_cannot_be_is_said_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhtdata.store.filesystem.magic_of", lambda path: 0x6969 if path == tmp_path else 0)
+    found = findings(settings(tmp_path))
+    assert found["file system"].verdict == WRONG and "NFS" in found["file system"].text
 
 
 def test_web_seeds_that_are_not_there_are_named(tmp_path: Path) -> None:

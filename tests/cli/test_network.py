@@ -199,6 +199,14 @@ def test_a_port_in_use_is_named_and_never_changed(origin: Origin, reader: Machin
     assert str(port) in sentence and "in use" in sentence
 
 
+def test_a_port_that_another_seed_has_says_so(origin: Origin, reader: Machine) -> None:
+    (reader.work / "rows.csv").write_text("id\n1\n2\n")
+    reader.document("publish", "rows.csv", "--name", "mine")
+    port = origin.address.rpartition(":")[2]
+    sentence = reader.fails(2, "seed", "mine", "--port", port)
+    assert f"TCP and UDP port {port} are in use by another dhtdata seed" in sentence and "--port" in sentence
+
+
 def test_nobody_seeds_nobody_has_a_ticket(origin: Origin, reader: Machine) -> None:
     reader.document("get", origin.ticket)
     assert "dhtdata seed" in reader.fails(5, "ticket", "rows")
