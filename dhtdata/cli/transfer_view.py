@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dhtdata.cli.output import counted, number, percent, short, size
+from dhtdata.cli.output import SHORT_DIGITS, counted, number, percent, short, size
 from dhtdata.control.protocol import HeldDataset, PeerStatus, Progress, Traffic
 from dhtdata.durations import spoken, trip
 
@@ -32,6 +32,7 @@ FULL = 255
 _STRIP_WIDTH = 44
 _STATE_WIDTH = 14
 _MORE_LINES = 2
+_DIGEST = re.compile(rf"\b([0-9a-f]{{{SHORT_DIGITS}}})[0-9a-f]{{{64 - SHORT_DIGITS}}}\b")
 _FREE_LINES = 2
 _GAP = 2
 _SHADES = "·░▒▓█"
@@ -249,11 +250,12 @@ def _state(entry: Traffic, width: int, lines: int) -> Text:
 
 
 def without_address(reason: str, address: str) -> str:
-    """A reason without the address of its provider in front, next to which it is shown."""
+    """A reason without the address of its provider, next to which it is shown, and with digests cut short."""
     place = re.sub("^[a-z]+://", "", address)
     host = re.sub(r":[0-9]+$", "", place.partition("/")[0]).strip("[]")
     spelled = rf"([a-z]+://)?({re.escape(place)}(/\S*?)?|\[?{re.escape(host)}\]?( port [0-9]+)?)"
-    return re.sub(rf"^{spelled}(:? )(?=\S)", "", reason)
+    reason = re.sub(rf"^{spelled}(:? )(?=\S)", "", reason).replace(f" from {address} ", " ")
+    return _DIGEST.sub(r"\1…", reason)
 
 
 @dataclass

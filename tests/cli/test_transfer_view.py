@@ -224,6 +224,11 @@ def test_a_long_reason_takes_three_lines_where_there_is_room_for_them_and_one_el
         ("[2001:db8::1]:80", "[2001:db8::1]:80: given up", "given up"),
         ("https://a.example.org/x", "https://a.example.org/x/v1/blobs/ab: status 200", "status 200"),
         ("https://a.example.org/x", "a.example.org: the name cannot be looked up", "the name cannot be looked up"),
+        (
+            "192.0.2.2:9001",
+            f"wrong bytes from 192.0.2.2:9001 for block 3 of shard {'ab' * 32}",
+            "wrong bytes for block 3 of shard abababababab…",
+        ),
         ("192.0.2.2:9001", "busy", "busy"),
         ("192.0.2.2:9001", "192.0.2.2:9001", "192.0.2.2:9001"),
     ],
