@@ -36,7 +36,7 @@ from dhtdata.transfer.planner import Planner
 from dhtdata.transfer.providers import Provider, Remotes
 from dhtdata.transfer.search import Search
 from dhtdata.transfer.swarm import Swarm
-from dhtdata.transfer.threads import Cargo, Carrier
+from dhtdata.transfer.threads import Cargo, Carrier, piece_bytes
 from dhtdata.transfer.wire import Busy
 
 SAVE_EVERY_S = 5.0
@@ -268,6 +268,7 @@ class Fetcher:
             on_began=lambda: self._planner.orders.began(order, time.monotonic()),
             on_block=lambda position, new: self._block(transfer, position, new),
             packed=self._packed_is_welcome(provider),
+            piece_bytes=piece_bytes(self._remotes.at(provider).rate_bytes_s),
         )
         transfer = _Transfer(order, job, cargo)
         self._transfers.add(transfer)

@@ -260,12 +260,13 @@ class Planner:
                 continue
             have = helper.crowd.have
             scarce = _scarce(helper)
-            everything, best = self._rarest(helper, offers[helper.crowd], now_s, only_new=scarce)
+            everything, best, others = self._rarest(helper, offers[helper.crowd], now_s, only_new=scarce)
             if scarce and not self.spreads:
                 best = []
             helper.idle = not everything
             if best and not full:
-                return helper, *self._run(best, helper, offers[helper.crowd], len(free))
+                # Of what falls to others one block at a time: they may be about to ask for the rest.
+                return helper, *self._run(best, helper, offers[helper.crowd], 0 if others else len(free))
             if everything and scarce:
                 dear.append((helper, everything))
         if full or not dear:
@@ -273,15 +274,16 @@ class Planner:
         soon_s = self.orders.lasts_s(now_s)
         for helper, everything in dear:
             if not soon_s or _cautious_s(helper.remote, 0) * _DEAR < soon_s:
-                return helper, *self._run(everything, helper, offers[helper.crowd], len(free))
+                return helper, *self._run(everything, helper, offers[helper.crowd], 0)
         return None
 
     def _rarest(
         self, helper: _Helper, offers: Sequence[_Offer], now_s: float, *, only_new: bool
-    ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]]]:
+    ) -> tuple[list[tuple[Wanted, int]], list[tuple[Wanted, int]], bool]:
         """The rarest of all open blocks that this provider has, by shard; and those that it should be asked for.
 
         With ``only_new`` these are what nobody else has or is fetching, first what falls to us; else they are the same.
+        Last, whether they fall to others.
         """
         best: list[tuple[Wanted, int]] = []
         ours: list[tuple[Wanted, int]] = []
@@ -297,10 +299,10 @@ class Planner:
             if not count and (mine := rarest & ~helper.crowd.have.falls_elsewhere(offer.want.shard)):
                 ours.append((offer.want, mine))
         if not only_new:
-            return best, best
+            return best, best, False
         # What falls to others may be there by now, as far as we know: only who has little to do takes it over.
         take_over = not fewest and not ours and self.orders.lasts_s(now_s) < _HUNGRY_S
-        return best, best if take_over else ours
+        return best, best if take_over else ours, take_over
 
     def _offered(self, helper: _Helper, offer: _Offer) -> int:
         """Open blocks of a shard that a provider has and is not being asked for."""
@@ -315,7 +317,8 @@ class Planner:
     ) -> tuple[Wanted, Run]:
         """One of the rarest, with its neighbours: one request for many costs little more than for one.
 
-        In a crowd a random one, and of a complete member only with those that are as rare.
+        In a crowd a random one, and of a complete member only with those that are as rare. Alone if ``helper_count``,
+        among whom the rest is shared, is 0.
         """
         if helper.crowd.have.crowded:
             weights = [rarest.bit_count() for _, rarest in best]
@@ -328,7 +331,7 @@ class Planner:
             want, rarest = min(best, key=lambda entry: (busy[entry[0].shard], entry[0].missing.bit_count()))
             first = want.first_large(rarest)
         left = sum(offer.open.bit_count() * offer.want.mean_bytes for offer in offers)
-        limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count)
+        limit = self._limit_bytes(helper.remote, RUN_S, left // helper_count) if helper_count else 0
         among = rarest
         if not _scarce(helper):
             among = next(self._offered(helper, offer) for offer in offers if offer.want is want)

@@ -48,6 +48,11 @@ def deadline_s(length: int) -> float:
     return length / SLOWEST_BYTES_S + _SLACK_S
 
 
+def piece_bytes(rate_bytes_s: float) -> int:
+    """How much to read at once from who sends so fast."""
+    return int(min(max(rate_bytes_s * _SHORT_PIECE_S, _LEAST_PIECE_BYTES), _PIECE_BYTES))
+
+
 @dataclass(eq=False)
 class Cargo:
     """One run on its way. ``received``: bytes of its blocks so far, verified or not; written by the thread.
@@ -68,7 +73,7 @@ class Cargo:
     received: int = 0
     rested_s: float = 0.0
     """How long the limits made it wait."""
-    piece_bytes: int = 64 << 10
+    piece_bytes: int = _PIECE_BYTES
     connection: Connection | FolderConnection | None = field(default=None, repr=False)
     _stopped: Event = field(default_factory=Event, repr=False)
 
