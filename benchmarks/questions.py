@@ -41,8 +41,10 @@ def ask(question: Question, quick: bool) -> Answer:
     try:
         child = run_child(command, timeout_s=question.quick_limit_s if quick else question.limit_s)
     except (RuntimeError, subprocess.TimeoutExpired, json.JSONDecodeError) as failure:
-        lines = str(failure).strip().splitlines()
-        return Answer({f"{question.name}_failure": lines[-1]}, [Check(f"{question.name}_answered", 0, "==", 1)], {})
+        print(failure, file=sys.stderr, flush=True)
+        # The last line of a group of errors is but its frame.
+        said = [line for line in str(failure).splitlines() if any(map(str.isalpha, line))]
+        return Answer({f"{question.name}_failure": said[-1]}, [Check(f"{question.name}_answered", 0, "==", 1)], {})
     checks = [Check(each["name"], each["value"], each["op"], each["bar"]) for each in child.result["checks"]]
     figures = {**child.result["figures"], f"{question.name}_took_s": child.seconds}
     return Answer(figures, checks, child.result.get("curves", {}))
