@@ -162,7 +162,8 @@ class Orders:
     def redundant(self, order: Order) -> bool:
         """Whether it is of no use: nothing of it is missing, or it has not begun and can be had of others by now."""
         asked = self._asked.get(order)
-        if asked is None:
+        if asked is None or not asked.left:
+            # It ends by itself; to break it off now would cost its connection.
             return False
         useful = asked.left & asked.want.missing
         if asked.began_s is None and useful:

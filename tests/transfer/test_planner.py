@@ -576,6 +576,17 @@ def test_a_closed_shard_makes_its_orders_redundant() -> None:
     assert desk.orders() == []
 
 
+def test_an_order_that_is_all_here_ends_by_itself_and_keeps_its_connection() -> None:
+    desk = Desk()
+    desk.crowd.complete(PEERS[0])
+    desk.proven(PEERS[0], 1e8)
+    desk.open("shard", 4)
+    [order] = desk.orders()
+    for position in order.run.positions:
+        desk.planner.orders.delivered(order, position, 1.0)
+    assert not desk.planner.orders.redundant(order)
+
+
 # How much at once
 
 
