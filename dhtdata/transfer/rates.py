@@ -10,6 +10,7 @@ what keeps a slow peer useful.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -109,6 +110,12 @@ class Limits:
                 bucket.rate_bytes_s = rates.peer_up
             for bucket in self._peers_down.values():
                 bucket.rate_bytes_s = rates.peer_down
+
+    @property
+    def piece_down(self) -> int:
+        """How much to take at once: about a quarter of a second at the limits, so that something comes all the time."""
+        rates = [rate for rate in (self._rates.down, self._rates.peer_down) if rate is not None]
+        return max(min(rates) // 4, 1) if rates else sys.maxsize
 
     def peer_up(self, peer: Hashable) -> Bucket:
         """What this peer may be sent."""

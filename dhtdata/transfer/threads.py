@@ -213,7 +213,7 @@ class Carrier:
         before, filled = cargo.received, 0
         while filled < len(view):
             started_s = time.monotonic()
-            piece = view[filled : filled + cargo.piece_bytes]
+            piece = view[filled : filled + min(cargo.piece_bytes, self._limits.piece_down)]
             connection.read_into(piece)
             filled += len(piece)
             cargo.received = before + block_bytes * filled // len(view)

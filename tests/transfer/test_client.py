@@ -101,6 +101,7 @@ def test_a_name_record_of_another_name_is_refused(new_store: NewStore) -> None:
 
 def test_members_of_a_private_network_answer_each_other(new_store: NewStore) -> None:
     network, publisher, world = new_network(), Publisher.fresh(), make_world()
+    signed = publisher.sign(world).data
     store = new_store("store")
     world.publish(store)
     digest = store.put(BODY)
@@ -109,14 +110,14 @@ def test_members_of_a_private_network_answer_each_other(new_store: NewStore) -> 
         async with node(store, network) as one:
             one.directory.addresses[world.contents] = (Address("192.0.2.7", 1_000),)
             one.directory.records[world.contents] = [ProviderRecord(b"signed", ())]
-            one.directory.names[publisher.name()] = publisher.sign(world).data
+            one.directory.names[publisher.name()] = signed
             assert await read_range(one.address, digest, 5, 10, network=network) == BODY[5:15]
             assert await one.http.read_blob(one.address, digest, 60_000) == BODY
             have = await one.http.have(one.address, world.contents)
             assert (await one.http.have(one.address, world.contents, have.revision)).unchanged
             assert await one.http.peers(one.address, world.contents) == (Address("192.0.2.7", 1_000),)
             assert len(await one.http.providers(one.address, world.contents)) == 1
-            assert (await one.http.name(one.address, publisher.name())).data == publisher.sign(world).data
+            assert (await one.http.name(one.address, publisher.name())).data == signed
             with pytest.raises(NotFoundError):
                 await one.http.read_blob(one.address, Digest.of(b"not here"), 10)
             assert one.server.served.strangers == 0

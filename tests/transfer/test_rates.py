@@ -117,3 +117,10 @@ def test_however_many_peers_come_their_buckets_take_bounded_room() -> None:
     first = limits.peer_up(0)
     assert first.owed_s() == 0
     assert sum(limits.peer_up(number).owed_s() == 0 for number in range(10)) == 10
+
+
+def test_what_is_taken_at_once_lasts_a_quarter_of_a_second_at_the_lowest_limit() -> None:
+    assert Limits().piece_down > 1 << 30
+    assert Limits(Rates(down=64_000)).piece_down == 16_000
+    assert Limits(Rates(up=1, down=1 << 30, peer_down=128_000)).piece_down == 32_000
+    assert Limits(Rates(down=1)).piece_down == 1
