@@ -21,6 +21,7 @@ from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import PeerClient
 from dhtdata.control.dht import DhtStatus
 from dhtdata.control.protocol import PeerStatus
+from dhtdata.counts import counted
 from dhtdata.dht.clock import MIN_WITNESSES
 from dhtdata.dht.endpoint import interfaces
 from dhtdata.durations import apart
@@ -168,7 +169,7 @@ def _store(settings: Settings) -> list[Finding]:
             refuse_network(there := _nearest(settings.store))
             return [Finding("file system", GOOD, f"{there} is on a local one")]
         with Store.open(settings.store) as store:
-            what = _many(len(store.manifests()), "dataset")
+            what = counted(len(store.manifests()), "dataset")
     except DhtDataError as failure:
         return [Finding("file system", WRONG, str(failure))]
     return [Finding("file system", GOOD, f"local; the store opens and lists {what}")]
@@ -191,7 +192,7 @@ def _clock(entrances: Sequence[Entrance], status: PeerStatus | None) -> Finding:
     if status is not None and status.dht.clock_witnesses >= MIN_WITNESSES:
         ahead_s, others = status.dht.clock_ahead_s, f"{status.dht.clock_witnesses} other nodes of the DHT"
     elif offsets:
-        ahead_s, others = offsets[len(offsets) // 2], _many(len(offsets), "other peer")
+        ahead_s, others = offsets[len(offsets) // 2], counted(len(offsets), "other peer")
     else:
         return Finding("clock", GOOD, f"it says {time.strftime('%Y-%m-%d %H:%M %Z')}; nobody to compare it with")
     if abs(ahead_s) > CLOCK_TOLERANCE_S:
@@ -284,7 +285,7 @@ def _bootstrap(entrances: Sequence[Entrance], own: Callable[[Entrance], bool], s
         advice = "ask for a ticket, or change --bootstrap or --network"
         return Finding("bootstrap", WRONG, f"no known peer answers: {told}; {advice}")
     whole = sum(not each.trouble for each in others)
-    text = f"{whole} of {_many(len(others), 'known peer')} answer{'s' if len(others) == 1 else ''} over HTTP and UDP"
+    text = f"{whole} of {counted(len(others), 'known peer')} answer{'s' if len(others) == 1 else ''} over HTTP and UDP"
     return Finding("bootstrap", GOOD if whole else DOUBTFUL, f"{text}; {told}" if told else text)
 
 
@@ -331,7 +332,7 @@ def _mirror_trouble(seed: WebSeed) -> str:
 
 def _dht(kind: str, seen: DhtStatus) -> list[Finding]:
     """How the running peer stands in the DHT."""
-    crowd = f"{_many(seen.contacts, 'contact')} of about {_many(seen.nodes_estimated, 'node')}"
+    crowd = f"{counted(seen.contacts, 'contact')} of about {counted(seen.nodes_estimated, 'node')}"
     if not seen.contacts:
         return [Finding("DHT", DOUBTFUL, f"the running {kind} peer has met no other node yet: see bootstrap")]
     if seen.client:
@@ -390,11 +391,6 @@ def _reachability(settings: Settings, status: PeerStatus | None) -> Finding:
         DOUBTFUL,
         f"{own} is private: others beyond this network reach a seed if the router forwards {port} to it",
     )
-
-
-def _many(count: int, noun: str) -> str:
-    """``1 node``, ``2 nodes``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _own_ip(family: socket.AddressFamily) -> str | None:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "dhtdata"
 
 LAYERS: list[list[str]] = [
-    ["durations", "errors"],
+    ["counts", "durations", "errors"],
     ["digest"],
     ["signing"],
     ["formats", "formats.codec", "formats.names"],

@@ -12,7 +12,7 @@ from rich.rule import Rule
 from dhtdata.cli.fetching import ColumnsOption
 from dhtdata.cli.held import Held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import counted, facts, number, plain, rows_table, size, table
+from dhtdata.cli.output import facts, number, plain, rows_table, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -28,6 +28,7 @@ from dhtdata.cli.session import (
 )
 from dhtdata.cli.summary import statistics_table
 from dhtdata.cli.values import as_document, cell, to_json
+from dhtdata.counts import counted
 from dhtdata.errors import ConfigError, NotFoundError, PeerError
 from dhtdata.formats.schema import Field
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics

@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dhtdata.cli.output import SHORT_DIGITS, counted, facts, number, table
+from dhtdata.cli.output import SHORT_DIGITS, facts, number, table
 from dhtdata.control.dht import DhtFound, DhtPong, DhtStatus, DhtStep, DhtTrace
+from dhtdata.counts import counted
 from dhtdata.durations import apart, spoken, trip
 
 BEHIND_S = 3_600.0

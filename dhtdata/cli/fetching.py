@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.locating import choose_columns, choose_splits, contents_of, listed, locate
-from dhtdata.cli.output import counted, number, percent, plain, size
+from dhtdata.cli.output import number, percent, plain, size
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -34,6 +34,7 @@ from dhtdata.cli.session import (
 from dhtdata.cli.transfer_view import against_bound
 from dhtdata.cli.values import as_document
 from dhtdata.control.protocol import Progress
+from dhtdata.counts import counted
 from dhtdata.errors import ConfigError
 from dhtdata.formats.ticket import parse_target
 from dhtdata.mirror import write_mirror

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 
-from dhtdata.cli.output import counted, size
+from dhtdata.cli.output import size
 from dhtdata.cli.session import Session
 from dhtdata.cli.transfer_view import FetchView, printable
 from dhtdata.control import PeerClient
 from dhtdata.control.protocol import Progress
+from dhtdata.counts import counted
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, NotFoundError
 

@@ -8,7 +8,7 @@ import typer
 
 from dhtdata.cli.filling import fill
 from dhtdata.cli.held import Held, all_held, held, known_names
-from dhtdata.cli.output import counted, number, plain, short, size, table
+from dhtdata.cli.output import number, plain, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -23,6 +23,7 @@ from dhtdata.cli.session import (
     WebSeedsOption,
     session,
 )
+from dhtdata.counts import counted
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, IntegrityError, NotFoundError
 from dhtdata.formats.ticket import parse_target

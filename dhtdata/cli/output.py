@@ -256,11 +256,6 @@ def number(count: int) -> str:
     return f"{count:,}"
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 peer``, ``1,234 peers``."""
-    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
-
-
 def percent(part: int, whole: int) -> str:
     """``99.9%``, and 100% only when nothing is missing."""
     if part >= whole:

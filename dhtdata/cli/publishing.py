@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 
 from dhtdata.cli.held import held
-from dhtdata.cli.output import counted, facts, number, plain, size
+from dhtdata.cli.output import facts, number, plain, size
 from dhtdata.cli.seeding import reader_needs, run_seed
 from dhtdata.cli.session import (
     BootstrapOption,
@@ -31,6 +31,7 @@ from dhtdata.cli.session import (
     WebSeedsOption,
     session,
 )
+from dhtdata.counts import counted
 from dhtdata.errors import ConfigError, FormatError, NotFoundError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import Ticket, parse_target

@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dhtdata.cli.output import SHORT_DIGITS, counted, number, percent, short, size
+from dhtdata.cli.output import SHORT_DIGITS, number, percent, short, size
 from dhtdata.control.protocol import HeldDataset, PeerStatus, Progress, Traffic
+from dhtdata.counts import counted
 from dhtdata.durations import spoken, trip
 
 WIDEST = 100

@@ -12,7 +12,7 @@ from rich.markup import escape
 from dhtdata.cli.dht_view import summary
 from dhtdata.cli.held import Held, held
 from dhtdata.cli.limits import limits_text
-from dhtdata.cli.output import blank_table, counted, facts, number, percent, short, size, table
+from dhtdata.cli.output import blank_table, facts, number, percent, short, size, table
 from dhtdata.cli.session import (
     SEARCH_S,
     BootstrapOption,
@@ -29,6 +29,7 @@ from dhtdata.cli.session import (
 from dhtdata.cli.transfer_view import printable, without_address
 from dhtdata.cli.values import as_document
 from dhtdata.control.protocol import HeldDataset, PeerStatus, ProviderStatus, Traffic, Upload
+from dhtdata.counts import counted
 from dhtdata.durations import spoken, trip
 from dhtdata.errors import NotFoundError
 from dhtdata.formats.ticket import parse_target

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from dhtdata.counts import counted
 from dhtdata.dht import DhtNode
 from dhtdata.digest import Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError
@@ -98,8 +99,8 @@ class Finder:
 
     def asked(self, peer_count: int, since_s: float) -> str:
         """Who was asked since then, for messages. Entering the DHT, which can take seconds, is part of a search."""
-        nodes = f"the DHT ({_many(self.dht_size, 'node')} known)" if self.dht_size else "no DHT node (none was met)"
-        return f"asked {nodes} and {_many(peer_count, 'peer')} in {time.monotonic() - since_s:.1f} s"
+        nodes = f"the DHT ({counted(self.dht_size, 'node')} known)" if self.dht_size else "no DHT node (none was met)"
+        return f"asked {nodes} and {counted(peer_count, 'peer')} in {time.monotonic() - since_s:.1f} s"
 
     async def name(
         self, name: Name, direct: Sequence[Provider], since_s: float
@@ -124,10 +125,6 @@ class Finder:
         if silent := [str(address) for address in direct if address not in search.heard]:
             said += f"; no answer from {', '.join(silent)}"
         return search.best, search.answered, said
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 class _NameSearch:

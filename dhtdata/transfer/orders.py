@@ -15,8 +15,8 @@ from dhtdata.transfer.picker import Run, Wanted
 from dhtdata.transfer.providers import Provider, Remote
 
 STALL_S = 2.0
-LATE_FACTOR = 1.5
-LATE_S = 0.25
+_LATE_FACTOR = 1.5
+_LATE_S = 0.25
 _METER_S = 0.5
 _METER_WEIGHT = 0.3
 _SHORTEST_S = 1e-3
@@ -57,7 +57,7 @@ class Asked:
         silence_s = now_s - self.last_s
         if self.began_s is None:
             return max(self.remote.latency_s + left_bytes / share - silence_s, 2 * silence_s - self.remote.latency_s)
-        if self.received and now_s - self.began_s > LATE_S:
+        if self.received and now_s - self.began_s > _LATE_S:
             share = self.received / (now_s - self.began_s)
         return max(left_bytes / share, 2 * silence_s)
 
@@ -110,7 +110,7 @@ class Orders:
         """A run is asked of a provider, which is a member of a crowd."""
         order = Order(provider, run)
         new = crowd.have.is_complete(provider) and not crowd.have.copies(run.shard).any & run.mask
-        due_s = now_s + LATE_FACTOR * remote.done_in_s(run.length) + LATE_S
+        due_s = now_s + _LATE_FACTOR * remote.done_in_s(run.length) + _LATE_S
         if not self._asked:
             self._meter.restart(now_s)
         self._asked[order] = Asked(order, want, remote, now_s, due_s, now_s, run.mask, crowd, new)
