@@ -92,9 +92,9 @@ class Steps:
         return range(self.share.worker, len(self), self.share.workers)
 
     def parcels(self, most: int) -> Iterator[range]:
-        """Consecutive steps that this worker takes together; workers take turns with 1 step each, then 2, 4, ... ``most``.
+        """Consecutive steps that this worker takes together.
 
-        The first are small, so that the first item is soon there.
+        Workers take turns, with 1 step each, then 2, 4, ... ``most``: the first item is soon there.
         """
         first, size, last = 0, 1, len(self)
         while first < last:

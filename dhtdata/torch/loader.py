@@ -58,9 +58,10 @@ def _as_is(item: Any) -> Any:
 class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     """Loads a mounted dataset; takes torch's keywords but those that `dhtdata.mount` decides. Always yields tensors.
 
-    Workers make a few steps at a time (`dhtdata.mount.parcels`) and take turns, and all arrive in order, so any number
-    of workers yields the same batches; ``prefetch_factor`` counts such parcels, ``collate_fn`` gets one item. ``state_dict()`` tells what this loop has received, not what workers made ahead; ``load_state_dict()``
-    before an epoch goes on from there, with any number of workers and ranks. Works under fork and spawn, and with
+    Workers make a few steps at a time (`dhtdata.mount.parcels`), take turns, and all arrives in order: any number of
+    workers yields the same batches. ``prefetch_factor`` counts such parcels; ``collate_fn`` gets one item.
+    ``state_dict()`` tells what this loop has received, not what workers made ahead; ``load_state_dict()`` before an
+    epoch goes on from there, with any number of workers and ranks. Works under fork and spawn, and with
     ``persistent_workers``; every iteration is the next epoch.
     """
 

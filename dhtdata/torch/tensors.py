@@ -41,7 +41,7 @@ def _nulls(name: str) -> ConfigError:
 
 
 def collate_tensors(samples: Sequence[Any]) -> Any:
-    """Samples as one batch: dicts and tuples by member, tensors, arrays and numbers stacked if they fit, else a list."""
+    """Samples as one batch: dicts and tuples by member, arrays and numbers stacked if they fit, else a list."""
     first = samples[0]
     if isinstance(first, Mapping):
         return {name: collate_tensors([sample[name] for sample in samples]) for name in first}
