@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -12,8 +12,10 @@ import pyarrow as pa
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.batches import VALID, reader_of
+from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.ranks import Ranks
+from dhtdata.mount.plain import marked_batch, refuse_second_dealing
+from dhtdata.mount.ranks import Ranks, Worker, find_worker
 from dhtdata.mount.view import View
 from dhtdata.order import REMAINDERS, EpochOrder, OrderKey, Pieces, Share, State, Steps
 
@@ -56,21 +58,13 @@ class Loop:
         return OrderKey(split, self.shuffle, self.window if self.shuffle else 0)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One iteration: an epoch from a row on."""
-
-    epoch: int
-    rows: int
-    lanes: int
-
-
 class StreamingDataset:
     """Rows (dicts), or batches if mounted with ``batch_size``, in the order of `dhtdata.order`.
 
     Each iteration is the next epoch, unless `set_epoch` or `load_state_dict` said which. ``len()`` is the number of
     items that a whole epoch yields on this rank. Under "pad" every item has ``_valid``, which is False where a row
-    only fills a batch. With DataLoader workers use `dhtdata.torch.DataLoader`, which also keeps the state.
+    only fills a batch. `dhtdata.torch.DataLoader` loads it with workers and keeps the state; torch's own DataLoader does
+    too, with ``batch_size=None`` and without a state that counts what the loop received.
     """
 
     def __init__(self, view: View, loop: Loop) -> None:
@@ -78,12 +72,15 @@ class StreamingDataset:
         self._loop = loop
         self._pieces = Pieces(view.ranges)
         self._lanes = loop.crew.nodes if loop.shuffle else 1
-        self._next = Run(0, 0, self._lanes)
-        self._at = self._next
-        self._led = False
+        self._epochs = Epochs(Run(0, 0, self._lanes))
         if loop.remainder == "pad" and VALID in view.schema.names:
             raise ConfigError(
                 f"column {VALID!r} collides with the mark of padding: mount with remainder='drop' or 'uneven'"
+            )
+        if loop.remainder == "uneven" and view.split.rows < loop.crew.ranks:
+            raise ConfigError(
+                f"split {view.split.name!r} has {view.split.rows} rows, fewer than the {loop.crew.ranks} ranks, and "
+                "remainder='uneven' would leave some without a step: choose remainder='pad' or fewer ranks"
             )
         if not len(self):
             raise ConfigError(
@@ -131,13 +128,21 @@ class StreamingDataset:
     # Reading
 
     def __iter__(self) -> Iterator[Any]:
-        run = self.begin()
-        return self._counted(run)
+        return self.iterate()
+
+    def iterate(self, format: str | None = None) -> Iterator[Any]:
+        """The next epoch in ``format``, by default that of the mount. In a worker of a DataLoader, its part of it."""
+        worker = find_worker()
+        if worker is not None:
+            return self._worked(self._epochs.begin_with(worker), worker, format)
+        self._epochs.expect()
+        return self._counted(format)
 
     def __getitem__(self, key: object) -> NoReturn:
         """ConfigError: torch's own DataLoader asks for rows by number of whatever is not torch's IterableDataset."""
         raise ConfigError(
-            "a streamed dataset has no rows by number: use map_style(), or load it with dhtdata.torch.DataLoader"
+            "a streamed dataset has no rows by number: use map_style(); with torch's DataLoader import torch before "
+            "mounting, or use dhtdata.torch.DataLoader"
         )
 
     def map_style(self) -> MapStyleDataset:
@@ -161,13 +166,19 @@ class StreamingDataset:
         """The next iteration is this epoch, from its start."""
         if not 0 <= epoch < 1 << 56:
             raise ConfigError(f"epoch: {epoch} is not in 0 to 2^56")
-        self._next = self._at = Run(epoch, 0, self._lanes)
+        refuse_second_dealing(self)
+        self._epochs.choose(Run(epoch, 0, self._lanes))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been handed out: small, JSON, the same on every rank. ConfigError while a DataLoader iterates."""
-        if self._led:
-            raise ConfigError("workers iterate over this dataset: ask the loader for state_dict() instead")
-        return self.state_at(self._at)
+        """What has been handed out: small, JSON, the same on every rank. ConfigError while a DataLoader iterates.
+
+        In a worker of a DataLoader (torchdata's StatefulDataLoader asks there) it is this worker's own position, which
+        only the same worker of as many goes on from, at the same global batch.
+        """
+        worker = find_worker()
+        if worker is None:
+            return self.state_at(self._epochs.standing())
+        return self.state_at(self._epochs.at) | {"worker": worker.number, "workers": worker.workers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from a state, saved by any number of ranks and workers."""
@@ -176,7 +187,20 @@ class StreamingDataset:
         )
         if found.rows > self.num_rows:
             raise ConfigError(f"the state has consumed {found.rows} rows, this split has {self.num_rows}")
-        self._next = self._at = Run(found.epoch, found.rows, found.lanes)
+        if "worker" in state:
+            self._check_worker(state, found.global_batch)
+        self._epochs.choose(Run(found.epoch, found.rows, found.lanes))
+
+    def _check_worker(self, state: Mapping[str, Any], global_batch: int) -> None:
+        """A worker's position counts the steps of that worker: what is left is its part only among as many workers."""
+        worker = find_worker()
+        here = None if worker is None else (worker.number, worker.workers, self._loop.global_batch)
+        if (state["worker"], state.get("workers"), global_batch) != here:
+            raise ConfigError(
+                f"the state is that of worker {state['worker']} of {state.get('workers')} at a global batch of "
+                f"{global_batch}, and nobody else can go on from it: use as many workers and rows, or save the state "
+                "of a dhtdata.torch.DataLoader, which any number goes on from"
+            )
 
     def close(self) -> None:
         """Unmap all shards and leave the peer. Arrays that were handed out stay valid."""
@@ -194,10 +218,8 @@ class StreamingDataset:
 
     def begin(self, *, led: bool = False) -> Run:
         """Start the next iteration. ``led``: somebody else counts what is handed out, by `moved`."""
-        run = self._at = self._next
-        self._next = Run(run.epoch + 1, 0, self._lanes)
-        self._led = led
-        return run
+        self._loop.crew.confirm()
+        return self._epochs.begin(led=led)
 
     def steps(self, run: Run, worker: int = 0, workers: int = 1) -> Steps:
         """This rank's steps of an iteration, those of one worker to be dealt."""
@@ -213,12 +235,12 @@ class StreamingDataset:
 
     def moved(self, run: Run, steps: Steps, done: int) -> None:
         """``done`` steps of an iteration have been handed out."""
-        rows = steps.position(done)
-        self._at = Run(run.epoch, rows, run.lanes) if done < steps.count else Run(run.epoch + 1, 0, self._lanes)
+        at = Run(run.epoch, steps.position(done), run.lanes) if done < steps.count else self._epochs.after(run)
+        self._epochs.moved(run, at)
 
-    def finish(self) -> None:
-        """The loader that led an iteration has handed everything out."""
-        self._led = False
+    def finish(self, run: Run) -> None:
+        """The loader that led an iteration has handed everything out, or gives it up."""
+        self._epochs.finish(run)
 
     def state_at(self, run: Run) -> dict[str, Any]:
         return State(
@@ -234,7 +256,7 @@ class StreamingDataset:
     @property
     def position(self) -> Run:
         """Where the latest iteration stands."""
-        return self._at
+        return self._epochs.at
 
     def items(self, steps: Steps, format: str | None = None) -> Iterator[Any]:
         """What the steps of one worker yield, in turn."""
@@ -256,12 +278,27 @@ class StreamingDataset:
                         yield gathered.batch(low, high, dealt.valid)
                 first, size = first + size, min(2 * size, most)
 
-    def _counted(self, run: Run) -> Iterator[Any]:
+    def _counted(self, format: str | None) -> Iterator[Any]:
+        run = self.begin()
         steps = self.steps(run)
-        for done, item in enumerate(self.items(steps), start=1):
+        shown = self._shown()
+        for done, item in enumerate(self.items(steps, format), start=1):
             self.moved(run, steps, done)
-            yield item
+            yield shown(item)
         self.moved(run, steps, steps.count)
+
+    def _worked(self, run: Run, worker: Worker, format: str | None) -> Iterator[Any]:
+        """One worker's turns. It stands where its next turn would be the first of an iteration by as many workers."""
+        steps = self.steps(run, worker.number, worker.workers)
+        shown = self._shown()
+        for turn, item in enumerate(self.items(steps, format), start=1):
+            self._epochs.moved(run, Run(run.epoch, steps.position(turn * worker.workers), run.lanes))
+            yield shown(item)
+        self._epochs.moved(run, Run(run.epoch, steps.finished, run.lanes))
+        self._epochs.finish_with(worker)
+
+    def _shown(self) -> Callable[[Any], Any]:
+        return marked_batch() if self._loop.batch_size is not None else lambda row: row
 
     def _steps_at_once(self, batch: int) -> int:
         row_bytes = max(self._view.byte_count / self.num_rows, 1.0)

@@ -22,20 +22,31 @@ _OURS = {
 
 
 class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
-    """One worker's steps. ``run`` is shared memory: persistent workers read there which epoch comes next."""
+    """One worker's steps of the run that the loader began.
 
-    def __init__(self, dataset: StreamingDataset) -> None:
+    ``run`` is set while workers start: every iteration's get their own copy. Persistent workers start only once, so
+    theirs is shared memory, where each iteration's run is written. Without it (somebody rebuilt the loader around its
+    dataset) workers agree on the next epoch among themselves.
+    """
+
+    def __init__(self, dataset: StreamingDataset, *, persistent: bool) -> None:
         self.dataset = dataset
-        self.run = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self.run: Run | None = None
+        self.shared = torch.zeros(3, dtype=torch.int64).share_memory_() if persistent else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Any]:
+        run = self.run if self.shared is None else Run(*self.shared.tolist())
+        if run is None:
+            return self.dataset.iterate("torch")
         worker = torch_data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        steps = self.dataset.steps(Run(*self.run.tolist()), number, workers)
-        return self.dataset.items(steps, "torch")
+        return self.dataset.items(self.dataset.steps(run, number, workers), "torch")
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
 
 
 def _as_is(item: Any) -> Any:
@@ -46,10 +57,16 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     """Loads a mounted dataset; takes torch's keywords but those that `dhtdata.mount` decides. Always yields tensors.
 
     Step s of an epoch is made by worker ``s mod num_workers`` and arrives in order, so any number of workers yields the
-    same batches. ``state_dict()`` tells what this loop has received, not what workers made ahead; ``load_state_dict()``
-    before an epoch goes on from there, with any number of workers and ranks. Works under fork and spawn, and with
-    ``persistent_workers``; every iteration is the next epoch.
+    same batches. ``state_dict()`` tells what the loop has received of the latest iteration, not what workers made
+    ahead; ``load_state_dict()`` before an iteration goes on from there, with any number of workers and ranks. Works
+    under fork and spawn, and with ``persistent_workers``; every iteration is the next epoch.
     """
+
+    _is_accelerate_prepared = True
+    """Accelerate's ``prepare`` leaves the loader as it is: its batches are dealt to ranks already."""
+
+    use_stateful_dataloader = True
+    """Accelerate's ``save_state`` and ``load_state`` keep this loader's state."""
 
     def __init__(self, dataset: StreamingDataset, **options: Any) -> None:
         if not isinstance(dataset, StreamingDataset):
@@ -62,15 +79,21 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
             raise ConfigError("in_order=False would lose count of what the loop has received: leave it out")
         options.setdefault("collate_fn", _as_is)
         self._streaming = dataset
-        super().__init__(_Turns(dataset), batch_size=None, **options)
+        self._turns = _Turns(dataset, persistent=options.get("persistent_workers", False))
+        self._latest: Run | None = None
+        super().__init__(self._turns, batch_size=None, **options)
 
     def __iter__(self) -> Any:
-        run = self._streaming.begin(led=True)
-        turns = self.dataset
-        if not isinstance(turns, _Turns):
-            raise ConfigError("the loader's dataset was replaced: make a new loader")
-        turns.run.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
-        return self._counted(run, super().__iter__())
+        run = self._latest = self._streaming.begin(led=True)
+        turns = self._turns
+        if turns.shared is not None:
+            turns.shared.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
+            return self._counted(run, super().__iter__())
+        turns.run = run
+        try:
+            return self._counted(run, super().__iter__())
+        finally:
+            turns.run = None
 
     def state_dict(self) -> dict[str, Any]:
         """What the loop has received: small, JSON, the same on every rank."""
@@ -82,8 +105,19 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
 
     def _counted(self, run: Run, items: Iterator[Any]) -> Iterator[Any]:
         steps = self._streaming.steps(run)
-        for done, item in enumerate(items, start=1):
-            self._streaming.moved(run, steps, done)
-            yield item
-        self._streaming.moved(run, steps, steps.count)
-        self._streaming.finish()
+        try:
+            for done, item in enumerate(items, start=1):
+                self._check_latest(run)
+                self._streaming.moved(run, steps, done)
+                yield item
+            self._check_latest(run)
+            self._streaming.moved(run, steps, steps.count)
+        finally:
+            self._streaming.finish(run)
+
+    def _check_latest(self, run: Run) -> None:
+        if self.persistent_workers and run is not self._latest:
+            raise ConfigError(
+                "a newer iteration of this loader has taken over its persistent workers: give every iteration that "
+                "goes on at the same time a loader of its own, or leave out persistent_workers"
+            )
