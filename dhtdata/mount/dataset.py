@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,51 +10,16 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
-from dhtdata.mount.batches import VALID, reader_of
 from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
-from dhtdata.mount.ranks import Ranks, Worker, find_worker
+from dhtdata.mount.ranks import Worker, find_worker
+from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
-from dhtdata.order import REMAINDERS, EpochOrder, OrderKey, Pieces, Share, State, Steps
-
-MIN_PREDOWNLOAD_BYTES = 64_000_000
-GATHER_BYTES = 2 << 20
-MAX_GATHER_ROWS = 8_192
-
-
-@dataclass(frozen=True)
-class Loop:
-    """How a split is iterated over. ``batch_size`` is per rank; None iterates over rows."""
-
-    batch_size: int | None
-    shuffle: bool
-    seed: int
-    window: int
-    remainder: str
-    format: str
-    predownload_bytes: int | None
-    crew: Ranks
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size} is less than 1")
-        if self.window < 1:
-            raise ConfigError(f"shuffle_window: {self.window} row ranges are less than 1")
-        if not 0 <= self.seed < 1 << 56:
-            raise ConfigError(f"seed: {self.seed} is not in 0 to 2^56")
-        if self.remainder not in REMAINDERS:
-            raise ConfigError(f"remainder: {self.remainder!r} is none of {', '.join(REMAINDERS)}")
-        if self.predownload_bytes is not None and self.predownload_bytes < 0:
-            raise ConfigError("predownload: less than no bytes")
-        reader_of(self.format)
-
-    @property
-    def global_batch(self) -> int:
-        return (self.batch_size or 1) * self.crew.ranks
-
-    def key(self, split: str) -> OrderKey:
-        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0)
+from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
 
 class StreamingDataset:
@@ -63,8 +27,8 @@ class StreamingDataset:
 
     Each iteration is the next epoch, unless `set_epoch` or `load_state_dict` said which. ``len()`` is the number of
     items that a whole epoch yields on this rank. Under "pad" every item has ``_valid``, which is False where a row
-    only fills a batch. `dhtdata.torch.DataLoader` loads it with workers and keeps the state; torch's own DataLoader does
-    too, with ``batch_size=None`` and without a state that counts what the loop received.
+    only fills a batch. `dhtdata.torch.DataLoader` loads it with workers and keeps the state. torch's own DataLoader
+    loads it too, with ``batch_size=None``; nobody knows then how much a loop has received from its workers.
     """
 
     def __init__(self, view: View, loop: Loop) -> None:
@@ -233,11 +197,6 @@ class StreamingDataset:
         )
         return self._cut(order, self._share(worker, workers), run.rows)
 
-    def moved(self, run: Run, steps: Steps, done: int) -> None:
-        """``done`` steps of an iteration have been handed out."""
-        at = Run(run.epoch, steps.position(done), run.lanes) if done < steps.count else self._epochs.after(run)
-        self._epochs.moved(run, at)
-
     def finish(self, run: Run) -> None:
         """The loader that led an iteration has handed everything out, or gives it up."""
         self._epochs.finish(run)
@@ -258,59 +217,39 @@ class StreamingDataset:
         """Where the latest iteration stands."""
         return self._epochs.at
 
-    def items(self, steps: Steps, format: str | None = None) -> Iterator[Any]:
-        """What the steps of one worker yield, in turn."""
-        turns = steps.turns()
-        format = format or self._loop.format
-        most = self._steps_at_once(steps.batch)
-        first, size = 0, 1
-        with self._view.reading_ahead(steps, self._predownload_bytes()) as ahead:
-            while first < len(turns):
-                chosen = turns[first : first + size]
-                if ahead is not None:
-                    ahead.advance(steps.position(chosen[-1] + 1))
-                dealt = steps.deal(chosen)
-                gathered = self._view.gather(dealt.rows, format)
-                for low, high in zip(dealt.bounds, dealt.bounds[1:], strict=False):
-                    if self._loop.batch_size is None:
-                        yield gathered.row(low, dealt.valid)
-                    else:
-                        yield gathered.batch(low, high, dealt.valid)
-                first, size = first + size, min(2 * size, most)
+    def parcels(self, steps: Steps, format: str | None = None) -> Iterator[Parcel]:
+        """What the steps of one worker yield, several together: see `Steps.parcels`."""
+        pipeline = Pipeline(self._view, self._loop, format)
+        return pipeline.parcels(steps, steps.parcels(pipeline.steps_at_once))
 
     def _counted(self, format: str | None) -> Iterator[Any]:
+        """It begins when its first item is asked for: loaders make iterators that they never use."""
         run = self.begin()
         steps = self.steps(run)
-        shown = self._shown()
-        for done, item in enumerate(self.items(steps, format), start=1):
-            self.moved(run, steps, done)
-            yield shown(item)
-        self.moved(run, steps, steps.count)
+        yield from self._shown(self.counted(run, steps, self.parcels(steps, format)))
 
     def _worked(self, run: Run, worker: Worker, format: str | None) -> Iterator[Any]:
-        """One worker's turns. It stands where its next turn would be the first of an iteration by as many workers."""
+        """One worker's turns."""
         steps = self.steps(run, worker.number, worker.workers)
-        shown = self._shown()
-        for turn, item in enumerate(self.items(steps, format), start=1):
-            self._epochs.moved(run, Run(run.epoch, steps.position(turn * worker.workers), run.lanes))
-            yield shown(item)
-        self._epochs.moved(run, Run(run.epoch, steps.finished, run.lanes))
+        pipeline = Pipeline(self._view, self._loop, format)
+        parcels = pipeline.parcels(steps, steps.turns(pipeline.steps_at_once))
+        yield from self._shown(self.counted(run, steps, parcels))
         self._epochs.finish_with(worker)
 
-    def _shown(self) -> Callable[[Any], Any]:
-        return marked_batch() if self._loop.batch_size is not None else lambda row: row
+    def _shown(self, items: Iterator[Any]) -> Iterator[Any]:
+        mark = marked_batch() if self._loop.batched else None
+        return items if mark is None else (mark(item) for item in items)
 
-    def _steps_at_once(self, batch: int) -> int:
-        row_bytes = max(self._view.byte_count / self.num_rows, 1.0)
-        rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
-        return max(int(rows / batch), 1)
-
-    def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
-        if self._loop.predownload_bytes is not None:
-            return self._loop.predownload_bytes
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
+    def counted(self, run: Run, steps: Steps, parcels: Iterable[Parcel]) -> Iterator[Any]:
+        """The items of all parcels of an iteration; this dataset knows where it stands."""
+        done = 0
+        for parcel in parcels:
+            for item in parcel.unpack():
+                done += 1
+                self._epochs.moved(run, steps, done)
+                if item is not Skipped.ITEM:
+                    yield item
+        self._epochs.moved(run, steps, steps.count)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

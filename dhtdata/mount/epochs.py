@@ -28,6 +28,7 @@ from typing import Any
 
 from dhtdata.errors import ConfigError
 from dhtdata.mount.ranks import Worker, find_worker
+from dhtdata.order import Steps
 
 TABLE_BYTES = 4_096
 MAX_WORKERS = 1_024
@@ -84,11 +85,13 @@ class Epochs:
     def __init__(self, first: Run) -> None:
         self._first = first
         self._current: Run | None = None
-        self._at = first
+        self._at: Run | tuple[Run, Steps, int] = first
+        self._works = False
         self._led = False
         self._seen = 0
         self._begun_here = 0
         self._chosen: Run | None = None
+        self._mutex_pid = 0
         self._create(_Table(first))
 
     # In the process that mounted
@@ -119,10 +122,10 @@ class Epochs:
         self._led = led
         return run
 
-    def moved(self, run: Run, at: Run) -> None:
-        """An iteration stands at ``at``: heard if it is the latest one."""
+    def moved(self, run: Run, steps: Steps, done: int) -> None:
+        """``done`` of an iteration's steps, of those of its worker, are handed out: heard if it is the latest one."""
         if run is self._current:
-            self._at = at
+            self._at = (run, steps, done)
 
     def finish(self, run: Run) -> None:
         """The iteration is over, or was given up."""
@@ -131,8 +134,17 @@ class Epochs:
 
     @property
     def at(self) -> Run:
-        """Where the latest iteration of this process stands."""
-        return self._at
+        """Where the latest iteration of this process stands.
+
+        A worker never is in the next epoch of its own accord. It stands where its next step would be its first one, in
+        an iteration that as many workers begin there.
+        """
+        if isinstance(self._at, Run):
+            return self._at
+        run, steps, done = self._at
+        if done >= steps.count and not self._works:
+            return self.after(run)
+        return Run(run.epoch, steps.position(done * steps.share.workers), run.lanes)
 
     def standing(self) -> Run:
         """Where the latest iteration of all processes stands. ConfigError if only somebody else knows."""
@@ -140,7 +152,7 @@ class Epochs:
             raise ConfigError("workers iterate over this dataset: ask the loader for state_dict() instead")
         with self._own() as table:
             if table.begun == self._seen:
-                return self._at
+                return self.at
             latest = table.latest[-1]
         if self._workers_live() or latest.finished != (1 << latest.workers) - 1:
             raise ConfigError(
@@ -152,6 +164,7 @@ class Epochs:
 
     def _stand(self, at: Run) -> None:
         self._at = at
+        self._works = False
         self._current = None
         self._led = False
 
@@ -179,6 +192,7 @@ class Epochs:
             found.taken |= 1 << worker.number
         run = chosen or found.run
         self._stand(run)
+        self._works = True
         self._current = run
         return run
 
@@ -232,13 +246,15 @@ class Epochs:
         os.pwrite(self._file, table.encode(), 0)
 
     def _adopt(self, file: int, pid: int) -> None:
+        """``pid``: the process whose epochs the table counts."""
         self._file = file
         self._pid = pid
         self._mutex, self._mutex_pid = threading.Lock(), os.getpid()
         weakref.finalize(self, os.close, file)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_file", "_mutex")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_file", "_mutex", "_current")}
+        kept |= {"_at": self.at, "_current": None}
         if get_spawning_popen() is not None:
             return kept | {"_file": DupFd(self._file)}
         with self._locked() as table:

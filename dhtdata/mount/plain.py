@@ -15,10 +15,10 @@ def meet_torch(kind: type) -> None:
         register(kind)
 
 
-def marked_batch() -> Callable[[Any], Any]:
-    """What turns a batch into one that torch does not make batches of; nothing where torch is not imported."""
+def marked_batch() -> Callable[[Any], Any] | None:
+    """What turns a batch into one that torch does not make batches of; None where torch is not imported."""
     if "torch" not in sys.modules:
-        return lambda batch: batch
+        return None
     from dhtdata.torch.plain import Batch
 
     return lambda batch: Batch(batch) if type(batch) is dict else batch
