@@ -3,8 +3,9 @@
 A loop in the process that mounted simply counts. Workers of torch's own DataLoader are copies of the dataset, and the
 process that started them never iterates: they agree through a table of one page in a file without a name, which forked
 and spawned workers inherit. The first worker of an iteration takes the next run and notes it under the iteration's key;
-the others find it there. The key is torch's base seed and how many iterations the worker process has begun (persistent
-workers keep their seed); a worker number that comes twice under one key begins another iteration.
+the others find it there. The key is torch's base seed, how many workers there are, and how many iterations the worker
+process has begun (persistent workers keep their seed); a worker number that comes twice under one key begins another
+iteration.
 
 Why a file and POSIX locks: the kernel frees both when a process is killed at any point. Named shared memory and
 semaphores would be left behind, and a semaphore would be left locked. The page is written in one call, so it is never
@@ -50,10 +51,12 @@ class Run:
 
 @dataclass
 class _Iteration:
-    """What the workers of one iteration share; ``taken`` and ``finished`` have a bit per worker."""
+    """What the workers of one iteration share; ``taken`` and ``finished`` have a bit per worker.
 
-    key: tuple[int, int]
-    workers: int
+    ``key``: base seed, workers, iterations of the worker process.
+    """
+
+    key: tuple[int, int, int]
     run: Run
     taken: int = 0
     finished: int = 0
@@ -154,7 +157,7 @@ class Epochs:
             if table.begun == self._seen:
                 return self.at
             latest = table.latest[-1]
-        if self._workers_live() or latest.finished != (1 << latest.workers) - 1:
+        if self._workers_live() or latest.finished != (1 << latest.key[1]) - 1:
             raise ConfigError(
                 f"workers of a DataLoader iterate over this dataset, or were left in the middle of epoch "
                 f"{latest.run.epoch}, and how much the loop received of it is not known here: load it with "
@@ -181,11 +184,11 @@ class Epochs:
         fcntl.lockf(self._file, fcntl.LOCK_SH, 1, _WORKERS)
         chosen, self._chosen = self._chosen, None
         self._begun_here += 1
-        key = (worker.base_seed, self._begun_here)
+        key = (worker.base_seed, worker.workers, self._begun_here)
         with self._locked() as table:
             found = next((each for each in table.latest if each.key == key and not _has(each.taken, worker)), None)
             if found is None:
-                found = _Iteration(key, worker.workers, chosen or table.next)
+                found = _Iteration(key, chosen or table.next)
                 table.next = self.after(found.run)
                 table.latest = [*table.latest, found][-_ITERATIONS:]
                 table.begun += 1
@@ -198,7 +201,7 @@ class Epochs:
 
     def finish_with(self, worker: Worker) -> None:
         """This worker has handed out its part of the iteration that it began last."""
-        key = (worker.base_seed, self._begun_here)
+        key = (worker.base_seed, worker.workers, self._begun_here)
         with self._locked() as table:
             for found in reversed(table.latest):
                 if found.key == key and not _has(found.finished, worker):
