@@ -29,7 +29,8 @@ the number of ranks, so a run that goes from one rank to two would refuse its ow
 
 from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
 from dhtdata.order.state import MAX_LANES, OrderKey, State
-from dhtdata.order.steps import REMAINDERS, Dealt, Share, Steps
+from dhtdata.order.steps import Steps
+from dhtdata.order.turns import REMAINDERS, Dealt, Share, Turns
 
 __all__ = [
     "MAX_LANES",
@@ -42,5 +43,6 @@ __all__ = [
     "Share",
     "State",
     "Steps",
+    "Turns",
     "Window",
 ]
