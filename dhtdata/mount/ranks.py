@@ -47,8 +47,13 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
     """ConfigError if the arguments or surroundings contradict themselves. ``lanes`` overrides the number of nodes."""
     if (rank is None) != (world_size is None):
         raise ConfigError("rank and world_size: give both or none")
-    launched = launched_ranks()
     joined = _joined()
+    try:
+        launched = launched_ranks()
+    except ConfigError:
+        if rank is None and joined is None:
+            raise
+        launched = None  # Lightning's own launcher sets WORLD_SIZE alone
     if rank is not None and world_size is not None:
         found = (rank, world_size)
     elif joined is not None:
