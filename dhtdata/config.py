@@ -217,7 +217,10 @@ def launched_ranks(environment: Mapping[str, str] | None = None) -> tuple[int, i
     world_size = environment.get("WORLD_SIZE", "")
     values = (environment.get("RANK", ""), world_size, environment.get("LOCAL_WORLD_SIZE") or world_size)
     if not all(value.isascii() and value.isdigit() for value in values) or not int(values[1]) or not int(values[2]):
-        raise ConfigError(f"RANK={values[0]!r}, WORLD_SIZE={values[1]!r}, LOCAL_WORLD_SIZE={values[2]!r} make no sense")
+        raise ConfigError(
+            f"RANK={values[0]!r}, WORLD_SIZE={values[1]!r}, LOCAL_WORLD_SIZE={values[2]!r} make no sense: "
+            "set them as torchrun does, mount once torch.distributed is initialised, or give rank and world_size"
+        )
     return int(values[0]), int(values[1]), int(values[2])
 
 

@@ -86,9 +86,13 @@ class Steps:
         """Position at which the epoch has no further step."""
         return self.position(self.count)
 
-    def turns(self) -> range:
-        """Steps of this worker."""
-        return range(self.share.worker, len(self), self.share.workers)
+    def turns(self, most: int) -> Iterator[range]:
+        """Steps of this worker if workers take turns after every step: 1 to begin with, then 2, 4, ... ``most``."""
+        steps = range(self.share.worker, len(self), self.share.workers)
+        first, size = 0, 1
+        while first < len(steps):
+            yield steps[first : first + size]
+            first, size = first + size, min(2 * size, most)
 
     def parcels(self, most: int) -> Iterator[range]:
         """Consecutive steps that this worker takes together.

@@ -82,16 +82,16 @@ def deal_all(
                 order, Share(rank, ranks, worker, workers),
                 global_batch=batch * ranks, remainder=remainder, consumed=consumed,
             )  # fmt: skip
-            turns = steps.turns()
-            dealt = steps.deal(turns)
-            assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
-            for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
-                rows = dealt.rows[first:stop]
-                if dealt.valid is not None:
-                    assert len(rows) == batch
-                    rows = rows[dealt.valid[first:stop]]
-                table[step, rank] = rows.tolist()
-            dealt_steps += len(turns)
+            for turns in steps.turns(5):
+                dealt = steps.deal(turns)
+                assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
+                for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
+                    rows = dealt.rows[first:stop]
+                    if dealt.valid is not None:
+                        assert len(rows) == batch
+                        rows = rows[dealt.valid[first:stop]]
+                    table[step, rank] = rows.tolist()
+                dealt_steps += len(turns)
         assert dealt_steps == len(steps)
         lengths.append(dealt_steps)
     return table, lengths
