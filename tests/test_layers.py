@@ -32,7 +32,7 @@ LAYERS: list[list[str]] = [
     ["order.steps"],
     ["order"],
     ["store.filesystem", "store.index", "store.reach"],
-    ["store.places"],
+    ["store.foresight", "store.places"],
     ["store.blobs", "store.catalogue"],
     ["store.packed", "store.partial"],
     ["store.room"],

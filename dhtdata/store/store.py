@@ -36,6 +36,7 @@ from dhtdata.formats.records import Signed
 from dhtdata.store.blobs import Blobs, BlobWriter, ScrubResult
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
+from dhtdata.store.foresight import Foresight
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.packed import NotWorthPacking, PackedFile, PackedShards
 from dhtdata.store.partial import Partial, Partials
@@ -143,7 +144,7 @@ class Store:
             if self._blobs.has(digest):
                 return self._blobs.path_of(digest)
             found = self._packed.find(digest)
-            self._room.reserve(found.shard_bytes, digest)
+            self._room.reserve(found.shard_bytes, digest, now=True)
             return self._packed.restore(found)
 
     def read(self, digest: Digest, *, limit_bytes: int) -> bytes:
@@ -184,10 +185,13 @@ class Store:
 
     # Partial shards
 
-    def partial(self, digest: Digest, table: BlockTable) -> Partial:
-        """A shard to be filled block by block, new or resumed. StoreError if there is no room for a new one."""
+    def partial(self, digest: Digest, table: BlockTable, *, now: bool = False) -> Partial:
+        """A shard to be filled block by block, new or resumed; ``now``: somebody waits for it.
+
+        StoreError if there is no room for a new one, `NoRoomYet` if it takes until loops that run have moved on.
+        """
         if not self._partials.known(digest, table):
-            self._room.reserve(table.shard_bytes, digest)
+            self._room.reserve(table.shard_bytes, digest, now=now)
         return self._partials.open(digest, table)
 
     def reuse(self, partial: Partial) -> list[int]:
@@ -284,8 +288,22 @@ class Store:
         return self._room.gc(grace_s)
 
     def evict(self, needed_bytes: int) -> int:
-        """Drop unpinned shards, least recently used first; bytes freed."""
+        """Drop unpinned shards, what is needed last first; bytes freed."""
         return self._room.evict(needed_bytes)
+
+    @property
+    def foresight(self) -> Foresight:
+        """What loops will read, as far as this process knows: `reserve` and `evict` go by it."""
+        return self._room.foresight
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes that unpinned blobs may take, by this process's setting."""
+        return self._room.cache_limit
+
+    def kept_bytes(self) -> int:
+        """Bytes that count against the cache limit and never make room: what says where rows are, mostly."""
+        return self._room.kept_bytes()
 
     def reserve(self, needed_bytes: int, digest: Digest | None = None) -> None:
         """Make room under the cache limit and check the disk. StoreError names the limit that it takes."""
