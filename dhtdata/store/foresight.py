@@ -83,6 +83,11 @@ class Foresight:
                 self._count(before.order)
             return sorted(found.parts)
 
+    def knows(self, reader: Hashable) -> bool:
+        """Whether a reader has come and not left."""
+        with self._lock:
+            return reader in self._readers
+
     def learn(self, order: Digest, first: int, part: Part) -> None:
         """What an order that somebody reads in does from ``first`` on."""
         with self._lock:

@@ -4,7 +4,7 @@
 |---|---|
 | packed copies of shards that are here | eviction, before any other; with their shard |
 | led to by a pinned manifest | never, until it is unpinned or removed |
-| led to by a listed manifest | eviction: shards, what no running loop needs first (least recently used first), then what is needed last |
+| led to by a listed manifest | eviction: shards no loop needs, least recently used first; then those needed last |
 | led to by none, written or retained within the grace period | nothing: a publish may be about to refer to them |
 | led to by none, older | `gc`, and eviction before any other |
 
@@ -352,9 +352,7 @@ class Room:
         garbage.sort(key=itemgetter(0))
         # Unless all that is pinned is known, what looks like garbage may be pinned.
         garbage = garbage if unmapped is None else []
-        return _Census(
-            _listed(entries), pinned, unmapped, cache_bytes, busy_bytes, copies, garbage, unneeded, needed
-        )
+        return _Census(_listed(entries), pinned, unmapped, cache_bytes, busy_bytes, copies, garbage, unneeded, needed)
 
     def _reach_so_far(self, manifest: Digest) -> Reach:
         if (known := self._walked.get(manifest)) is not None:

@@ -22,7 +22,9 @@ spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=4).
 
 
 def part(stop: int, **uses: list[tuple[int, int]]) -> Part:
-    return Part(stop, {name.encode(): array("q", [end for span in each for end in span]) for name, each in uses.items()})
+    return Part(
+        stop, {name.encode(): array("q", [end for span in each for end in span]) for name, each in uses.items()}
+    )
 
 
 @given(spans, spans, st.lists(st.integers(0, 100), min_size=1, max_size=4), st.lists(st.integers(0, 100), max_size=3))
