@@ -12,6 +12,7 @@ import pyarrow as pa
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.batches import VALID, reader_of
+from dhtdata.mount.horizon import Needs
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.ranks import Ranks
 from dhtdata.mount.view import View
@@ -90,6 +91,7 @@ class StreamingDataset:
                 f"split {view.split.name!r} has {view.split.rows} rows, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
+        self._ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
 
     # What it is
 
@@ -242,7 +244,7 @@ class StreamingDataset:
         format = format or self._loop.format
         most = self._steps_at_once(steps.batch)
         first, size = 0, 1
-        with self._view.reading_ahead(steps, self._predownload_bytes()) as ahead:
+        with self._view.reading_ahead(steps, self._ahead_bytes) as ahead:
             while first < len(turns):
                 chosen = turns[first : first + size]
                 if ahead is not None:
@@ -268,12 +270,15 @@ class StreamingDataset:
         rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
         return max(int(rows / batch), 1)
 
-    def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
-        if self._loop.predownload_bytes is not None:
-            return self._loop.predownload_bytes
+    def _usual_ahead(self) -> int:
+        """Bytes of one window: the next one must be here when the loop enters it, or the loop waits."""
         window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
         return max(MIN_PREDOWNLOAD_BYTES, window)
+
+    def _needs(self) -> Needs:
+        crew = self._loop.crew
+        lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
+        return Needs.of(self._view.groups, self._pieces, self._loop.window if self._loop.shuffle else 1, lanes)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

@@ -17,9 +17,12 @@ from dhtdata.order import MAX_LANES
 
 @dataclass(frozen=True)
 class Ranks:
+    """``local`` ranks run on this machine."""
+
     rank: int
     ranks: int
     nodes: int
+    local: int
 
 
 def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> Ranks:
@@ -45,7 +48,7 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
         raise ConfigError(f"lanes: {lanes} is not in 1 to {MAX_LANES}")
     local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
     nodes = found[1] // local if found[1] % local == 0 else 1
-    return Ranks(*found, lanes if lanes is not None else nodes)
+    return Ranks(*found, lanes if lanes is not None else nodes, local)
 
 
 def _joined() -> tuple[int, int] | None:

@@ -117,6 +117,42 @@ class EpochOrder:
             first, stop = self._bounds(lane, number)
             yield Window(lane, number, first, stop, self._spans(lane, number))
 
+    def sources(self, lane: int) -> tuple[Rows, Rows, Rows]:
+        """Every source span (first row, rows) of a lane, and the lane's positions from and to which it is read.
+
+        A span is read as long as its window is dealt out; the windows that ramp up count as one.
+        """
+        if not self._shuffle:
+            firsts, counts = self.pieces.firsts, self.pieces.counts
+            return np.stack([firsts, counts], axis=1), firsts, firsts + counts
+        bounds = self._lane(lane).bounds[self._lane(lane).heads :]
+        if bounds.size < 1 or not bounds[-1]:
+            return np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        spans = self._source(*self._lane(lane).line)
+        starts = np.cumsum(spans[:, 1]) - spans[:, 1]
+        window = np.searchsorted(bounds, starts, "right")
+        return spans, np.append(0, bounds)[window], bounds[window]
+
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """The same in another epoch."""
+        return EpochOrder(
+            self.pieces,
+            seed=self._key[0],
+            epoch=epoch,
+            shuffle=self._shuffle,
+            window=self._window,
+            lanes=self.lanes,
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self._key[1]
+
+    @property
+    def every_epoch(self) -> tuple[int, bool, int, int]:
+        """What the orders of all epochs of one way through a dataset have in common."""
+        return (self._key[0], self._shuffle, self._window, self.lanes)
+
     def _bounds(self, lane: int, number: int) -> tuple[int, int]:
         bounds = self._lane(lane).bounds
         return int(bounds[number]), int(bounds[number + 1])

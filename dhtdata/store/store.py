@@ -147,6 +147,10 @@ class Store:
             self._room.reserve(found.shard_bytes, digest, now=True)
             return self._packed.restore(found)
 
+    def place_of(self, digest: Digest) -> Path:
+        """Where a blob's file is, if it is here."""
+        return self._blobs.final_path(digest)
+
     def read(self, digest: Digest, *, limit_bytes: int) -> bytes:
         """A small blob, digested on every read. FormatError if it is larger than ``limit_bytes``."""
         return self._blobs.read(digest, limit_bytes)
