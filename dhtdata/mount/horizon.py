@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MAX_SPANS = 1 << 18
 """What a part tells at most: about 4 TB of shards. What is needed still later goes first, as if never needed."""
+TABLE_BYTES = 128
+SHARD_BYTES_PER_TABLE_BYTE = 4_096
+"""A block of at least 256 KiB takes less than 64 bytes of its table."""
 _log = logging.getLogger("dhtdata")
 
 Numbers = NDArray[np.int64]
@@ -148,12 +151,13 @@ class Needs:
 
     ``piece_bytes`` are of a piece (a row range, or part of a long one) itself; ``touched_bytes`` of the shards that
     hold one, by group, at most; ``group_bytes`` of all shards of a group. ``window`` pieces are shuffled together, of
-    each of ``lanes``.
+    each of ``lanes``. ``table_bytes`` are of all block tables, about, which stay once they are here.
     """
 
     piece_bytes: float
     touched_bytes: tuple[int, ...]
     group_bytes: tuple[int, ...]
+    table_bytes: int
     window: int
     lanes: int
 
@@ -163,6 +167,9 @@ class Needs:
             piece_bytes=sum(group.byte_count for group in groups) / len(pieces),
             touched_bytes=tuple(_most_touched(group, pieces) for group in groups),
             group_bytes=tuple(group.byte_count for group in groups),
+            table_bytes=sum(
+                TABLE_BYTES * len(group) + group.byte_count // SHARD_BYTES_PER_TABLE_BYTE for group in groups
+            ),
             window=window,
             lanes=lanes,
         )
@@ -170,7 +177,7 @@ class Needs:
     def bytes_for(self, ahead: int) -> int:
         """With so many bytes of rows read ahead."""
         pieces = self.window * self.lanes + (math.ceil(ahead / self.piece_bytes) + 1 if ahead else 0)
-        return sum(
+        return self.table_bytes + sum(
             min(whole, pieces * touched) for touched, whole in zip(self.touched_bytes, self.group_bytes, strict=True)
         )
 

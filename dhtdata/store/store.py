@@ -69,6 +69,7 @@ class Store:
         self._places = Places(database)
         self._catalogue = Catalogue(database, clock)
         self._restoring = ProcessLock()
+        self._beginning = ProcessLock()
         self._room = Room(self._blobs, self._partials, self._packed, self._catalogue, database, cache_limit)
         self.id = b""
 
@@ -194,9 +195,12 @@ class Store:
 
         StoreError if there is no room for a new one, `NoRoomYet` if it takes until loops that run have moved on.
         """
-        if not self._partials.known(digest, table):
-            self._room.reserve(table.shard_bytes, digest, now=now)
-        return self._partials.open(digest, table)
+        if self._partials.known(digest, table):
+            return self._partials.open(digest, table)
+        with self._beginning:  # what was reserved does not count before it has its place
+            if not self._partials.known(digest, table):
+                self._room.reserve(table.shard_bytes, digest, now=now)
+            return self._partials.open(digest, table)
 
     def reuse(self, partial: Partial) -> list[int]:
         """Copy missing blocks that whole shards hold, verified; their positions."""
