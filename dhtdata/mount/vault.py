@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
 import weakref
@@ -39,6 +38,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
+from dhtdata.mount.crew import Crew
 from dhtdata.mount.shards import GroupShards
 from dhtdata.store import NoRoomYet, Store
 from dhtdata.tables.reader import ShardReader
@@ -161,7 +161,7 @@ class Vault:
         self._opening: dict[Digest, threading.Lock] = {}
         self._trusted = False
         self._checker: Checker | None = None
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._leaving = threading.Event()
         self._alive: weakref.WeakSet[OpenShard] = weakref.WeakSet()
         self._looked_s = time.monotonic()
@@ -397,7 +397,7 @@ class Vault:
         if self._crew is not None:
             yield
             return
-        self._crew = crew = _Crew()
+        self._crew = crew = Crew(FETCHERS, "dhtdata-fetch")
         self._leaving.clear()
         try:
             yield
@@ -518,29 +518,6 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
-
-
-class _Crew:
-    """Up to `FETCHERS` threads, started on demand. They die with the process: what they wait for may never come."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-
-    def put(self, job: _Job) -> None:
-        self._jobs.put(job)
-        if len(self._threads) < FETCHERS:
-            thread = threading.Thread(target=self._work, name="dhtdata-fetch", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
 
 
 def _status(path: Path) -> os.stat_result | None:

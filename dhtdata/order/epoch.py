@@ -81,6 +81,7 @@ class EpochOrder:
         self._window = window
         self._lanes: dict[int, _Lane] = {}
         self._shuffled: dict[tuple[int, int], Rows] = {}
+        self._begun: set[int] = set()
         order = (
             permute.permutation(len(pieces), self._key, permute.RANGES)
             if shuffle
@@ -96,11 +97,13 @@ class EpochOrder:
         """Source rows at the lane's positions ``[first, stop)``, in order."""
         if not self._shuffle:
             return np.arange(first, stop, dtype=np.int64)
+        begun = lane in self._begun
+        self._begun.add(lane)
         parts = []
         while first < stop:
             number = self.window_at(lane, first)
             begin, end = self._bounds(lane, number)
-            parts.append(self._shuffled_rows(lane, number)[first - begin : min(stop, end) - begin])
+            parts.append(self._rows(lane, number, first - begin, min(stop, end) - begin, whole=begun))
             first = end
         if len(parts) == 1:
             return parts[0]
@@ -156,6 +159,21 @@ class EpochOrder:
     def _bounds(self, lane: int, number: int) -> tuple[int, int]:
         bounds = self._lane(lane).bounds
         return int(bounds[number]), int(bounds[number + 1])
+
+    def _rows(self, lane: int, number: int, first: int, stop: int, *, whole: bool) -> Rows:
+        """Rows ``[first, stop)`` of a window.
+
+        Unless ``whole``, only these are shuffled: a loop that begins in the middle of an epoch has its first batch
+        sooner.
+        """
+        if whole or (lane, number) in self._shuffled:
+            return self._shuffled_rows(lane, number)[first:stop]
+        spans = self._spans(lane, number)
+        ends = np.cumsum(spans[:, 1])
+        chosen = permute.part_of_permutation((first, stop), int(ends[-1]), self._key, permute.WINDOWS, lane, number)
+        span = np.searchsorted(ends, chosen, "right")
+        begins: Rows = spans[:, 0] - (ends - spans[:, 1])
+        return begins.take(span) + chosen
 
     def _shuffled_rows(self, lane: int, number: int) -> Rows:
         cached = self._shuffled.get((lane, number))

@@ -20,7 +20,6 @@ from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.index import MAX_INDEX_BYTES, Index
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.mount.dataset import StreamingDataset
-from dhtdata.mount.horizon import Uses
 from dhtdata.order import EpochOrder, Pieces
 from dhtdata.store import Store
 from tests.mount.making import put_dataset

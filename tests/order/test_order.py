@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dhtdata.errors import ConfigError
 from dhtdata.order import MAX_PIECE_ROWS, EpochOrder, OrderKey, Pieces, Share, State, Steps
-from dhtdata.order.permutation import permutation
+from dhtdata.order.permutation import part_of_permutation, permutation
 
 _Item = TypeVar("_Item")
 
@@ -192,6 +192,25 @@ def test_windows_cover_what_the_coming_steps_need_before_they_need_it(
                 assert announced[row] < steps.position(step + 1)
 
 
+@given(
+    counts=ranges, ranks=st.integers(1, 3), workers=st.integers(1, 5), batch=st.integers(1, 6), most=st.integers(1, 9),
+    remainder=remainders,
+)  # fmt: skip
+@settings(deadline=None, max_examples=80)
+def test_parcels_of_all_workers_in_turn_are_the_steps_in_order(
+    counts: list[int], ranks: int, workers: int, batch: int, most: int, remainder: str
+) -> None:
+    order = order_of(counts)
+    taken = []
+    for worker in range(workers):
+        share = Share(0, ranks, worker, workers)
+        steps = Steps(order, share, global_batch=batch * ranks, remainder=remainder)
+        taken.append(list(steps.parcels(most)))
+    rounds = itertools.chain(*itertools.zip_longest(*taken, fillvalue=range(0)))
+    assert [step for parcel in rounds for step in parcel] == list(range(len(steps)))
+    assert all(0 < len(parcel) <= most for of_worker in taken for parcel in of_worker)
+
+
 def test_windows_of_source_order_are_in_source_order() -> None:
     order = order_of([100, 50, 7], shuffle=False)
     steps = Steps(order, Share(), global_batch=10, remainder="uneven")
@@ -358,3 +377,25 @@ def test_another_epoch_of_an_order_is_that_epochs_order() -> None:
     other = order_of([30] * 9, seed=5, epoch=3, window=2, lanes=3)
     assert order.of_epoch(3).take(1, 0, 90).tolist() == other.take(1, 0, 90).tolist()
     assert order.every_epoch == other.every_epoch and (order.epoch, other.epoch) == (2, 3)
+
+
+@given(st.integers(1, 3_000), st.integers(0, 99), st.data())
+def test_part_of_a_permutation_is_that_part(count: int, seed: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(first, count))
+    whole = permutation(count, (seed, 3), 2, 5, 7)
+    assert part_of_permutation((first, stop), count, (seed, 3), 2, 5, 7).tolist() == whole[first:stop].tolist()
+
+
+@given(ranges, st.integers(1, 4), st.integers(1, 4), st.data())
+@settings(deadline=None)
+def test_a_loop_that_starts_in_the_middle_of_a_window_takes_the_same_rows(
+    counts: list[int], window: int, lanes: int, data: st.DataObject
+) -> None:
+    rows = order_of(counts, window=window, lanes=lanes).lane_rows(0)
+    start = data.draw(st.integers(0, rows))
+    steps = sorted(data.draw(st.lists(st.integers(start, rows), max_size=4)))
+    resumed, whole = order_of(counts, window=window, lanes=lanes), order_of(counts, window=window, lanes=lanes)
+    expected = whole.take(0, 0, rows).tolist()
+    for first, stop in itertools.pairwise([start, *steps]):
+        assert resumed.take(0, first, stop).tolist() == expected[first:stop]
