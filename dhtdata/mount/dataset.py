@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.parcels import VALID, Parcel
@@ -20,6 +22,8 @@ from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
+
+MIN_PREDOWNLOAD_BYTES = 64_000_000
 
 
 class StreamingDataset:
@@ -51,6 +55,8 @@ class StreamingDataset:
                 f"split {view.split.name!r} has {view.split.rows} rows, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
+        ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
+        self._loop = replace(loop, predownload_bytes=ahead_bytes)
 
     # What it is
 
@@ -250,6 +256,16 @@ class StreamingDataset:
                 if item is not Skipped.ITEM:
                     yield item
         self._epochs.moved(run, steps, steps.count)
+
+    def _usual_ahead(self) -> int:
+        """Bytes of one window: the next one must be here when the loop enters it, or the loop waits."""
+        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
+        return max(MIN_PREDOWNLOAD_BYTES, window)
+
+    def _needs(self) -> Needs:
+        crew = self._loop.crew
+        lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
+        return Needs.of(self._view.groups, self._pieces, self._loop.window if self._loop.shuffle else 1, lanes)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

@@ -17,11 +17,12 @@ from dhtdata.order import MAX_LANES
 
 @dataclass(frozen=True)
 class Ranks:
-    """``given``: by arguments, so that nobody else may know better."""
+    """``local`` ranks run on this machine. ``given``: by arguments, so that nobody else may know better."""
 
     rank: int
     ranks: int
     nodes: int
+    local: int
     given: bool = False
 
     def confirm(self) -> None:
@@ -71,7 +72,7 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
         raise ConfigError(f"lanes: {lanes} is not in 1 to {MAX_LANES}")
     local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
     nodes = found[1] // local if found[1] % local == 0 else 1
-    return Ranks(*found, lanes if lanes is not None else nodes, given=rank is not None)
+    return Ranks(*found, lanes if lanes is not None else nodes, local, given=rank is not None)
 
 
 def find_worker() -> Worker | None:

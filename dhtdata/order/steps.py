@@ -148,13 +148,16 @@ class Steps:
         A short last batch may take a few rows of other lanes' windows besides.
         """
         start = self.position(after_steps)
-        lanes = self.order.lanes
-        share = self.share
-        # Slices of a batch that the lanes do not divide drift by up to one lane: read ahead for the neighbours too.
+        return heapq.merge(*(self._lane_windows(lane, start) for lane in self.lanes), key=lambda item: item[0])
+
+    @property
+    def lanes(self) -> range:
+        """Lanes that this rank's steps take rows of, but for a few of a short last batch."""
+        lanes, share = self.order.lanes, self.share
+        # Slices of a batch that the lanes do not divide drift by up to one lane: the neighbours count, too.
         drift = int(self.global_batch % lanes != 0)
         first = max(share.rank * lanes // share.ranks - drift, 0)
-        stop = min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes)
-        return heapq.merge(*(self._lane_windows(lane, start) for lane in range(first, stop)), key=lambda item: item[0])
+        return range(first, min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes))
 
     def _lane_windows(self, lane: int, start: int) -> Iterator[tuple[int, Window]]:
         lanes = self.order.lanes

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dhtdata.errors import ConfigError
 from dhtdata.order import MAX_PIECE_ROWS, EpochOrder, OrderKey, Pieces, Share, State, Steps
-from dhtdata.order.permutation import permutation
+from dhtdata.order.permutation import part_of_permutation, permutation
 
 _Item = TypeVar("_Item")
 
@@ -344,3 +344,58 @@ def test_what_is_no_state_is_refused() -> None:
 def test_nonsense_is_refused_by_name(build: Callable[[], object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build()
+
+
+@given(ranges, st.booleans(), st.integers(0, 9), st.integers(1, 5), st.integers(1, 7))
+@settings(deadline=None, max_examples=80)
+def test_sources_say_which_rows_are_read_while_and_nothing_else(
+    counts: list[int], shuffle: bool, epoch: int, window: int, lanes: int
+) -> None:
+    order = order_of(counts, shuffle=shuffle, epoch=epoch, window=window, lanes=lanes)
+    for lane in range(order.lanes):
+        spans, firsts, stops = order.sources(lane)
+        taken = order.take(lane, 0, order.lane_rows(lane)).tolist()
+        read = [row for first, count in spans.tolist() for row in range(first, first + count)]
+        assert sorted(read) == sorted(taken)
+        when = dict(zip(taken, range(len(taken)), strict=True))
+        for (first, count), begin, end in zip(spans.tolist(), firsts.tolist(), stops.tolist(), strict=True):
+            assert all(begin <= when[row] < end for row in range(first, first + count))
+        heads = [first for first in set(firsts.tolist()) if first == 0]
+        assert len(heads) == bool(taken)
+        if shuffle:
+            windows = {(w.first, w.stop) for w in order.windows(lane, 0)}
+            ramp = max(
+                stop for first, stop in zip([0, *firsts.tolist()], [0, *stops.tolist()], strict=True) if not first
+            )
+            assert {pair for pair in windows if pair[0] >= ramp} == {
+                pair for pair in zip(firsts.tolist(), stops.tolist(), strict=True) if pair[0]
+            }
+
+
+def test_another_epoch_of_an_order_is_that_epochs_order() -> None:
+    order = order_of([30] * 9, seed=5, epoch=2, window=2, lanes=3)
+    other = order_of([30] * 9, seed=5, epoch=3, window=2, lanes=3)
+    assert order.of_epoch(3).take(1, 0, 90).tolist() == other.take(1, 0, 90).tolist()
+    assert order.every_epoch == other.every_epoch and (order.epoch, other.epoch) == (2, 3)
+
+
+@given(st.integers(1, 3_000), st.integers(0, 99), st.data())
+def test_part_of_a_permutation_is_that_part(count: int, seed: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(first, count))
+    whole = permutation(count, (seed, 3), 2, 5, 7)
+    assert part_of_permutation((first, stop), count, (seed, 3), 2, 5, 7).tolist() == whole[first:stop].tolist()
+
+
+@given(ranges, st.integers(1, 4), st.integers(1, 4), st.data())
+@settings(deadline=None)
+def test_a_loop_that_starts_in_the_middle_of_a_window_takes_the_same_rows(
+    counts: list[int], window: int, lanes: int, data: st.DataObject
+) -> None:
+    rows = order_of(counts, window=window, lanes=lanes).lane_rows(0)
+    start = data.draw(st.integers(0, rows))
+    steps = sorted(data.draw(st.lists(st.integers(start, rows), max_size=4)))
+    resumed, whole = order_of(counts, window=window, lanes=lanes), order_of(counts, window=window, lanes=lanes)
+    expected = whole.take(0, 0, rows).tolist()
+    for first, stop in itertools.pairwise([start, *steps]):
+        assert resumed.take(0, first, stop).tolist() == expected[first:stop]
