@@ -14,10 +14,10 @@ from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.batches import VALID, reader_of
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.ranks import Ranks
+from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.view import View
 from dhtdata.order import REMAINDERS, EpochOrder, OrderKey, Pieces, Share, State, Steps
 
-MIN_PREDOWNLOAD_BYTES = 64_000_000
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
@@ -269,11 +269,10 @@ class StreamingDataset:
         return max(int(rows / batch), 1)
 
     def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
         if self._loop.predownload_bytes is not None:
             return self._loop.predownload_bytes
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
+        window = self._loop.window if self._loop.shuffle else 0
+        return usual_ahead_bytes(self._view.byte_count, len(self._view.ranges), window)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)
