@@ -13,7 +13,6 @@ Threads exist inside `fetching` only, and nothing of this is shared with a forke
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
+from dhtdata.mount.crew import Crew
 from dhtdata.mount.shards import GroupShards
 from dhtdata.store import Store
 from dhtdata.tables.reader import ShardReader
@@ -63,8 +63,7 @@ class Origin:
 class OpenShard:
     """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``).
 
-    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to. ``views`` are columns
-    of blocks as arrays over the map (None: not possible).
+    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to.
     """
 
     entry: ShardEntry
@@ -77,7 +76,6 @@ class OpenShard:
     asked: dict[int, Future[None]] = field(default_factory=dict)
     foreseen: set[int] = field(default_factory=set)
     batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
-    views: dict[tuple[int, str], NDArray[Any] | None] = field(default_factory=dict)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
         return [] if self.complete else [block for block in blocks if block not in self.here]
@@ -95,6 +93,13 @@ class OpenShard:
                 raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
             batch = self.batches[block] = self.reader.batch(block - 1).select(list(self.group.columns))
         return batch
+
+    @property
+    def mapped(self) -> pa.Buffer:
+        """The whole file in memory. Blocks that are not here yet must not be read."""
+        if self.reader is None:
+            raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
+        return self.reader.mapped
 
     def blocks_of(self, first_row: int, stop_row: int) -> range:
         """Blocks that hold the shard's rows ``[first_row, stop_row)``."""
@@ -122,7 +127,7 @@ class Vault:
         self._opening: dict[Digest, threading.Lock] = {}
         self._trusted = False
         self._checker: Checker | None = None
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._leaving = threading.Event()
 
     # Opening
@@ -311,7 +316,7 @@ class Vault:
         if self._crew is not None:
             yield
             return
-        self._crew = crew = _Crew()
+        self._crew = crew = Crew(FETCHERS, "dhtdata-fetch")
         self._leaving.clear()
         try:
             yield
@@ -419,26 +424,3 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
-
-
-class _Crew:
-    """Up to `FETCHERS` threads, started on demand. They die with the process: what they wait for may never come."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-
-    def put(self, job: _Job) -> None:
-        self._jobs.put(job)
-        if len(self._threads) < FETCHERS:
-            thread = threading.Thread(target=self._work, name="dhtdata-fetch", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()

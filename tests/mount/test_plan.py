@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ class World:
         job = self.job
         return EpochOrder(Pieces(self.ranges), seed=0, epoch=0, shuffle=job.shuffle, window=job.window, lanes=job.nodes)
 
-    def plan(self, **changed: float) -> Plan:
+    def plan(self, **changed: Any) -> Plan:
         return make_plan(self.blocks(), self.ranges, replace(self.job, **changed), DESCRIBED)
 
 
@@ -318,10 +319,10 @@ def test_a_plan_for_a_billion_rows_is_small(shuffle: bool) -> None:
         ({"global_batch": 10}, "take 64 rows"),
     ],
 )
-def test_a_job_that_does_not_divide_is_told_the_next_sizes(change: dict[str, int], told: str) -> None:
+def test_a_job_that_does_not_divide_is_told_the_next_sizes(change: dict[str, Any], told: str) -> None:
     fitting = Job(8, 64, 4096, True, 8, 0, 1e6)
     with pytest.raises(ConfigError, match=told):
-        replace(fitting, **change)  # type: ignore[arg-type]
+        replace(fitting, **change)
 
 
 @pytest.mark.slow_e2e
