@@ -15,6 +15,7 @@ from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.meter import Held
 from dhtdata.mount.parcels import VALID, Parcel
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
@@ -72,6 +73,11 @@ class StreamingDataset:
     @property
     def batch_size(self) -> int | None:
         return self._loop.batch_size
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows of a whole batch, 1 without batches."""
+        return self._loop.batch_size or 1
 
     @property
     def format(self) -> str:
@@ -170,6 +176,15 @@ class StreamingDataset:
                 f"{global_batch}, and nobody else can go on from it: use as many workers and rows, or save the state "
                 "of a dhtdata.torch.DataLoader, which any number goes on from"
             )
+
+    def held(self) -> Held:
+        """What all processes that read for this dataset waited for, and hold ahead of their loops."""
+        return self._view.meter.total()
+
+    def standing(self) -> tuple[int, int]:
+        """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
+        at = self.position
+        return at.epoch, at.rows // self._loop.global_batch
 
     def close(self) -> None:
         """Unmap all shards and leave the peer. Arrays that were handed out stay valid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from dhtdata.mount.parcels import Parcel
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
+NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
@@ -40,9 +42,13 @@ class Pipeline:
             ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))
 
             def jobs() -> Iterator[Callable[[], Parcel]]:
+                noted_s = 0.0
                 for turn in turns:
                     if ahead is not None:
                         ahead.advance(steps.position(turn[-1] + 1))
+                        if time.monotonic() - noted_s >= NOTED_S:
+                            self._view.note(ahead)
+                            noted_s = time.monotonic()
                     dealt = steps.deal(turn)
                     yield partial(self._make, dealt)
 

@@ -26,7 +26,7 @@ class Metered(Protocol[_A_co]):
     """What can be followed: a mounted dataset, a mix, or `dhtdata.torch.DataLoader` over one."""
 
     @property
-    def batch_size(self) -> int | None: ...
+    def rows_per_item(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -62,7 +62,7 @@ class _View:
     def __init__(self, loop: Metered[Any]) -> None:
         self._loop = loop
         self._count = len(loop)
-        self._batch = loop.batch_size or 1
+        self._batch = loop.rows_per_item
         self._meter = Speedometer(time.monotonic())
         self._stalled_s = loop.held().stalled_s
         self._first = 0
