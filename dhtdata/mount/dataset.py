@@ -19,11 +19,10 @@ from dhtdata.mount.parcels import VALID, Parcel
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
+from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
-
-MIN_PREDOWNLOAD_BYTES = 64_000_000
 
 
 class StreamingDataset:
@@ -259,8 +258,8 @@ class StreamingDataset:
 
     def _usual_ahead(self) -> int:
         """Bytes of one window: the next one must be here when the loop enters it, or the loop waits."""
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
+        window = self._loop.window if self._loop.shuffle else 0
+        return usual_ahead_bytes(self._view.byte_count, len(self._view.ranges), window)
 
     def _needs(self) -> Needs:
         crew = self._loop.crew

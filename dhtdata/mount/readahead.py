@@ -18,6 +18,16 @@ from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Steps
 
 REQUEST_BYTES = 4 << 20
+MIN_AHEAD_BYTES = 64_000_000
+
+
+def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
+    """What may be asked for ahead of a loop that names no limit, in a split of ``byte_count`` bytes.
+
+    A window of so many row ranges (0: none, without shuffle): the next one must be here when the loop enters it, or
+    the loop waits.
+    """
+    return max(MIN_AHEAD_BYTES, byte_count * window // range_count)
 
 
 class Readahead:
