@@ -11,7 +11,7 @@
 | ``crew`` | threads |
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
-| ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |

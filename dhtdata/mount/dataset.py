@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,12 +12,15 @@ import pyarrow as pa
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.meter import Held
 from dhtdata.mount.parcels import VALID, Parcel
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
+from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
@@ -51,6 +55,8 @@ class StreamingDataset:
                 f"split {view.split.name!r} has {view.split.rows} rows, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
+        ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
+        self._loop = replace(loop, predownload_bytes=ahead_bytes)
 
     # What it is
 
@@ -67,6 +73,11 @@ class StreamingDataset:
     @property
     def batch_size(self) -> int | None:
         return self._loop.batch_size
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows of a whole batch, 1 without batches."""
+        return self._loop.batch_size or 1
 
     @property
     def format(self) -> str:
@@ -166,6 +177,15 @@ class StreamingDataset:
                 "of a dhtdata.torch.DataLoader, which any number goes on from"
             )
 
+    def held(self) -> Held:
+        """What all processes that read for this dataset waited for, and hold ahead of their loops."""
+        return self._view.meter.total()
+
+    def standing(self) -> tuple[int, int]:
+        """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
+        at = self.position
+        return at.epoch, at.rows // self._loop.global_batch
+
     def close(self) -> None:
         """Unmap all shards and leave the peer. Arrays that were handed out stay valid."""
         self._view.close()
@@ -250,6 +270,16 @@ class StreamingDataset:
                 if item is not Skipped.ITEM:
                     yield item
         self._epochs.moved(run, steps, steps.count)
+
+    def _usual_ahead(self) -> int:
+        """Bytes of one window: the next one must be here when the loop enters it, or the loop waits."""
+        window = self._loop.window if self._loop.shuffle else 0
+        return usual_ahead_bytes(self._view.byte_count, len(self._view.ranges), window)
+
+    def _needs(self) -> Needs:
+        crew = self._loop.crew
+        lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
+        return Needs.of(self._view.groups, self._pieces, self._loop.window if self._loop.shuffle else 1, lanes)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

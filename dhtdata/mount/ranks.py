@@ -17,11 +17,12 @@ from dhtdata.order import MAX_LANES
 
 @dataclass(frozen=True)
 class Ranks:
-    """``given``: by arguments, so that nobody else may know better."""
+    """``local`` ranks run on this machine. ``given``: by arguments, so that nobody else may know better."""
 
     rank: int
     ranks: int
     nodes: int
+    local: int
     given: bool = False
 
     def confirm(self) -> None:
@@ -47,8 +48,13 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
     """ConfigError if the arguments or surroundings contradict themselves. ``lanes`` overrides the number of nodes."""
     if (rank is None) != (world_size is None):
         raise ConfigError("rank and world_size: give both or none")
-    launched = launched_ranks()
     joined = _joined()
+    try:
+        launched = launched_ranks()
+    except ConfigError:
+        if rank is None and joined is None:
+            raise
+        launched = None  # Lightning's own launcher sets WORLD_SIZE alone
     if rank is not None and world_size is not None:
         found = (rank, world_size)
     elif joined is not None:
@@ -66,7 +72,7 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
         raise ConfigError(f"lanes: {lanes} is not in 1 to {MAX_LANES}")
     local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
     nodes = found[1] // local if found[1] % local == 0 else 1
-    return Ranks(*found, lanes if lanes is not None else nodes, given=rank is not None)
+    return Ranks(*found, lanes if lanes is not None else nodes, local, given=rank is not None)
 
 
 def find_worker() -> Worker | None:

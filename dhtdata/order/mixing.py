@@ -41,7 +41,7 @@ from dhtdata.errors import ConfigError
 from dhtdata.order import permutation as permute
 from dhtdata.order.epoch import EpochOrder, Rows, Window
 from dhtdata.order.shares import Pattern, Sources
-from dhtdata.order.steps import every, lane_runs, windows_of
+from dhtdata.order.steps import every, lane_runs, lanes_of, windows_of
 from dhtdata.order.turns import Dealt, Share, Turns, joined
 
 BATCHINGS = ("random", "stratified", "per_source")
@@ -195,8 +195,8 @@ class MixSteps(Turns):
         first = start + self.mixing.before(self.epoch, self.consumed)[source]
         for epoch in range(first // size, -(-(start + taken) // size)):
             order = self._orders[source](epoch)
-            drift = int(self.global_batch % order.lanes != 0)
-            for position, window in windows_of(order, self.share, max(first - epoch * size, 0), drift):
+            lanes = lanes_of(order, self.share, self.global_batch)
+            for position, window in windows_of(order, lanes, max(first - epoch * size, 0)):
                 number = epoch * size + position - start
                 if number >= taken:
                     break

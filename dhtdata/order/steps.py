@@ -27,8 +27,12 @@ class Steps(Turns):
 
         A short last batch may take a few rows of other lanes' windows besides.
         """
-        drift = int(self.global_batch % self.order.lanes != 0)
-        return windows_of(self.order, self.share, self.position(after_steps), drift)
+        return windows_of(self.order, self.lanes, self.position(after_steps))
+
+    @property
+    def lanes(self) -> range:
+        """Lanes that this rank's steps take rows of, but for a few of a short last batch."""
+        return lanes_of(self.order, self.share, self.global_batch)
 
     def _whole_steps(self, steps: range) -> Rows:
         if self.order.lanes > 1 or not steps:
@@ -81,14 +85,17 @@ def lane_runs(lanes: int, first: int, stop: int, low: int, high: int) -> Iterato
         low, lane = until, lane + 1
 
 
-def windows_of(order: EpochOrder, share: Share, start: int, drift: int) -> Iterator[tuple[int, Window]]:
-    """Windows from the epoch position ``start`` on in the lanes of this share, and the positions that need them first.
-
-    Slices of a batch that the lanes do not divide drift by up to ``drift`` lanes: these are read ahead for, too.
-    """
+def lanes_of(order: EpochOrder, share: Share, global_batch: int) -> range:
+    """Lanes that whole global batches give this rank rows of."""
+    # Slices of a batch that the lanes do not divide drift by up to one lane: the neighbours count, too.
+    drift = int(global_batch % order.lanes != 0)
     first = max(share.rank * order.lanes // share.ranks - drift, 0)
-    stop = min(-(-(share.rank + 1) * order.lanes // share.ranks) + drift, order.lanes)
-    return heapq.merge(*(_lane_windows(order, lane, start) for lane in range(first, stop)), key=lambda item: item[0])
+    return range(first, min(-(-(share.rank + 1) * order.lanes // share.ranks) + drift, order.lanes))
+
+
+def windows_of(order: EpochOrder, lanes: range, start: int) -> Iterator[tuple[int, Window]]:
+    """Windows of these lanes from the epoch position ``start`` on, and the position that needs each first."""
+    return heapq.merge(*(_lane_windows(order, lane, start) for lane in lanes), key=lambda item: item[0])
 
 
 def _lane_windows(order: EpochOrder, lane: int, start: int) -> Iterator[tuple[int, Window]]:
