@@ -89,6 +89,11 @@ LAYERS: list[list[str]] = [
     ["tables.canonical", "tables.ipc", "tables.sources.opened"],
     ["tables.decoding", "tables.logical", "tables.reader", "tables.sources"],
     ["tables.check"],
+    ["filters.evaluate", "filters.literals", "filters.selection", "filters.text", "filters.tree"],
+    ["filters.bounds", "filters.kept", "filters.terms"],
+    ["filters.parse", "filters.prune"],
+    ["filters.filter"],
+    ["filters"],
     ["transfer.meters"],
     ["transfer", "transfer.answers", "transfer.dialling", "transfer.folders", "transfer.masks", "transfer.membership"],
     ["transfer.providers", "transfer.rates", "transfer.search", "transfer.sending"],
@@ -124,13 +129,13 @@ LAYERS: list[list[str]] = [
     ["peer.starting"],
     ["peer", "peer.__main__"],
     ["torch.parcels", "torch.ranks", "torch.tensors"],
-    ["mount.columns", "mount.crew", "mount.planes", "mount.ranks", "mount.resolve", "mount.shards"],
+    ["mount.columns", "mount.crew", "mount.planes", "mount.progress", "mount.ranks", "mount.resolve", "mount.shards"],
     ["mount.vault"],
     ["mount.chart", "mount.readahead", "mount.runs"],
     ["mount.gather"],
     ["mount.parcels"],
     ["mount.transform", "mount.view"],
-    ["mount.loop", "mount.map_style"],
+    ["mount.filtering", "mount.loop", "mount.map_style"],
     ["mount.pipeline"],
     ["mount.dataset"],
     ["mount"],
@@ -151,15 +156,15 @@ LAYERS: list[list[str]] = [
 ]
 
 NETWORK = ("dht", "transfer", "peer")
-TABLES = ("tables", "publish", "mount", "torch", "export")
+TABLES = ("tables", "filters", "publish", "mount", "torch", "export")
 
 DOORS: dict[str, tuple[str, ...]] = {
     "blake3": ("digest",),
     "cryptography": ("signing",),
     "msgspec": ("formats", "control.protocol"),
     "flatbuffers": ("tables.ipc",),
-    "pyarrow": ("tables", "publish", "mount", "torch", "export"),
-    "numpy": ("order", "tables", "publish", "mount", "torch"),
+    "pyarrow": ("tables", "filters", "publish", "mount", "torch", "export"),
+    "numpy": ("order", "tables", "filters", "publish", "mount", "torch"),
     "torch": ("torch",),
     "aiohttp": ("transfer",),
     "yarl": ("transfer.client",),
@@ -169,7 +174,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zstandard": ("packing",),
     "sqlite3": ("store", "dht.archive"),
     "typer": ("cli",),
-    "rich": ("cli",),
+    "rich": ("cli", "mount.progress"),
     "platformdirs": ("config",),
 }
 
