@@ -15,8 +15,8 @@
 | ``abs(x)``, ``isnan(x)`` | of numbers |
 
 A comparison with null is null, and rows for which the whole filter is null are left out, also under ``not``: ``x != 3``
-leaves out rows without x. NaN is unequal to everything. Whole numbers that overflow are an error. Columns have their
-stored types: a dictionary is its values, an extension type its storage.
+leaves out rows without x. NaN is unequal to everything. Arithmetic is that of 64 bits; whole numbers that overflow are
+an error. Columns have their stored types: a dictionary is its values, an extension type its storage.
 """
 
 from __future__ import annotations
@@ -43,11 +43,16 @@ from dhtdata.filters.terms import (
     Literal,
     Part,
     Term,
+    arithmetic_kind,
+    as_kind,
     bracketed,
+    comparable,
     is_text,
     listed,
     named,
     readable,
+    whole_kind,
+    widened,
 )
 from dhtdata.filters.text import FilterText
 
@@ -186,7 +191,7 @@ class _Translator:
         self._number(node.operand, part)
         if not negative:
             return part
-        return self._made(node, pc.negate_checked(part.expression), f"-{bracketed(part, ATOM)}", SUM)
+        return self._made(node, pc.negate_checked(widened(part)), f"-{bracketed(part, ATOM)}", SUM)
 
     # Comparisons
 
@@ -215,7 +220,7 @@ class _Translator:
                 self._refuse(node, f"a comparison with None is never true: write 'is {'not ' * (name == '!=')}None'")
         text = f"{bracketed(first, SUM)} {name} {bracketed(second, SUM)}"
         if isinstance(first, Term) and isinstance(second, Term):
-            made = _COMPARE[name](first.expression, second.expression)
+            made = _COMPARE[name](*comparable(first, second))
             if self._kind(made) is None:
                 at = self._source.operator(left, right)
                 self._refuse(at, f"{named(first)} cannot be compared with {named(second)}")
@@ -310,26 +315,19 @@ class _Translator:
         if name == "%":
             return self._remainder(node, left, right)
         text = f"{bracketed(left, ATOM)} {name} {bracketed(right, ATOM)}"
-        kinds = [part.kind for part in (left, right) if isinstance(part, Term)]
-        first = self._operand(left, kinds[0], node.left)
-        second = self._operand(right, kinds[0], node.right)
-        if name == "/":
-            if isinstance(right, Literal) and right.value == 0:
-                self._refuse(node.right, "this divides by zero")
-            first, second = (side.cast(pa.float64(), safe=False) for side in (first, second))
-            return self._made(node, pc.divide(first, second), text, SUM)
-        return self._made(node, _CHECKED[name](first, second), text, SUM)
+        if name == "/" and isinstance(right, Literal) and right.value == 0:
+            self._refuse(node.right, "this divides by zero")
+        kind = pa.float64() if name == "/" else arithmetic_kind(left, right)
+        first, second = self._operand(left, kind, node.left), self._operand(right, kind, node.right)
+        function = pc.divide if name == "/" else _CHECKED[name]
+        return self._made(node, function(first, second), text, SUM)
 
-    def _operand(self, part: Part, kind: pa.DataType, at: ast.expr) -> pc.Expression:
+    def _operand(self, part: Part, kind: pa.DataType | None, at: ast.expr) -> pc.Expression:
+        """An operand as this type; None takes it as it is."""
         if isinstance(part, Term):
-            return part.expression
-        value = part.value
-        if pa.types.is_integer(kind) and isinstance(value, int):
-            kind = pa.uint64() if kind == pa.uint64() and value >= 0 else pa.int64()
-        elif not pa.types.is_decimal(kind):
-            kind = pa.float64()
+            return part.expression if kind is None else as_kind(part, kind)
         try:
-            return pc.scalar(fitted(value, kind))
+            return pc.scalar(fitted(part.value, kind))
         except MisfitError as failure:
             self._refuse(at, f"arithmetic with {kind} {failure}")
 
@@ -348,9 +346,10 @@ class _Translator:
         divisor = right.value if isinstance(right, Literal) else None
         if not isinstance(divisor, int) or not 1 <= divisor <= _MAX_DIVISOR:
             self._refuse(node.right, "'%' takes a positive whole number on its right")
-        by = self._operand(Literal(divisor), left.kind, node.right)
-        rest = pc.subtract_checked(left.expression, pc.multiply_checked(pc.divide(left.expression, by), by))
-        if pa.types.is_signed_integer(left.kind):  # Arrow divides towards zero, Python down
+        kind = whole_kind(left.kind)
+        number, by = as_kind(left, kind), pc.scalar(pa.scalar(divisor, kind))
+        rest = pc.subtract_checked(number, pc.multiply_checked(pc.divide(number, by), by))
+        if kind == pa.int64():  # Arrow divides towards zero, Python down
             rest = pc.if_else(rest < pa.scalar(0, pa.int64()), pc.add_checked(rest, by), rest)
         return self._made(node, rest, f"{bracketed(left, ATOM)} % {divisor}", SUM)
 
@@ -394,7 +393,7 @@ class _Translator:
             return self._made(node, self._length(first, term), text)
         self._number(first, term)
         if name == "abs":
-            return self._made(node, pc.abs_checked(term.expression), text)
+            return self._made(node, pc.abs_checked(widened(term)), text)
         self._require(first, term, pa.types.is_floating(term.kind), "float")
         return self._made(node, pc.is_nan(term.expression), text)
 
