@@ -20,7 +20,10 @@ class FilterText:
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_CHARACTERS:
-            raise ConfigError(f"filter: {len(text):,} characters, at most {MAX_CHARACTERS:,} are allowed")
+            raise ConfigError(
+                f"filter: {len(text):,} characters, at most {MAX_CHARACTERS:,} are allowed: give a long list as an "
+                "expression, pyarrow.compute.field('name').isin([...])"
+            )
         for position, letter in enumerate(text):
             if letter == "\0" or "\ud800" <= letter <= "\udfff":
                 raise ConfigError(f"filter: character {position + 1} is {ascii(letter)}, which no text holds")

@@ -9,11 +9,11 @@
 | ``crew`` | threads |
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
-| ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
-| ``filtering``, ``progress`` | the rows of it that a filter keeps |
+| ``filtering``, ``scanning`` | the rows of it that a filter keeps |
 | ``map_style`` | random access |
 | ``loop``, ``pipeline`` | how a split is iterated over, and what makes it so |
 | ``dataset`` | `StreamingDataset` |

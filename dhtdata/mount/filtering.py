@@ -20,8 +20,8 @@ from dhtdata.filters.bounds import ShardBounds, join_bounds, range_bounds, shard
 from dhtdata.filters.prune import may_match
 from dhtdata.filters.tree import tree_of
 from dhtdata.formats.statistics import MAX_SHARD_STATISTICS_BYTES, ShardStatistics
-from dhtdata.mount.progress import progress
 from dhtdata.mount.resolve import read_indexes
+from dhtdata.mount.scanning import scanning
 from dhtdata.mount.shards import GroupShards, needed_groups
 from dhtdata.mount.view import View
 from dhtdata.tables.schema import stored_schema, to_arrow
@@ -64,7 +64,7 @@ class FilteredView(View):
             scan.show(Selection.of_ranges(ranges, chosen))
             ends = np.cumsum(segments.counts[numbers])
             cuts = zip((ends - segments.counts[numbers]).tolist(), ends.tolist(), strict=True)
-            with progress(f"filter {self.filter_key}", int(ends[-1])) as tell:
+            with scanning(f"filter {self.filter_key}", int(ends[-1])) as tell:
                 for batch, number, end in zip(scan.stored(cuts), numbers.tolist(), ends.tolist(), strict=True):
                     writer.put(number, self._filter.matches(batch))
                     tell(end)

@@ -220,9 +220,7 @@ BAD: list[tuple[str, str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason", "from_caret"), BAD, ids=[ascii(bad[0][:40]) for bad in BAD]
-)
+@pytest.mark.parametrize(("text", "reason", "from_caret"), BAD, ids=[ascii(bad[0][:40]) for bad in BAD])
 def test_a_bad_filter_is_refused_at_the_character(text: str, reason: str, from_caret: str | None) -> None:
     with pytest.raises(ConfigError) as failure:
         read_filter(text, KINDS)
