@@ -95,6 +95,16 @@ class Selection:
         some = self._kept > 0
         return np.stack([self._segments.firsts[some], self._segments.counts[some]], axis=1)
 
+    def around(self, spans: Rows) -> Rows:
+        """Source spans that hold the rows at these spans of positions (first, count > 0), of shape (n, 2).
+
+        Rounded out to whole segments, for which no bitmap is read.
+        """
+        first = np.searchsorted(self._begins, spans[:, 0], "right") - 1
+        last = np.searchsorted(self._begins, spans[:, 0] + spans[:, 1] - 1, "right") - 1
+        begins = self._segments.firsts[first]
+        return np.stack([begins, self._segments.firsts[last] + self._segments.counts[last] - begins], axis=1)
+
     def rows(self, positions: Rows) -> Rows:
         """Source rows at these positions, in the order given. IndexError beyond the ends."""
         if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < self.count:

@@ -3,7 +3,9 @@
 | module | part |
 |---|---|
 | ``columns`` | what every Arrow type becomes in numpy, torch and Python |
-| ``ranks`` | which rank this process is |
+| ``ranks`` | which rank and worker this process is |
+| ``plain`` | what torch's own DataLoader needs |
+| ``epochs`` | which epoch comes next, across processes |
 | ``shards`` | where rows are |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
 | ``crew`` | threads |
@@ -36,6 +38,7 @@ from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
 from dhtdata.mount.transform import Transform
 from dhtdata.mount.view import View, open_view
@@ -56,6 +59,7 @@ def mount(
     columns: Sequence[str] | None = None,
     filter: str | pc.Expression | None = None,
     batch_size: int | None = None,
+    global_batch_size: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
     format: str = "numpy",
@@ -87,9 +91,10 @@ def mount(
     ``filter``: which rows count, as text such as ``"lang == 'en' and len(text) > 100"`` (see `dhtdata.filters.parse`)
     or as a ``pyarrow.compute.Expression``; lengths, epochs and row numbers are then those of the rows that it keeps.
     The first mount with a filter looks at its columns, unless statistics rule rows out; the result stays in the store.
-    ``batch_size``: rows a batch *on this rank*; None iterates over rows. ``shuffle_window``: row ranges of about 32 MiB
-    that are shuffled together. ``remainder``: what the last rows of an epoch become, "pad" (equal steps on every rank;
-    ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
+    ``batch_size``: rows a batch *on this rank*, or ``global_batch_size``: on all ranks together; neither iterates over
+    rows. ``shuffle_window``: row ranges of about 32 MiB that are shuffled together. ``remainder``: what the last rows
+    of an epoch become, "pad" (equal steps on every rank; ``_valid`` marks what counts), "drop" or "uneven"; by default
+    "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
     must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
@@ -107,8 +112,9 @@ def mount(
         None if world_size is None else _whole("world_size", world_size),
         None if lanes is None else _whole("lanes", lanes),
     )
+    rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
-        batch_size=None if batch_size is None else _whole("batch_size", batch_size),
+        batch_size=rank_batch,
         shuffle=bool(shuffle),
         seed=_whole("seed", seed),
         window=_whole("shuffle_window", shuffle_window),
@@ -117,7 +123,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, on_error, batched=batch_size is not None, split=split),
+        transform=Transform.of(transform, transform_on, on_error, batched=rank_batch is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -134,6 +140,7 @@ def mount(
         settings = load_settings(given)
     elif given:
         settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
+    meet_torch(StreamingDataset)
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
@@ -149,6 +156,22 @@ def _maker(filter: str | pc.Expression | None) -> Callable[..., View]:
     from dhtdata.mount.filtering import FilteredView
 
     return partial(FilteredView, filter=filter)
+
+
+def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:
+    """Rows a batch on each rank."""
+    if global_batch_size is None:
+        return None if batch_size is None else _whole("batch_size", batch_size)
+    if batch_size is not None:
+        raise ConfigError("batch_size is of one rank, global_batch_size of all together: give one of them")
+    size = _whole("global_batch_size", global_batch_size)
+    if size < 1 or size % ranks:
+        smaller = max(size // ranks, 0) * ranks
+        working = f"{smaller} and {smaller + ranks} do" if smaller else f"the smallest that does is {ranks}"
+        raise ConfigError(
+            f"global_batch_size: {size} rows do not divide into equal batches of {ranks} ranks: {working}"
+        )
+    return size // ranks
 
 
 def _whole(name: str, value: int) -> int:

@@ -55,6 +55,7 @@ class FilteredView(View):
 
     def _work_out(self, writer: SelectionWriter, ranges: Sequence[int]) -> None:
         with self.beside(self._filter.columns) as scan:
+            scan.filter_key = f"looked at for {self.filter_key}"
             scan.lay_out()
             chosen = self._hopeful(scan, ranges)
             segments = Segments(ranges)

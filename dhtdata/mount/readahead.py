@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhtdata.errors import DhtDataError
+from dhtdata.mount.horizon import Horizon
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Steps
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from dhtdata.filters import Selection
 
 REQUEST_BYTES = 4 << 20
+MIN_AHEAD_BYTES = 64_000_000
 _BlocksOf = Callable[[OpenShard], Iterable[int]]
+
+
+def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
+    """What may be asked for ahead of a loop that names no limit, in a split of ``byte_count`` bytes.
+
+    A window of so many row ranges (0: none, without shuffle): the next one must be here when the loop enters it, or
+    the loop waits.
+    """
+    return max(MIN_AHEAD_BYTES, byte_count * window // range_count)
 
 
 class Readahead:
@@ -36,12 +47,14 @@ class Readahead:
         groups: Sequence[GroupShards],
         steps: Steps,
         limit_bytes: int,
+        horizon: Horizon | None = None,
         selection: Selection | None = None,
     ) -> None:
         self._vault = vault
         self._groups = groups
         self._steps = steps
         self._limit_bytes = limit_bytes
+        self._horizon = horizon
         self._selection = selection
         self._reached = -1
         self._ended = False
@@ -64,6 +77,8 @@ class Readahead:
 
     def advance(self, position: int) -> None:
         """The loop needs all rows before this position of the epoch now."""
+        if self._horizon is not None:
+            self._horizon.advance(position)
         with self._moved:
             self._reached = position
             self._moved.notify()
@@ -150,6 +165,6 @@ class _Batch:
 
     def send(self) -> None:
         for shard, blocks in self._blocks.values():
-            self._vault.ask(shard, blocks)
+            self._vault.ask(shard, blocks, ahead=True)
         self._blocks = {}
         self.size = 0
