@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from dhtdata.mount.crew import Crew
@@ -31,7 +32,7 @@ class Pipeline:
     @property
     def steps_at_once(self) -> int:
         """How many steps are gathered together: a few megabytes."""
-        row_bytes = max(self._view.byte_count / self._view.split.rows, 1.0)
+        row_bytes = max(self._view.byte_count / self._view.num_rows, 1.0)
         rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
         return max(int(rows / (self._loop.batch_size or 1)), 1)
 
@@ -50,6 +51,7 @@ class Pipeline:
                             self._view.note(ahead)
                             noted_s = time.monotonic()
                     dealt = steps.deal(turn)
+                    dealt = replace(dealt, rows=self._view.rows(dealt.rows))
                     yield partial(self._make, dealt)
 
             yield from _in_order(jobs(), crew, self._loop.threads)
