@@ -10,6 +10,7 @@
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
 | ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``ragged``, ``pictures``, ``shaping`` | lists and images in the shapes that a mount asks for |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
@@ -42,6 +43,7 @@ __all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
 
 DEFAULT_WINDOW = 8
 DEFAULT_TIMEOUT_S = 300.0
+ON_ERROR = ("raise", "skip")
 
 
 def mount(
@@ -58,6 +60,8 @@ def mount(
     transform: Callable[[Any], Any] | None = None,
     transform_on: str | None = None,
     on_error: str = "raise",
+    collate: Any = None,
+    decode: Any = None,
     threads: int = 0,
     predownload: int | str | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
@@ -83,8 +87,11 @@ def mount(
     ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
-    must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
-    the log. ``threads``: how many gather and transform ahead of the loop; they win where that releases the GIL.
+    must survive pickling if workers are spawned. ``collate``: what a batch makes of lists of any length: "list", "padded",
+    ``("padded", value)`` or "jagged", for all or by column; with ``transform_on="sample"``, of those it returns.
+    ``decode``: "image", or by column, where encoded images become arrays; both in `shaping`. ``on_error="skip"`` leaves
+    out rows that do not decode or on which ``transform`` fails, and says so in the log. ``threads``: how many gather,
+    decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
@@ -98,6 +105,11 @@ def mount(
         None if world_size is None else _whole("world_size", world_size),
         None if lanes is None else _whole("lanes", lanes),
     )
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
+    skips = on_error == "skip"
+    if skips and transform is None and not decode:
+        raise ConfigError("on_error says what becomes of rows that fail in a transform or decode: give one of them, too")
     loop = Loop(
         batch_size=None if batch_size is None else _whole("batch_size", batch_size),
         shuffle=bool(shuffle),
@@ -108,7 +120,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, on_error, batched=batch_size is not None, split=split),
+        transform=Transform.of(transform, transform_on, skips, batched=batch_size is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -128,7 +140,7 @@ def mount(
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout)
     try:
-        return StreamingDataset(view, loop)
+        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
     except BaseException:
         view.close()
         raise

@@ -13,9 +13,8 @@ from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
-from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
@@ -106,7 +105,7 @@ class StreamingDataset:
 
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""
-        return MapStyleDataset(self._view, self._loop.format)
+        return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:
         """The whole split as one table, mapped from disk. Fetches all of it."""

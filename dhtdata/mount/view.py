@@ -20,7 +20,7 @@ from dhtdata.formats.contents import Split
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
-from dhtdata.mount.parcels import Parcel, reader_of
+from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
@@ -79,12 +79,12 @@ class View:
         """Bytes of all shards that hold these columns."""
         return sum(group.byte_count for group in self.groups)
 
-    def gather(self, dealt: Dealt, format: str, batched: bool) -> Parcel:
-        """These rows, in this order, once they are here."""
+    def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
+        """These rows, in this order, once they are here: see `Reading.read`."""
         here = self._process()
         if here.gatherer is None:
             here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows)
-        return reader_of(format)(here.gatherer, dealt, batched)
+        return reading.read(here.gatherer, dealt, batched)
 
     @contextmanager
     def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:

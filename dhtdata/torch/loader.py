@@ -11,8 +11,7 @@ from torch.utils import data as torch_data
 from dhtdata.errors import ConfigError
 from dhtdata.mount.dataset import Run, StreamingDataset
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.parcels import Items, Parcel
-from dhtdata.mount.transform import Skipped
+from dhtdata.mount.parcels import Items, Parcel, Skipped
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
