@@ -124,6 +124,7 @@ LAYERS: list[list[str]] = [
     ["peer.starting"],
     ["peer", "peer.__main__"],
     ["torch.ranks"],
+    ["mount.meter", "mount.speed", "mount.texts"],
     ["mount.columns", "mount.crew", "mount.pictures", "mount.planes", "mount.ranks", "mount.resolve", "mount.shards"],
     ["mount.ragged", "mount.vault", "torch.parcels", "torch.tensors"],
     ["mount.chart", "mount.readahead", "mount.runs"],
@@ -131,7 +132,7 @@ LAYERS: list[list[str]] = [
     ["mount.shaping"],
     ["mount.parcels"],
     ["mount.transform", "mount.view"],
-    ["mount.loop", "mount.map_style"],
+    ["mount.loop", "mount.map_style", "mount.progress"],
     ["mount.pipeline"],
     ["mount.dataset"],
     ["mount"],
@@ -171,7 +172,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zstandard": ("packing",),
     "sqlite3": ("store", "dht.archive"),
     "typer": ("cli",),
-    "rich": ("cli",),
+    "rich": ("cli", "mount.progress"),
     "platformdirs": ("config",),
 }
 

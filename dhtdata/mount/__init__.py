@@ -9,7 +9,7 @@
 | ``crew`` | threads |
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
-| ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
 | ``ragged``, ``pictures``, ``shaping`` | lists and images in the shapes that a mount asks for |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
@@ -87,11 +87,11 @@ def mount(
     ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
-    must survive pickling if workers are spawned. ``collate``: what a batch makes of lists of any length: "list", "padded",
-    ``("padded", value)`` or "jagged", for all or by column; with ``transform_on="sample"``, of those it returns.
-    ``decode``: "image", or by column, where encoded images become arrays; both in `shaping`. ``on_error="skip"`` leaves
-    out rows that do not decode or on which ``transform`` fails, and says so in the log. ``threads``: how many gather,
-    decode and transform ahead of the loop; they win where that releases the GIL.
+    must survive pickling if workers are spawned. ``collate``: what becomes of lists of any length in a batch: "list",
+    "padded", ``("padded", value)`` or "jagged", for all or by column; with ``transform_on="sample"``, of those that it
+    returns. ``decode``: which encoded images become arrays, "image" or by column. See `shaping` for both.
+    ``on_error="skip"`` leaves out rows that do not decode or on which ``transform`` fails, and says so in the log.
+    ``threads``: how many gather, decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
@@ -109,7 +109,7 @@ def mount(
         raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
     skips = on_error == "skip"
     if skips and transform is None and not decode:
-        raise ConfigError("on_error says what becomes of rows that fail in a transform or decode: give one of them, too")
+        raise ConfigError("on_error says what becomes of rows that fail: give transform or decode, too")
     loop = Loop(
         batch_size=None if batch_size is None else _whole("batch_size", batch_size),
         shuffle=bool(shuffle),

@@ -25,6 +25,7 @@ from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
 from dhtdata.mount.ragged import Ragged
 from dhtdata.mount.runs import GroupRuns
 from dhtdata.mount.shards import GroupShards
+from dhtdata.mount.texts import Texts
 from dhtdata.mount.vault import Vault
 
 Rows = NDArray[np.int64]
@@ -56,8 +57,8 @@ class Gatherer:
 
         return self._gathered(rows, direct, through_arrow)
 
-    def python(self, rows: Rows) -> dict[str, list[Any]]:
-        """Columns as lists of Python's own values, those of ``pyarrow.Array.to_pylist``."""
+    def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
+        """Columns as sequences of Python's own values, those of ``pyarrow.Array.to_pylist``."""
         return self._gathered(rows, _python_column, lambda name, array: self._listed(name, array))
 
     def stored(self, rows: Rows) -> pa.RecordBatch:
@@ -98,7 +99,10 @@ class Gatherer:
         schema = pa.schema([self.logical.field(name)])
         batch = to_logical(pa.RecordBatch.from_arrays([array], [name]), schema)
         with held(name, schema.field(0).type):
-            values: list[Any] = batch.column(0).to_pylist()
+            column = batch.column(0)
+            if column.type == pa.time64("ns"):  # Arrow drops nanoseconds without a word where pandas is installed
+                column = column.cast(pa.time64("us"))
+            values: list[Any] = column.to_pylist()
             return values
 
 
@@ -169,7 +173,7 @@ class _Located:
 def _numpy_column(found: _Located, form: Form) -> Column | None:
     """None if only Arrow can read these rows."""
     if form.flat is None:
-        return np.fromiter(_texts(found, form), dtype=object, count=found.rows.size)
+        return _texts(found, form)
     if not form.offset_bytes:
         if found.awkward:
             return found.runs.group.flat(found.name, form.flat)
@@ -195,7 +199,7 @@ def _ragged_column(found: _Located, form: Form) -> Ragged | None:
 _PLAIN_NUMBERS = frozenset("?bBhHiIlLqQfd")
 
 
-def _python_column(found: _Located, form: Form) -> list[Any] | None:
+def _python_column(found: _Located, form: Form) -> Sequence[Any] | None:
     if form.extended:
         return None
     if form.flat is None:
@@ -208,22 +212,18 @@ def _python_column(found: _Located, form: Form) -> list[Any] | None:
     return values if valid is None else [value if kept else None for value, kept in zip(values, valid, strict=True)]
 
 
-def _texts(found: _Located, form: Form) -> list[Any]:
-    """Strings or bytes, each made once, straight from the map."""
+def _texts(found: _Located, form: Form) -> Texts:
     starts, stops = found.spans(form)
     bases = found.places.values.take(found.blocks)
-    memory = plane(found.chart.low, found.chart.high, np.dtype(np.uint8)).data
-    spans = zip((starts + bases).tolist(), (stops + bases).tolist(), strict=True)
-    made: list[Any]
-    if form.text:
-        made = [str(memory[start:stop], "utf-8") for start, stop in spans]
-    else:
-        made = [memory[start:stop].tobytes() for start, stop in spans]
     valid = found.valid()
-    if valid is not None:
-        for row in np.flatnonzero(~valid).tolist():
-            made[row] = None
-    return made
+    return Texts(
+        (starts + bases).tolist(),
+        (stops + bases).tolist(),
+        frozenset() if valid is None else frozenset(np.flatnonzero(~valid).tolist()),
+        form.text,
+        plane(found.chart.low, found.chart.high, np.dtype(np.uint8)).data,
+        found.chart.maps,
+    )
 
 
 def _items(found: _Located, form: Form, flat: Flat) -> tuple[Array, Rows]:

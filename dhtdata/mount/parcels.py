@@ -6,7 +6,7 @@ that once for a few megabytes. Its items are parts of it, without another copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -28,8 +28,8 @@ Bounds = tuple[int, ...] | None
 
 
 class Parcel(Protocol):
-    def unpack(self) -> list[Any]:
-        """The items of its steps, in order."""
+    def unpack(self) -> Iterator[Any]:
+        """The items of its steps, in order; each is made when it is asked for."""
         ...
 
 
@@ -41,7 +41,7 @@ class Arrays:
     bounds: Bounds
     count: int
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         bounds = self.bounds
         if bounds is None:
             return _zipped(self.columns, lambda column: _rows(column, self.count), self.count)
@@ -52,16 +52,16 @@ class Arrays:
 class Lists:
     """Python's own values."""
 
-    columns: Mapping[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     bounds: Bounds
     count: int
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         bounds = self.bounds
         if bounds is None:
             return _zipped(self.columns, lambda values: values, self.count)
         return _zipped(
-            self.columns, lambda values: [values[first:stop] for first, stop in pairwise(bounds)], len(bounds) - 1
+            self.columns, lambda values: (values[first:stop] for first, stop in pairwise(bounds)), len(bounds) - 1
         )
 
 
@@ -74,11 +74,11 @@ class ArrowRows:
     bounds: Bounds
     valid: NDArray[np.bool_] | None
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         if self.bounds is not None:
-            return [self._batch(first, stop) for first, stop in pairwise(self.bounds)]
+            return (self._batch(first, stop) for first, stop in pairwise(self.bounds))
         batches = (self._batch(row, row + 1) for row in range(self.rows.num_rows))
-        return [dict(zip(one.schema.names, (column[0] for column in one.columns), strict=True)) for one in batches]
+        return (dict(zip(one.schema.names, (column[0] for column in one.columns), strict=True)) for one in batches)
 
     def _batch(self, first: int, stop: int) -> pa.RecordBatch:
         from dhtdata.tables.logical import to_logical
@@ -97,8 +97,8 @@ class Items:
 
     items: list[Any]
 
-    def unpack(self) -> list[Any]:
-        return self.items
+    def unpack(self) -> Iterator[Any]:
+        return iter(self.items)
 
 
 class Skipped(Enum):
@@ -114,9 +114,9 @@ class Gapped:
     parcel: Parcel
     has_rows: tuple[bool, ...]
 
-    def unpack(self) -> list[Any]:
-        items = iter(self.parcel.unpack())
-        return [next(items) if has_rows else Skipped.ITEM for has_rows in self.has_rows]
+    def unpack(self) -> Iterator[Any]:
+        items = self.parcel.unpack()
+        return (next(items) if has_rows else Skipped.ITEM for has_rows in self.has_rows)
 
     def pin_memory(self) -> Gapped:
         """See `dhtdata.torch.parcels.Tensors`."""
@@ -202,27 +202,28 @@ def _marked(columns: dict[str, Any], dealt: Dealt) -> dict[str, Any]:
     return columns
 
 
-def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], list[Any]], count: int) -> list[Any]:
+def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], Iterable[Any]], count: int) -> Iterator[Any]:
     """``count`` items as dicts, from what each column is cut into. A struct may have no fields."""
     names = list(columns)
     if not names:
-        return [{} for _ in range(count)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*map(cut, columns.values()), strict=True)]
+        return ({} for _ in range(count))
+    return (dict(zip(names, values, strict=True)) for values in zip(*map(cut, columns.values()), strict=True))
 
 
-def _batches(column: Any, bounds: tuple[int, ...]) -> list[Any]:
+def _batches(column: Any, bounds: tuple[int, ...]) -> Iterable[Any]:
     """A column's values, batch by batch."""
     if isinstance(column, Cut):
         return column.pieces
     if isinstance(column, dict):
         return _zipped(column, lambda child: _batches(child, bounds), len(bounds) - 1)
-    return [part(column, first, stop) for first, stop in pairwise(bounds)]
+    return (part(column, first, stop) for first, stop in pairwise(bounds))
 
 
-def _rows(column: Any, count: int) -> list[Any]:
+def _rows(column: Any, count: int) -> Iterator[Any]:
     """A column's values, row by row."""
     if isinstance(column, dict):
         return _zipped(column, lambda child: _rows(child, count), count)
     if isinstance(column, np.ma.MaskedArray):
-        return [item(column, row) for row in range(count)]
-    return list(column)
+        return (item(column, row) for row in range(count))
+    values: Iterator[Any] = iter(column)
+    return values

@@ -32,14 +32,12 @@ def require_pillow() -> None:
     try:
         import PIL.Image  # noqa: F401
     except ImportError as failure:
-        raise ConfigError(
-            f"decode needs Pillow ({failure}): install it, or dhtdata with its extra images"
-        ) from failure
+        raise ConfigError(f"decode needs Pillow ({failure}): install it, or dhtdata with its extra images") from failure
 
 
 def decode_picture(encoded: bytes, mode: str) -> NDArray[Any]:
     """The pixels, maybe read only. FormatError if they are broken, too many or of no known format."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded), formats=_known_formats()) as image:
@@ -49,7 +47,7 @@ def decode_picture(encoded: bytes, mode: str) -> NDArray[Any]:
             return np.asarray(_converted(image, mode))
     except FormatError:
         raise
-    except Image.UnidentifiedImageError as failure:
+    except UnidentifiedImageError as failure:
         raise FormatError(f"{len(encoded)} bytes are no picture of a known format") from failure
     except Exception as failure:  # on broken files Pillow's plugins raise whatever went wrong
         raise FormatError(f"{type(failure).__name__}: {failure}") from failure

@@ -3,8 +3,8 @@
 *Padded*: one array of shape (rows, longest, ...), filled up behind the end of each row; the lengths are a column of
 their own. *Jagged*: a dict of ``values``, all items end to end, ``offsets``, int32 of shape (rows + 1,), and
 ``longest``, an int. These are the ``cu_seqlens`` and ``max_seqlen`` of flash attention (``flash_attn_varlen_func``,
-``torch.nn.attention.varlen.varlen_attn``), and what ``torch.nested.nested_tensor_from_jagged(values, offsets)`` takes. A
-nested tensor itself would have to be taken apart again for the former, and cannot be handed to another process.
+``torch.nn.attention.varlen.varlen_attn``), and what ``torch.nested.nested_tensor_from_jagged(values, offsets)`` takes.
+A nested tensor itself would have to be taken apart again for the former, and cannot be handed to another process.
 
 A null list is an empty one here. Null items are marked as `columns` says.
 """
@@ -40,8 +40,8 @@ class Ragged:
         offsets = array.offsets.to_numpy().astype(np.int64)
         first, last = int(offsets[0]), int(offsets[-1])
         items = to_numpy(array.values.slice(first, last - first), plain_type(kind).value_type)
-        if isinstance(items, dict):
-            raise ValueError("structs do not lie end to end in one array")
+        if not isinstance(items, np.ndarray):
+            raise ValueError("its items do not lie end to end in one array")
         return cls(items, offsets - first)
 
     @classmethod
@@ -80,7 +80,7 @@ class Ragged:
         return {"values": Cut(values), "offsets": Cut(offsets), "longest": Cut(longest)}
 
     def _padded(self, lengths: Rows, first: int, stop: int, fill: Any) -> Array:
-        values = part(self.values, int(self.bounds[first]), int(self.bounds[stop]))
+        values: Array = part(self.values, int(self.bounds[first]), int(self.bounds[stop]))
         longest = int(lengths.max(initial=0))
         shape = (stop - first, longest, *values.shape[1:])
         if values.shape[0] == shape[0] * longest:

@@ -1,9 +1,9 @@
 """The shapes that a mount asks for: what becomes of lists of any length (``collate``) and of images (``decode``).
 
-``collate`` is "list" (an object array of one array a row, in torch a list of tensors), "padded", ``("padded", value)`` or
-"jagged" (`ragged` tells what these are), for all lists of fixed-width items, or a dict of column to one of these. Named
-in a dict, strings and binaries are lists of uint8. A padded column is followed by ``<column>_lengths``. Lists of lists,
-of strings and of structs, and lists inside structs, stay lists. Rows that are no batch have their lists as they are.
+``collate`` is "list" (an object array of one array a row, in torch a list of tensors), "padded", ``("padded", value)``
+or "jagged" (`ragged` tells what these are), for all lists of fixed-width items, or a dict of column to one of these.
+Named in a dict, strings and binaries are lists of uint8. A padded column is followed by ``<column>_lengths``. Lists of
+lists, of strings and of structs, and lists inside structs, stay lists. Single rows have their lists as they are.
 
 ``decode`` is "image" or True, for all columns that can hold encoded images, or a dict of column to "image" or
 ``("image", mode)``; see `pictures` for the modes. Such columns are binaries, or structs with a field ``bytes``, as
@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.mount.columns import Cut, items_dtype, plain_type
+from dhtdata.mount.columns import Cut, items_dtype, objects, plain_type
 from dhtdata.mount.gather import Gatherer
 from dhtdata.mount.pictures import MODES, decode_picture, require_pillow
 from dhtdata.mount.ragged import Ragged
@@ -164,7 +164,7 @@ class Shaping:
         return good
 
     def _without(self, good: NDArray[np.bool_], dealt: Dealt) -> tuple[NDArray[np.int64], Dealt]:
-        """Positions of the rows that are left, and these as they are dealt; under "pad" others stand in for the rest."""
+        """Positions of the rows that are left, and those rows as dealt; under "pad" others stand in for the rest."""
         kept, valid, bounds = [], [], [0]
         for first, stop in pairwise(dealt.bounds):
             left = first + np.flatnonzero(good[first:stop])
@@ -208,7 +208,7 @@ def _picture(encoded: bytes | str | None, mode: str) -> _Picture:
 def _encoded(column: Any) -> list[bytes | str | None]:
     """Bytes; the path where a struct has nothing else."""
     if not isinstance(column, dict):
-        return list(column)
+        return list(column[:])
     paths = column.get("path", [None] * len(column["bytes"]))
     return [path if held is None else held for held, path in zip(column["bytes"], paths, strict=True)]
 
@@ -224,8 +224,7 @@ def _stacked(pictures: Sequence[Any], batches: tuple[int, ...]) -> Cut:
 
 def _objects(pictures: Sequence[Any]) -> NDArray[np.object_]:
     """Writable pictures, none of them shared."""
-    copies = (None if one is None else one.copy() for one in pictures)
-    return np.fromiter(copies, dtype=object, count=len(pictures))
+    return objects([None if one is None else one.copy() for one in pictures])
 
 
 def _only_piece(column: Any) -> Any:
@@ -292,9 +291,7 @@ def _kind_of(argument: str, schema: pa.Schema, name: str) -> pa.DataType:
 
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
-    return bool(
-        types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or _is_binary(kind)
-    )
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or _is_binary(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -67,7 +67,7 @@ class Transform:
     def apply(self, parcel: Parcel, dealt: Dealt, reading: Reading, batched: bool) -> Items:
         """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says; a step may have no rows left."""
         if batched and not self.reads_batches:
-            rows = parcel.unpack()
+            rows = list(parcel.unpack())
             return Items([self._joined(rows, dealt, span, reading) for span in pairwise(dealt.bounds)])
         items = zip(with_gaps(parcel, dealt.bounds).unpack(), pairwise(dealt.bounds), strict=True)
         return Items([self._one(item, dealt.rows[first:stop]) for item, (first, stop) in items])

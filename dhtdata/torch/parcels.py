@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,8 +22,9 @@ class Tensors:
     bounds: tuple[int, ...] | None
     count: int
 
-    def unpack(self) -> list[Any]:
-        return self._cut(self.columns)
+    def unpack(self) -> Iterator[Any]:
+        """Each item is made when it is asked for."""
+        return iter(self._cut(self.columns))
 
     def pin_memory(self) -> Tensors:
         """The same in page-locked memory: torch's DataLoader asks for it under ``pin_memory=True``."""
@@ -44,7 +45,8 @@ class Tensors:
             target.copy_(tensor)
         return _unpacked, (arena, starts, places, self.bounds, self.count)
 
-    def _cut(self, column: Any) -> list[Any]:
+    def _cut(self, column: Any) -> Any:
+        """What each item gets of a column, one after another."""
         if isinstance(column, Cut):
             return column.pieces
         if isinstance(column, Mapping):
@@ -52,14 +54,14 @@ class Tensors:
             if not names:  # a struct without fields
                 return [{} for _ in range(self.count if self.bounds is None else len(self.bounds) - 1)]
             parts = zip(*map(self._cut, column.values()), strict=True)
-            return [dict(zip(names, values, strict=True)) for values in parts]
+            return (dict(zip(names, values, strict=True)) for values in parts)
         if isinstance(column, torch.Tensor):
             if self.bounds is None:
-                return list(column.unbind())
-            return list(column.split([stop - first for first, stop in pairwise(self.bounds)]))
+                return column.unbind()
+            return column.split([stop - first for first, stop in pairwise(self.bounds)])
         if self.bounds is None:
-            return list(column)
-        return [column[first:stop] for first, stop in pairwise(self.bounds)]
+            return column
+        return (column[first:stop] for first, stop in pairwise(self.bounds))
 
 
 @dataclass(frozen=True)

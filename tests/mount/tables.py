@@ -17,7 +17,9 @@ EPOCH = datetime.datetime(1970, 1, 1)
 Draw = np.random.Generator
 
 _LEAVES = {
-    **{name: getattr(pa, name)() for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    **{
+        name: getattr(pa, name)() for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
     "bool": pa.bool_(),
     "float16": pa.float16(),
     "float32": pa.float32(),

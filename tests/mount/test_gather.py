@@ -48,11 +48,11 @@ def truth(name: str) -> list[object]:
 def shaped(kind: pa.DataType, value: Any) -> Any:
     """Values of fixed shape have it even if they are null; tensors have theirs."""
     if isinstance(kind, pa.FixedShapeTensorType):
-        items = np.array([None] * math.prod(kind.shape) if value is None else value, object).reshape(kind.shape)
-        return items.transpose(kind.permutation or range(items.ndim)).tolist()
+        flat = np.array([None] * math.prod(kind.shape) if value is None else value, object).reshape(kind.shape)
+        return flat.transpose(kind.permutation or range(flat.ndim)).tolist()
     if pa.types.is_fixed_size_list(kind):
-        items = [None] * kind.list_size if value is None else value
-        return [shaped(kind.value_type, child) for child in items]
+        children = [None] * kind.list_size if value is None else value
+        return [shaped(kind.value_type, child) for child in children]
     if pa.types.is_list(kind) and value is not None:
         return [shaped(kind.value_type, child) for child in value]
     return value
@@ -230,7 +230,9 @@ def test_a_chart_that_is_full_forgets_blocks_and_finds_them_again(
     for _ in range(40):
         rows = draw.integers(0, ROWS, draw.integers(1, 6))
         check(view[rows], rows)
-        assert max(known_blocks(view)) <= max(limit, 5) + 5  # of 11 and 12; what the present rows need is never forgotten
+        assert (
+            max(known_blocks(view)) <= max(limit, 5) + 5
+        )  # of 11 and 12; what the present rows need is never forgotten
 
 
 @pytest.mark.parametrize("limit", [2, 1_000])
