@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def test_the_command_line_has_the_commands_that_were_promised() -> None:
-    promised = "publish seed get ls info head verify status peers pin unpin rm gc ticket network limit stop"
+    promised = "publish seed get ls info head plan verify status peers pin unpin rm gc ticket network limit stop"
     looking = {"dht status", "dht lookup", "dht ping", "doctor", "version"}
     assert set(COMMANDS) == set(promised.split()) | looking
 

@@ -179,9 +179,15 @@ class Charts:
         self._vault = vault
         self._groups = [_GroupChart(group, logical, rows) for group in groups]
         self._adding = threading.Lock()
+        self._closings = 0
 
     def covering(self, rows: Rows) -> list[tuple[GroupShards, Chart, Rows]]:
         """Per group a chart on which all these rows are known, and the number of each row's block."""
+        if self._vault.look() != self._closings:
+            with self._adding:
+                self._closings = self._vault.look()
+                for own in self._groups:
+                    own.drop_closed()
         found = [(own.group, own.chart, own.chart.blocks(rows)) for own in self._groups]
         if all(chart.complete or chart.known.take(blocks).all() for _, chart, blocks in found):
             return found
@@ -205,6 +211,7 @@ class _GroupChart:
         self._rows = rows
         self._blocks = _Blocks.none(len(self._forms))
         self._maps: dict[int, list[pa.Buffer]] = {}
+        self._shards: dict[int, set[OpenShard]] = {}
         self.chart = Chart.draw(self._forms, rows, self._blocks, ())
 
     def wanted(self, vault: Vault, rows: Rows) -> _Wanted:
@@ -226,16 +233,27 @@ class _GroupChart:
             self._forget(rows)  # before the maps of what is wanted are kept: no block of theirs is on the chart yet
         fresh = self._located(vault, wanted)
         self._blocks = self._blocks.joined(fresh)
+        self._draw()
+
+    def drop_closed(self) -> None:
+        """Forget the blocks of shards that the vault has closed."""
+        closed = [number for number, opened in self._shards.items() if any(shard.closed for shard in opened)]
+        if closed:
+            self._keep_blocks(~np.isin(self._blocks.shards, closed))
+            self._draw()
+
+    def _draw(self) -> None:
         maps = tuple(buffer for buffers in self._maps.values() for buffer in buffers)
         self.chart = Chart.draw(self._forms, self._rows, self._blocks, maps)
 
     def _located(self, vault: Vault, wanted: _Wanted) -> _Blocks:
         firsts, stops, shards, addresses = [], [], [], []
         for number, shard, blocks in wanted:
-            self._keep(number, shard.mapped)
+            self._shards.setdefault(number, set()).add(shard)
             for block in blocks:
                 entry = shard.table.blocks[block]
-                batch = vault.batch(shard, block)
+                batch, mapped = vault.opened(shard, block)
+                self._keep(number, mapped)
                 firsts.append(int(self.group.firsts[number]) + entry.first_row)
                 stops.append(firsts[-1] + entry.rows)
                 shards.append(number)
@@ -257,9 +275,13 @@ class _GroupChart:
     def _forget(self, rows: Rows) -> None:
         needed = np.zeros(self.chart.known.size, np.bool_)
         needed[self.chart.blocks(rows)] = True
-        self._blocks = self._blocks.chosen(needed[np.searchsorted(self.chart.bounds, self._blocks.firsts)])
+        self._keep_blocks(needed[np.searchsorted(self.chart.bounds, self._blocks.firsts)])
+
+    def _keep_blocks(self, which: NDArray[np.bool_]) -> None:
+        self._blocks = self._blocks.chosen(which)
         left = set(self._blocks.shards.tolist())
         self._maps = {number: buffers for number, buffers in self._maps.items() if number in left}
+        self._shards = {number: opened for number, opened in self._shards.items() if number in left}
 
 
 def _places(form: Form, count: int, number: Rows, firsts: Rows, found: Rows, low: int) -> Places:

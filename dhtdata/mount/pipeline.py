@@ -14,7 +14,6 @@ from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
-MIN_PREDOWNLOAD_BYTES = 64_000_000
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
@@ -38,7 +37,7 @@ class Pipeline:
         """What these steps take, a parcel for each range of them."""
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))
-            ahead = opened.enter_context(self._view.reading_ahead(steps, self._predownload_bytes()))
+            ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))
 
             def jobs() -> Iterator[Callable[[], Parcel]]:
                 for turn in turns:
@@ -56,13 +55,6 @@ class Pipeline:
         if transform is None:
             return with_gaps(parcel, dealt.bounds)
         return transform.apply(parcel, dealt, self._reading, self._loop.batched)
-
-    def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
-        if self._loop.predownload_bytes is not None:
-            return self._loop.predownload_bytes
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
 
 
 @contextmanager

@@ -12,21 +12,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dhtdata.errors import DhtDataError
+from dhtdata.mount.horizon import Horizon
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Steps
 
 REQUEST_BYTES = 4 << 20
+MIN_AHEAD_BYTES = 64_000_000
+
+
+def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
+    """What may be asked for ahead of a loop that names no limit, in a split of ``byte_count`` bytes.
+
+    A window of so many row ranges (0: none, without shuffle): the next one must be here when the loop enters it, or
+    the loop waits.
+    """
+    return max(MIN_AHEAD_BYTES, byte_count * window // range_count)
 
 
 class Readahead:
     """A thread that walks the windows of one rank's steps, as far as `advance` allows."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], steps: Steps, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        groups: Sequence[GroupShards],
+        steps: Steps,
+        limit_bytes: int,
+        horizon: Horizon | None = None,
+    ) -> None:
         self._vault = vault
         self._groups = groups
         self._steps = steps
         self._limit_bytes = limit_bytes
+        self._horizon = horizon
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
@@ -44,6 +63,8 @@ class Readahead:
 
     def advance(self, position: int) -> None:
         """The loop needs all rows before this position of the epoch now."""
+        if self._horizon is not None:
+            self._horizon.advance(position)
         with self._moved:
             self._reached = position
             self._moved.notify()
@@ -119,6 +140,6 @@ class _Batch:
 
     def send(self) -> None:
         for shard, blocks in self._blocks.values():
-            self._vault.ask(shard, blocks)
+            self._vault.ask(shard, blocks, ahead=True)
         self._blocks = {}
         self.size = 0

@@ -20,6 +20,7 @@ from dhtdata.formats.contents import Split
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
+from dhtdata.mount.horizon import Horizon, Needs
 from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
@@ -93,9 +94,30 @@ class View:
             yield None
             return
         vault = self._process().vault
-        ahead = Readahead(vault, self.groups, steps, limit_bytes)
-        with vault.fetching(), ahead.running():
-            yield ahead
+        with ExitStack() as ending:
+            horizon = None
+            if self.connect().cache_limit is not None:
+                horizon = self._horizon(vault, steps)
+                ending.callback(horizon.close)
+            ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon)
+            with vault.fetching(), ahead.running():
+                yield ahead
+
+    def _horizon(self, vault: Vault, steps: Steps) -> Horizon:
+        from dhtdata.control.reading import Reading
+
+        whose = f"{self.dataset.contents_digest} {self.split.name} {','.join(self.schema.names)}"
+        return Horizon(vault, Reading(self.connect()), whose, self.groups, steps)
+
+    def look_ahead(self, needs: Needs, given: int | None, usual: int) -> int:
+        """Bytes to read ahead, see `Needs.ahead`; the usual if nothing limits the store, or all is here or stays."""
+        limit_bytes = self.connect().cache_limit if not self._complete else None
+        store = self._open_store()
+        if limit_bytes is None or any(
+            entry.pinned and entry.digest == self.dataset.digest for entry in store.manifests()
+        ):
+            return usual if given is None else given
+        return needs.ahead(given, usual, limit_bytes, store.kept_bytes())
 
     @contextmanager
     def fetching(self) -> Iterator[None]:

@@ -86,9 +86,13 @@ class Steps:
         """Position at which the epoch has no further step."""
         return self.position(self.count)
 
-    def turns(self) -> range:
-        """Steps of this worker."""
-        return range(self.share.worker, len(self), self.share.workers)
+    def turns(self, most: int) -> Iterator[range]:
+        """Steps of this worker if workers take turns after every step: 1 to begin with, then 2, 4, ... ``most``."""
+        steps = range(self.share.worker, len(self), self.share.workers)
+        first, size = 0, 1
+        while first < len(steps):
+            yield steps[first : first + size]
+            first, size = first + size, min(2 * size, most)
 
     def parcels(self, most: int) -> Iterator[range]:
         """Consecutive steps that this worker takes together.
@@ -144,13 +148,16 @@ class Steps:
         A short last batch may take a few rows of other lanes' windows besides.
         """
         start = self.position(after_steps)
-        lanes = self.order.lanes
-        share = self.share
-        # Slices of a batch that the lanes do not divide drift by up to one lane: read ahead for the neighbours too.
+        return heapq.merge(*(self._lane_windows(lane, start) for lane in self.lanes), key=lambda item: item[0])
+
+    @property
+    def lanes(self) -> range:
+        """Lanes that this rank's steps take rows of, but for a few of a short last batch."""
+        lanes, share = self.order.lanes, self.share
+        # Slices of a batch that the lanes do not divide drift by up to one lane: the neighbours count, too.
         drift = int(self.global_batch % lanes != 0)
         first = max(share.rank * lanes // share.ranks - drift, 0)
-        stop = min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes)
-        return heapq.merge(*(self._lane_windows(lane, start) for lane in range(first, stop)), key=lambda item: item[0])
+        return range(first, min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes))
 
     def _lane_windows(self, lane: int, start: int) -> Iterator[tuple[int, Window]]:
         lanes = self.order.lanes
