@@ -16,12 +16,11 @@ from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.mount.readahead import usual_ahead_bytes
-from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
@@ -123,7 +122,7 @@ class StreamingDataset:
 
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""
-        return MapStyleDataset(self._view, self._loop.format)
+        return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:
         """The whole split as one table. Fetches all of it, and maps it from disk unless a filter leaves out rows."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from dhtdata.mount.crew import Crew
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel
+from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
@@ -27,7 +27,7 @@ class Pipeline:
     def __init__(self, view: View, loop: Loop, format: str | None = None) -> None:
         self._view = view
         self._loop = loop
-        self._format = format or loop.format
+        self._reading = loop.reading(format)
 
     @property
     def steps_at_once(self) -> int:
@@ -58,10 +58,11 @@ class Pipeline:
 
     def _make(self, dealt: Dealt) -> Parcel:
         transform = self._loop.transform
+        batched = self._loop.batched if transform is None else transform.reads_batches
+        parcel, dealt = self._view.gather(dealt, self._reading, batched)
         if transform is None:
-            return self._view.gather(dealt, self._format, self._loop.batched)
-        parcel = self._view.gather(dealt, self._format, transform.reads_batches)
-        return transform.apply(parcel, dealt, self._format, self._loop.batched)
+            return with_gaps(parcel, dealt.bounds)
+        return transform.apply(parcel, dealt, self._reading, self._loop.batched)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
 from dhtdata.mount.horizon import Horizon, Needs
 from dhtdata.mount.meter import Meter
-from dhtdata.mount.parcels import Parcel, reader_of
+from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
@@ -101,9 +101,9 @@ class View:
         selection = self.selection()
         return positions if selection is None else selection.rows(positions)
 
-    def gather(self, dealt: Dealt, format: str, batched: bool) -> Parcel:
-        """These rows of the split, in this order, once they are here."""
-        return reader_of(format)(self._gatherer(), dealt, batched)
+    def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
+        """These rows of the split, in this order, once they are here: see `Reading.read`."""
+        return reading.read(self._gatherer(), dealt, batched)
 
     def _gatherer(self) -> Gatherer:
         here = self._process()
