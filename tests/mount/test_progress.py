@@ -63,8 +63,10 @@ def _stall_and_hold(meter: Meter, slot: int) -> None:
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_figures_of_other_processes_are_seen(context: str) -> None:
     meter = Meter()
-    started = {"fork": multiprocessing.get_context("fork"), "spawn": multiprocessing.get_context("spawn")}[context]
-    workers = [started.Process(target=_stall_and_hold, args=(meter, slot)) for slot in (1, 2)]
+    process = (
+        multiprocessing.get_context("fork") if context == "fork" else multiprocessing.get_context("spawn")
+    ).Process
+    workers = [process(target=_stall_and_hold, args=(meter, slot)) for slot in (1, 2)]
     for worker in workers:
         worker.start()
     for worker in workers:
