@@ -7,10 +7,11 @@ N_i are the rows of source i, G is the global batch, L the number of lanes, all 
    whatever the mix does.
 2. **Turns.** Sources take turns by the pattern of `shares`. A turn is G rows under "per_source", else L rows, one of
    each lane; with one node that is a row.
-3. **Epochs of the mix** begin with the pattern's first turn. Under "first" one ends before the first row that would be a
-   source's N_i + 1st: no source gives more than one epoch, and one gives exactly that. Under "all" it ends as soon as
+3. **Epochs of the mix** begin with the pattern's first turn. Under "first" one ends before the first row that would be
+   a source's N_i + 1st: no source gives more than one epoch, and one gives exactly that. Under "all" it ends as soon as
    every source has given N_i rows. So all epochs of the mix have the same length and take the same n_i rows of source
-   i. Where one leaves off in a stream the next goes on: at row e n_i in epoch e.
+   i. Where one leaves off in a stream the next goes on: at row e n_i in epoch e. (What ``remainder="drop"`` leaves out
+   at the end of an epoch is passed over.)
 4. **Batching.** "stratified" takes turns as they come, so after any number of turns each source has had its share to
    within less than a turn. "random" shuffles the turns within spans of `SPAN` by (seed, epoch, span): rows drawn from
    an urn with the exact shares of a span, filled again when it is empty. "per_source" gives whole batches in turn.
@@ -26,13 +27,14 @@ Why streams go on: if every epoch of the mix began all sources anew, it would cu
 every time, and no epoch of that source would ever be whole. For the same reason lanes stay what they were at the first
 start (the state has them): a source's epoch goes on in the mix's next one.
 
-Why a turn has a row of each lane: with turns of one row, some rows of each batch would be of a neighbouring node's lane,
-and nearly every block of it would be fetched twice.
+Why a turn has a row of each lane: with turns of one row, some rows of each batch would be of a neighbouring node's
+lane, and nearly every block of it would be fetched twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -42,16 +44,13 @@ from dhtdata.order import permutation as permute
 from dhtdata.order.epoch import EpochOrder, Rows, Window
 from dhtdata.order.shares import Pattern, Sources
 from dhtdata.order.steps import every, lane_runs, lanes_of, windows_of
-from dhtdata.order.turns import Dealt, Share, Turns, joined
+from dhtdata.order.turns import Dealt, Share, Turns, joined, listed
 
 BATCHINGS = ("random", "stratified", "per_source")
 STOPS = ("first", "all")
 SPAN = 1 << 16
 ROW_BITS = 48
 _CACHED = 2
-
-OrderOf = Callable[[int], EpochOrder]
-"""A source's order by its epoch."""
 
 
 class Mixing:
@@ -83,9 +82,9 @@ class Mixing:
         self._shuffled = batching == "random"
         self._spans: dict[tuple[int, int], Sources] = {}
         if stop == "first":
-            self.rows = min(self._base_place(source, size) for source, size in enumerate(sizes))
+            self.rows = min(self._place(source, size) for source, size in enumerate(sizes))
         else:
-            self.rows = max(self._base_place(source, size - 1) for source, size in enumerate(sizes)) + 1
+            self.rows = max(self._place(source, size - 1) for source, size in enumerate(sizes)) + 1
         self.taken = self.before(0, self.rows)
         """Rows that an epoch of the mix takes of each source."""
 
@@ -123,17 +122,8 @@ class Mixing:
             counts[int(self._turns(epoch, turn, turn + 1)[0])] += rest
         return counts
 
-    def place(self, epoch: int, source: int, number: int) -> int:
-        """Position, in this epoch, of the source's row of that number."""
-        if not self._shuffled:
-            return self._base_place(source, number)
-        turn, rest = divmod(number, self.rows_a_turn)
-        span = self.pattern.place(source, turn) // SPAN
-        inside = turn - self.pattern.before(span * SPAN)[source]
-        place = span * SPAN + int(np.flatnonzero(self._span(epoch, span) == source)[inside])
-        return place * self.rows_a_turn + rest
-
-    def _base_place(self, source: int, number: int) -> int:
+    def _place(self, source: int, number: int) -> int:
+        """Position of the source's row of that number if nothing is shuffled."""
         turn, rest = divmod(number, self.rows_a_turn)
         return self.pattern.place(source, turn) * self.rows_a_turn + rest
 
@@ -164,17 +154,47 @@ class Mixing:
         return span
 
 
-class MixSteps(Turns):
-    """What one rank takes from position ``consumed`` of an epoch of a mix on.
+@dataclass(frozen=True)
+class MixDealt(Dealt):
+    """What is dealt of a mix: a row is one number, its source above `ROW_BITS` bits of row."""
 
-    What it deals is one number a row: the source above `ROW_BITS` bits of row. `split` takes it apart. ``orders`` are
-    the sources' own.
+    def named(self, first: int, stop: int) -> str:
+        sources, rows = split(self.rows[first:stop])
+        return ", ".join(
+            f"{listed(rows[sources == source])} of source {source}" for source in dict.fromkeys(sources.tolist())
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an epoch of a mix takes of one source, from where the mix stands.
+
+    Positions count from the start of the source's epoch that ``order`` is of, and on through the next ones.
     """
+
+    order: EpochOrder
+    lanes: range
+    consumed: int
+    stop: int
+
+    def windows(self) -> Iterator[tuple[int, Window]]:
+        """Windows that this rank will need, and the position at which it first does."""
+        size = self.order.rows
+        for number in range(-(-self.stop // size)):
+            order = self.order.of_epoch(self.order.epoch + number)
+            for position, window in windows_of(order, self.lanes, max(self.consumed - number * size, 0)):
+                if number * size + position >= self.stop:
+                    break
+                yield number * size + position, window
+
+
+class MixSteps(Turns):
+    """What one rank takes from position ``consumed`` of an epoch of a mix on. ``orders``: the sources' of any epoch."""
 
     def __init__(
         self,
         mixing: Mixing,
-        orders: Sequence[OrderOf],
+        orders: Sequence[EpochOrder],
         share: Share,
         *,
         epoch: int,
@@ -189,24 +209,31 @@ class MixSteps(Turns):
         self._starts = mixing.starts(epoch)
         self._opened: dict[tuple[int, int], EpochOrder] = {}
 
-    def windows(self, source: int) -> Iterator[tuple[int, Window]]:
-        """Windows of a source that this rank will need, and the position of the mix at which it first does."""
-        size, start, taken = self.mixing.sizes[source], self._starts[source], self.mixing.taken[source]
-        first = start + self.mixing.before(self.epoch, self.consumed)[source]
-        for epoch in range(first // size, -(-(start + taken) // size)):
-            order = self._orders[source](epoch)
-            lanes = lanes_of(order, self.share, self.global_batch)
-            for position, window in windows_of(order, lanes, max(first - epoch * size, 0)):
-                number = epoch * size + position - start
-                if number >= taken:
-                    break
-                yield self.mixing.place(self.epoch, source, number), window
+    def streams(self, position: int) -> list[tuple[int, int]]:
+        """Epoch of each source, and the row of that epoch, at which its stream stands at this position."""
+        before = self.mixing.before(self.epoch, position)
+        return [
+            divmod(start + rows, size)
+            for start, rows, size in zip(self._starts, before, self.mixing.sizes, strict=True)
+        ]
+
+    def parts(self) -> list[Part]:
+        """What this rank will need of each source."""
+        stops = self.streams(self.rows)
+        parts = []
+        for source, (epoch, first) in enumerate(self.streams(self.consumed)):
+            order = self._orders[source].of_epoch(epoch)
+            stop = (stops[source][0] - epoch) * order.rows + stops[source][1]
+            parts.append(Part(order, lanes_of(order, self.share, self.global_batch), first, stop))
+        return parts
+
+    def deal(self, steps: range) -> MixDealt:
+        dealt = super().deal(steps)
+        return MixDealt(dealt.rows, dealt.bounds, dealt.valid)
 
     @cached_property
     def _one_lane(self) -> bool:
-        streams = enumerate(zip(self._starts, self.mixing.sizes, strict=True))
-        alone = all(self._order(source, start // size).lanes == 1 for source, (start, size) in streams)
-        return alone and self.mixing.lanes == 1
+        return self.mixing.lanes == 1 and all(order.lanes == 1 for order in self._orders)
 
     def _whole_steps(self, steps: range) -> Rows:
         if not (steps and self._one_lane):
@@ -220,14 +247,16 @@ class MixSteps(Turns):
     def _slice(self, first: int, stop: int, low: int, high: int) -> Rows:
         sources = self.mixing.batch(self.epoch, first, stop)
         begins = self.mixing.before(self.epoch, first)
-        lows, mine, highs = (np.bincount(part, minlength=len(begins)).tolist() for part in np.split(sources, [low, high]))
+        lows, mine, highs = (
+            np.bincount(part, minlength=len(begins)).tolist() for part in np.split(sources, [low, high])
+        )
         sources = sources[low:high]
         rows = np.empty(high - low, np.int64)
         for source, begin in enumerate(begins):
             if mine[source]:
                 end = lows[source] + mine[source]
                 taken = self._taken(source, begin, end + highs[source], (lows[source], end))
-                rows[sources == source] = taken | source << ROW_BITS
+                rows[sources == source] = coded(source, taken)
         return rows
 
     def _taken(self, source: int, begin: int, count: int, part: tuple[int, int]) -> Rows:
@@ -249,10 +278,15 @@ class MixSteps(Turns):
         if order is None:
             for old in [key for key in self._opened if key[0] == source][: 1 - _CACHED]:
                 del self._opened[old]
-            order = self._opened[source, epoch] = self._orders[source](epoch)
+            order = self._opened[source, epoch] = self._orders[source].of_epoch(epoch)
         return order
 
 
-def split(dealt: Dealt) -> tuple[Sources, Rows]:
-    """The source of every row that `MixSteps.deal` deals, and the row of that source."""
-    return (dealt.rows >> ROW_BITS).astype(np.uint16), dealt.rows & ((1 << ROW_BITS) - 1)
+def coded(source: int, rows: Rows) -> Rows:
+    """Rows of a source as rows of a mix."""
+    return rows | source << ROW_BITS
+
+
+def split(rows: Rows) -> tuple[Sources, Rows]:
+    """The source of every row of a mix, and the row of that source."""
+    return (rows >> ROW_BITS).astype(np.uint16), rows & ((1 << ROW_BITS) - 1)

@@ -4,8 +4,8 @@ Weights become ``parts`` of a whole of Q (0.7 and 0.3: 7 and 3 of 10), the small
 exactly, else the Q whose parts come nearest. A *pattern* of Q turns has each source as often as it has parts, and
 repeats for ever. After any number t of turns a source with share w has had w·t, give or take less than one: the
 pattern is R. Tijdeman's answer to the chairman assignment problem (Discrete Mathematics 32, 1980, p. 323), whose
-error is at most 1 - 1 / (2n - 2) with n sources. One period is kept, so counting and finding turns take O(log Q) however
-far away they are.
+error is at most 1 - 1 / (2n - 2) with n sources. One period is kept, so counting and finding turns take O(log Q)
+however far away they are.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pattern:
 
     def sources(self, first: int, stop: int) -> Sources:
         """Whose turns ``[first, stop)`` are."""
-        return np.take(self._turns, np.arange(first, stop), mode="wrap")
+        return self._turns.take(np.arange(first, stop) % self.period)
 
     def before(self, turn: int) -> list[int]:
         """How many of the first ``turn`` turns each source has."""

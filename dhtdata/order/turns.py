@@ -13,6 +13,7 @@ from dhtdata.errors import ConfigError
 from dhtdata.order.epoch import Rows
 
 REMAINDERS = ("pad", "drop", "uneven")
+_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Dealt:
     rows: Rows
     bounds: tuple[int, ...]
     valid: NDArray[np.bool_] | None
+
+    def named(self, first: int, stop: int) -> str:
+        """Some of these rows, for a message."""
+        return listed(self.rows[first:stop])
+
+
+def listed(rows: Rows) -> str:
+    """The first few of these row numbers."""
+    named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if rows.size > _NAMED_ROWS else "")
+    return f"row{'s' * (rows.size > 1)} {named}"
 
 
 class Turns(ABC):
