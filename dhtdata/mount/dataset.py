@@ -183,7 +183,7 @@ class StreamingDataset:
 
     def held(self) -> Held:
         """What all processes that read for this dataset waited for, and hold ahead of their loops."""
-        return self._view.meter.total()
+        return self._view.held()
 
     def standing(self) -> tuple[int, int]:
         """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
