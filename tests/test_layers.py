@@ -90,6 +90,11 @@ LAYERS: list[list[str]] = [
     ["tables.canonical", "tables.ipc", "tables.sources.opened"],
     ["tables.decoding", "tables.logical", "tables.reader", "tables.sources"],
     ["tables.check"],
+    ["filters.evaluate", "filters.literals", "filters.selection", "filters.text", "filters.tree"],
+    ["filters.bounds", "filters.kept", "filters.terms"],
+    ["filters.parse", "filters.prune"],
+    ["filters.filter"],
+    ["filters"],
     ["transfer.meters"],
     ["transfer", "transfer.answers", "transfer.dialling", "transfer.folders", "transfer.masks", "transfer.membership"],
     ["transfer.providers", "transfer.rates", "transfer.search", "transfer.sending"],
@@ -125,7 +130,7 @@ LAYERS: list[list[str]] = [
     ["peer.starting"],
     ["peer", "peer.__main__"],
     ["torch.plain", "torch.ranks", "torch.sharding", "torch.workers"],
-    ["mount.meter", "mount.speed", "mount.texts"],
+    ["mount.meter", "mount.scanning", "mount.speed", "mount.texts"],
     [
         "mount.columns",
         "mount.crew",
@@ -143,7 +148,7 @@ LAYERS: list[list[str]] = [
     ["mount.shaping"],
     ["mount.parcels"],
     ["mount.transform", "mount.view"],
-    ["mount.loop", "mount.map_style", "mount.progress"],
+    ["mount.filtering", "mount.loop", "mount.map_style", "mount.progress"],
     ["mount.pipeline"],
     ["mount.dataset"],
     ["mount"],
@@ -164,15 +169,15 @@ LAYERS: list[list[str]] = [
 ]
 
 NETWORK = ("dht", "transfer", "peer")
-TABLES = ("tables", "publish", "mount", "torch", "export")
+TABLES = ("tables", "filters", "publish", "mount", "torch", "export")
 
 DOORS: dict[str, tuple[str, ...]] = {
     "blake3": ("digest",),
     "cryptography": ("signing",),
     "msgspec": ("formats", "control.protocol"),
     "flatbuffers": ("tables.ipc",),
-    "pyarrow": ("tables", "publish", "mount", "torch", "export"),
-    "numpy": ("order", "tables", "publish", "mount", "torch"),
+    "pyarrow": ("tables", "filters", "publish", "mount", "torch", "export"),
+    "numpy": ("order", "tables", "filters", "publish", "mount", "torch"),
     "torch": ("torch",),
     "accelerate": ("torch.sharding",),
     "PIL": ("mount.pictures",),
@@ -186,7 +191,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zstandard": ("packing",),
     "sqlite3": ("store", "dht.archive"),
     "typer": ("cli",),
-    "rich": ("cli", "mount.progress"),
+    "rich": ("cli", "mount.progress", "mount.scanning"),
     "platformdirs": ("config",),
 }
 

@@ -16,6 +16,7 @@
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
+| ``filtering``, ``scanning`` | the rows of it that a filter keeps |
 | ``map_style`` | random access |
 | ``loop``, ``pipeline`` | how a split is iterated over, and what makes it so |
 | ``dataset`` | `StreamingDataset` |
@@ -26,8 +27,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dhtdata.config import Settings, entering, load_settings, parse_size
 from dhtdata.errors import ConfigError
@@ -40,7 +42,10 @@ from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
 from dhtdata.mount.transform import Transform
-from dhtdata.mount.view import open_view
+from dhtdata.mount.view import View, open_view
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 __all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
 
@@ -54,6 +59,7 @@ def mount(
     *,
     split: str = "train",
     columns: Sequence[str] | None = None,
+    filter: str | pc.Expression | None = None,
     batch_size: int | None = None,
     global_batch_size: int | None = None,
     shuffle: bool = False,
@@ -86,6 +92,9 @@ def mount(
     runs. What arrives is verified before a row of it is seen.
 
     ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
+    ``filter``: which rows count, as text such as ``"lang == 'en' and len(text) > 100"`` (see `dhtdata.filters.parse`)
+    or as a ``pyarrow.compute.Expression``; lengths, epochs and row numbers are then those of the rows that it keeps.
+    The first mount with a filter looks at its columns, unless statistics rule rows out; the result stays in the store.
     ``batch_size``: rows a batch *on this rank*, or ``global_batch_size``: on all ranks together; neither iterates over
     rows. ``shuffle_window``: row ranges of about 32 MiB that are shuffled together. ``remainder``: what the last rows
     of an epoch become, "pad" (equal steps on every rank; ``_valid`` marks what counts), "drop" or "uneven"; by default
@@ -145,12 +154,20 @@ def mount(
         settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
     meet_torch(StreamingDataset)
     wanted = parse_target(target)
-    view = open_view(wanted, entering(settings, wanted), split, columns, timeout)
+    view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
         return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
     except BaseException:
         view.close()
         raise
+
+
+def _maker(filter: str | pc.Expression | None) -> Callable[..., View]:
+    if filter is None:
+        return View
+    from dhtdata.mount.filtering import FilteredView
+
+    return partial(FilteredView, filter=filter)
 
 
 def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:

@@ -7,7 +7,8 @@ From a row number to an address is then a table look-up and an addition, for tho
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,11 +173,18 @@ class _Blocks:
         )
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Entered while blocks are waited for."""
+
+
 class Charts:
     """The charts of a split's groups in this process; blocks are added when rows of them are first asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
+    def __init__(
+        self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int, waiting: Waiting
+    ) -> None:
         self._vault = vault
+        self._waiting = waiting
         self._groups = [_GroupChart(group, logical, rows) for group in groups]
         self._adding = threading.Lock()
         self._closings = 0
@@ -192,8 +200,9 @@ class Charts:
         if all(chart.complete or chart.known.take(blocks).all() for _, chart, blocks in found):
             return found
         with self._adding:
-            wanted = [own.wanted(self._vault, rows) for own in self._groups]
-            self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
+            with self._waiting():
+                wanted = [own.wanted(self._vault, rows) for own in self._groups]
+                self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
             for own, of_group in zip(self._groups, wanted, strict=True):
                 own.add(self._vault, of_group, rows)
             return [(own.group, own.chart, own.chart.blocks(rows)) for own in self._groups]

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.chart import Chart, Charts, Form, Places
+from dhtdata.mount.chart import Chart, Charts, Form, Places, Waiting
 from dhtdata.mount.columns import Array, Column, Flat, held, mark_nulls, to_numpy
 from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
 from dhtdata.mount.ragged import Ragged
@@ -34,9 +34,11 @@ Rows = NDArray[np.int64]
 class Gatherer:
     """Reads columns of a split. ``logical`` is the schema of the chosen columns, in the order asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
+    def __init__(
+        self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int, waiting: Waiting
+    ) -> None:
         self._vault = vault
-        self._charts = Charts(vault, groups, logical, rows)
+        self._charts = Charts(vault, groups, logical, rows, waiting)
         self.logical = logical
         self._forms = {
             name: Form.of(logical.field(name).type, group.stored.field(name).type)

@@ -83,5 +83,5 @@ class Loop:
     def global_batch(self) -> int:
         return (self.batch_size or 1) * self.crew.ranks
 
-    def key(self, split: str) -> OrderKey:
-        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0)
+    def key(self, split: str, filter: str) -> OrderKey:
+        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0, filter)
