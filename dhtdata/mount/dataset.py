@@ -26,8 +26,7 @@ from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
+    from dhtdata.mount.frames import PandasFrame, PolarsFrame
 
 
 class StreamingDataset:
@@ -160,11 +159,11 @@ class StreamingDataset:
         table = pa.table({name: columns[name] for name in self.schema.names})
         return to_logical_table(table.to_batches(), self.schema)
 
-    def to_pandas(self, **options: Any) -> pd.DataFrame:
+    def to_pandas(self, **options: Any) -> PandasFrame:
         """The whole split as a DataFrame; ``options`` are those of ``pyarrow.Table.to_pandas``. Fetches all of it."""
         return to_pandas(self.to_arrow(), options)
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self) -> PolarsFrame:
         """The whole split as a Polars frame. Fetches all of it; what Polars stores as Arrow does stays mapped."""
         return to_polars(self.to_arrow())
 
