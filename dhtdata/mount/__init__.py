@@ -12,6 +12,7 @@
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
 | ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
+| ``ragged``, ``pictures``, ``shaping`` | lists and images in the shapes that a mount asks for |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
@@ -50,6 +51,7 @@ __all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
 
 DEFAULT_WINDOW = 8
 DEFAULT_TIMEOUT_S = 300.0
+ON_ERROR = ("raise", "skip")
 
 
 def mount(
@@ -68,6 +70,8 @@ def mount(
     transform: Callable[[Any], Any] | None = None,
     transform_on: str | None = None,
     on_error: str = "raise",
+    collate: Any = None,
+    decode: Any = None,
     threads: int = 0,
     predownload: int | str | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
@@ -97,8 +101,11 @@ def mount(
     "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
-    must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
-    the log. ``threads``: how many gather and transform ahead of the loop; they win where that releases the GIL.
+    must survive pickling if workers are spawned. ``collate``: what becomes of lists of any length in a batch: "list",
+    "padded", ``("padded", value)`` or "jagged", for all or by column; with ``transform_on="sample"``, of those that it
+    returns. ``decode``: which encoded images become arrays, "image" or by column. See `shaping` for both.
+    ``on_error="skip"`` leaves out rows that do not decode or on which ``transform`` fails, and says so in the log.
+    ``threads``: how many gather, decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
@@ -112,6 +119,11 @@ def mount(
         None if world_size is None else _whole("world_size", world_size),
         None if lanes is None else _whole("lanes", lanes),
     )
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
+    skips = on_error == "skip"
+    if skips and transform is None and not decode:
+        raise ConfigError("on_error says what becomes of rows that fail: give transform or decode, too")
     rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
         batch_size=rank_batch,
@@ -123,7 +135,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, on_error, batched=rank_batch is not None, split=split),
+        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -144,7 +156,7 @@ def mount(
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
-        return StreamingDataset(view, loop)
+        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
     except BaseException:
         view.close()
         raise

@@ -15,12 +15,12 @@ from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.meter import Held
+from dhtdata.mount.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.mount.readahead import usual_ahead_bytes
-from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
@@ -75,6 +75,11 @@ class StreamingDataset:
         return self._loop.batch_size
 
     @property
+    def rows_per_item(self) -> int:
+        """Rows of a whole batch, 1 without batches."""
+        return self._loop.batch_size or 1
+
+    @property
     def format(self) -> str:
         return self._loop.format
 
@@ -117,7 +122,7 @@ class StreamingDataset:
 
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""
-        return MapStyleDataset(self._view, self._loop.format)
+        return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:
         """The whole split as one table. Fetches all of it, and maps it from disk unless a filter leaves out rows."""
@@ -175,6 +180,15 @@ class StreamingDataset:
                 f"{global_batch}, and nobody else can go on from it: use as many workers and rows, or save the state "
                 "of a dhtdata.torch.DataLoader, which any number goes on from"
             )
+
+    def held(self) -> Held:
+        """What all processes that read for this dataset waited for, and hold ahead of their loops."""
+        return self._view.held()
+
+    def standing(self) -> tuple[int, int]:
+        """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
+        at = self.position
+        return at.epoch, at.rows // self._loop.global_batch
 
     def close(self) -> None:
         """Unmap all shards and leave the peer. Arrays that were handed out stay valid."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import reader_of
+from dhtdata.mount.parcels import Reading
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt
 
@@ -24,10 +24,9 @@ class MapStyleDataset:
     Fetches the blocks that hold what is asked for. Works as a map-style dataset of torch, with its samplers.
     """
 
-    def __init__(self, view: View, format: str) -> None:
-        reader_of(format)
+    def __init__(self, view: View, reading: Reading) -> None:
         self._view = view
-        self._format = format
+        self._reading = reading
 
     def __len__(self) -> int:
         return self._view.num_rows
@@ -48,7 +47,7 @@ class MapStyleDataset:
             raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
         with self._view.fetching():
             dealt = Dealt(self._view.rows(rows), (0, rows.size), None)
-            return self._view.gather(dealt, self._format, batched).unpack()
+            return self._view.gather(dealt, self._reading, batched)[0].unpack()
 
     def _checked(self, keys: Sequence[int] | Rows) -> Rows:
         rows = np.asarray(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -11,10 +12,11 @@ from functools import partial
 
 from dhtdata.mount.crew import Crew
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel
+from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
+NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
@@ -25,7 +27,7 @@ class Pipeline:
     def __init__(self, view: View, loop: Loop, format: str | None = None) -> None:
         self._view = view
         self._loop = loop
-        self._format = format or loop.format
+        self._reading = loop.reading(format)
 
     @property
     def steps_at_once(self) -> int:
@@ -41,9 +43,13 @@ class Pipeline:
             ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))
 
             def jobs() -> Iterator[Callable[[], Parcel]]:
+                noted_s = 0.0
                 for turn in turns:
                     if ahead is not None:
                         ahead.advance(steps.position(turn[-1] + 1))
+                        if time.monotonic() - noted_s >= NOTED_S:
+                            self._view.note(ahead)
+                            noted_s = time.monotonic()
                     dealt = steps.deal(turn)
                     dealt = replace(dealt, rows=self._view.rows(dealt.rows))
                     yield partial(self._make, dealt)
@@ -52,10 +58,11 @@ class Pipeline:
 
     def _make(self, dealt: Dealt) -> Parcel:
         transform = self._loop.transform
+        batched = self._loop.batched if transform is None else transform.reads_batches
+        parcel, dealt = self._view.gather(dealt, self._reading, batched)
         if transform is None:
-            return self._view.gather(dealt, self._format, self._loop.batched)
-        parcel = self._view.gather(dealt, self._format, transform.reads_batches)
-        return transform.apply(parcel, dealt, self._format, self._loop.batched)
+            return with_gaps(parcel, dealt.bounds)
+        return transform.apply(parcel, dealt, self._reading, self._loop.batched)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Metered(Protocol[_A_co]):
     """What can be followed: a mounted dataset, a mix, or `dhtdata.torch.DataLoader` over one."""
 
     @property
-    def batch_size(self) -> int | None: ...
+    def rows_per_item(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -62,7 +62,7 @@ class _View:
     def __init__(self, loop: Metered[Any]) -> None:
         self._loop = loop
         self._count = len(loop)
-        self._batch = loop.batch_size or 1
+        self._batch = loop.rows_per_item
         self._meter = Speedometer(time.monotonic())
         self._stalled_s = loop.held().stalled_s
         self._first = 0
@@ -94,7 +94,7 @@ class _View:
             f"{done:,}/{self._count:,}",
             f"{speed.rows_s:,.0f} rows/s",
             f"waits {speed.waiting:.0%} ({speed.verdict})",
-            f"ahead {held.ahead_bytes / _MIB:,.0f} MiB",
+            "all is stored" if held.stored else f"ahead {held.ahead_bytes / _MIB:,.0f} MiB",
             f"stalled {spoken(held.stalled_s - self._stalled_s)}",
             *([f"{spoken(left_s)} left"] if left_s is not None else []),
         ]

@@ -56,6 +56,7 @@ class Readahead:
         self._limit_bytes = limit_bytes
         self._horizon = horizon
         self._selection = selection
+        self._ahead: deque[tuple[int, OpenShard, int]] = deque()
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
@@ -83,8 +84,14 @@ class Readahead:
             self._reached = position
             self._moved.notify()
 
+    def held_bytes(self) -> int:
+        """Bytes that are here and that the loop has not reached."""
+        with self._moved:
+            ahead = [(shard, block) for position, shard, block in self._ahead if position >= self._reached]
+        return sum(shard.table.blocks[block].length for shard, block in ahead if not shard.missing([block]))
+
     def _walk(self) -> None:
-        ahead: deque[tuple[int, int]] = deque()
+        ahead = self._ahead
         ahead_bytes = 0
         batch = _Batch(self._vault)
         try:
@@ -99,7 +106,8 @@ class Readahead:
                 with self._moved:
                     while not self._ended:
                         while ahead and ahead[0][0] < self._reached:
-                            ahead_bytes -= ahead.popleft()[1]
+                            _, passed, done = ahead.popleft()
+                            ahead_bytes -= passed.table.blocks[done].length
                         if position < self._reached or ahead_bytes + size <= self._limit_bytes:
                             break
                         batch.send()
@@ -107,7 +115,7 @@ class Readahead:
                     if self._ended:
                         return
                     if position >= self._reached:
-                        ahead.append((position, size))
+                        ahead.append((position, shard, block))
                         ahead_bytes += size
                 batch.add(shard, block, size)
         except DhtDataError:

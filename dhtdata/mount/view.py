@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
 from dhtdata.mount.horizon import Horizon, Needs
-from dhtdata.mount.parcels import Parcel, reader_of
+from dhtdata.mount.meter import Held, Meter
+from dhtdata.mount.parcels import Parcel, Reading
+from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
@@ -81,6 +84,7 @@ class View:
         self._complete = False
         self._store: Store | None = store
         self._here: _Here | None = None
+        self.meter = Meter()
         self._selected: Selection | None = None
 
     @property
@@ -97,14 +101,15 @@ class View:
         selection = self.selection()
         return positions if selection is None else selection.rows(positions)
 
-    def gather(self, dealt: Dealt, format: str, batched: bool) -> Parcel:
-        """These rows of the split, in this order, once they are here."""
-        return reader_of(format)(self._gatherer(), dealt, batched)
+    def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
+        """These rows of the split, in this order, once they are here: see `Reading.read`."""
+        return reading.read(self._gatherer(), dealt, batched)
 
     def _gatherer(self) -> Gatherer:
         here = self._process()
         if here.gatherer is None:
-            here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows)
+            waiting = partial(self.meter.stalled, _slot())
+            here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows, waiting)
         return here.gatherer
 
     def stored(self, cuts: Iterable[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
@@ -139,6 +144,14 @@ class View:
             ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon, self.selection())
             with vault.fetching(), ahead.running():
                 yield ahead
+
+    def held(self) -> Held:
+        """What all processes waited for, and hold ahead of their loops."""
+        return replace(self.meter.total(), stored=self._complete)
+
+    def note(self, ahead: Readahead) -> None:
+        """Tell those who look what is here ahead of the loop."""
+        self.meter.hold(_slot(), ahead.held_bytes())
 
     def _horizon(self, vault: Vault, steps: Steps) -> Horizon:
         from dhtdata.control.reading import Reading
@@ -285,6 +298,12 @@ class View:
             vault = Vault(self._open_store(), origin, self.connect, self._timeout_s)
             here = self._here = _Here(os.getpid(), vault)
         return here
+
+
+def _slot() -> int:
+    """Where this process writes what it waited for: workers by number."""
+    worker = find_worker()
+    return 0 if worker is None else worker.number + 1
 
 
 def open_view(

@@ -12,8 +12,8 @@ from dhtdata.errors import ConfigError
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.parcels import Items, Parcel
-from dhtdata.mount.transform import Skipped
+from dhtdata.mount.meter import Held
+from dhtdata.mount.parcels import Items, Parcel, Skipped
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
@@ -118,6 +118,18 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         finally:
             turns.run = None
         return self._counted(run, parcels)
+
+    @property
+    def rows_per_item(self) -> int:
+        return self._streaming.rows_per_item
+
+    def held(self) -> Held:
+        """See `dhtdata.StreamingDataset.held`."""
+        return self._streaming.held()
+
+    def standing(self) -> tuple[int, int]:
+        """See `dhtdata.StreamingDataset.standing`."""
+        return self._streaming.standing()
 
     def state_dict(self) -> dict[str, Any]:
         """What the loop has received: small, JSON, the same on every rank."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from dhtdata.mount.columns import Cut
+
 _ALIGNMENT = 64
 
 
@@ -18,6 +20,7 @@ class Tensors:
 
     columns: Mapping[str, Any]
     bounds: tuple[int, ...] | None
+    count: int
 
     def unpack(self) -> Iterator[Any]:
         """Each item is made when it is asked for."""
@@ -25,7 +28,7 @@ class Tensors:
 
     def pin_memory(self) -> Tensors:
         """The same in page-locked memory: torch's DataLoader asks for it under ``pin_memory=True``."""
-        return Tensors(_mapped(self.columns, lambda tensor: tensor.pin_memory()), self.bounds)
+        return Tensors(_mapped(self.columns, lambda tensor: tensor.pin_memory()), self.bounds, self.count)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Packed into one piece of shared memory, because handing over a piece costs more than filling it.
@@ -40,12 +43,16 @@ class Tensors:
         for start, tensor in zip(starts, tensors, strict=False):
             target = arena[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             target.copy_(tensor)
-        return _unpacked, (arena, starts, places, self.bounds)
+        return _unpacked, (arena, starts, places, self.bounds, self.count)
 
     def _cut(self, column: Any) -> Any:
         """What each item gets of a column, one after another."""
+        if isinstance(column, Cut):
+            return column.pieces
         if isinstance(column, Mapping):
             names = list(column)
+            if not names:  # a struct without fields
+                return [{} for _ in range(self.count if self.bounds is None else len(self.bounds) - 1)]
             parts = zip(*map(self._cut, column.values()), strict=True)
             return (dict(zip(names, values, strict=True)) for values in parts)
         if isinstance(column, torch.Tensor):
@@ -76,16 +83,22 @@ class _Place:
         return arena[start : start + size].view(self.dtype).view(self.shape)
 
 
-def _unpacked(arena: torch.Tensor, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None) -> Tensors:
-    return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds)
+def _unpacked(
+    arena: torch.Tensor, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None, count: int
+) -> Tensors:
+    return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds, count)
 
 
 def _mapped(column: Any, change: Callable[[Any], Any]) -> Any:
     """A column with its tensors, or places of tensors, changed; lists are walked, too."""
+    if isinstance(column, Cut):
+        return Cut(_mapped(column.pieces, change))
     if isinstance(column, Mapping):
         return {name: _mapped(child, change) for name, child in column.items()}
     if isinstance(column, torch.Tensor | _Place):
         return change(column)
-    if isinstance(column, list) and column and isinstance(column[0], torch.Tensor | _Place | list | Mapping):
-        return [_mapped(child, change) for child in column]
+    if isinstance(column, list):
+        first = next((child for child in column if child is not None), None)  # the others are of its kind
+        if isinstance(first, torch.Tensor | _Place | list | Mapping):
+            return [_mapped(child, change) for child in column]
     return column
