@@ -48,7 +48,8 @@ class Cut:
 class Flat:
     """A type whose values have one width: ``shape`` items of ``stored`` each, shown as ``dtype``.
 
-    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first.
+    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first: dimension i is the stored
+    dimension ``permutation[i]``, as Arrow specifies it (where pyarrow 26 turns three around, its strides overlap).
     """
 
     stored: np.dtype[Any]
