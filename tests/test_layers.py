@@ -136,6 +136,7 @@ LAYERS: list[list[str]] = [
     [
         "mount.columns",
         "mount.crew",
+        "mount.frames",
         "mount.pictures",
         "mount.plain",
         "mount.planes",
@@ -182,6 +183,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "accelerate": ("torch.sharding",),
     "PIL": ("mount.pictures",),
+    "pandas": ("mount.frames",),
+    "polars": ("mount.frames",),
     "aiohttp": ("transfer",),
     "yarl": ("transfer.client",),
     "kademlia": ("dht",),

@@ -13,8 +13,9 @@
 
 Nulls: NaN in floats, NaT in dates and times, None in object arrays; integers and bools with nulls are
 `numpy.ma.MaskedArray` (a batch without nulls is a plain array), which no tensor can hold: the torch format refuses
-them by name. A null struct has null fields. ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the
-logical types. Arrays are writable and share memory with nothing but batches of the same few megabytes.
+them by name. A null struct has null fields. Where a mount asks for it, lists and images have other shapes
+(`shaping`). ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the logical types. Arrays are writable and
+overlap with no other; those of a few batches together lie in one piece of memory.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Cut:
 class Flat:
     """A type whose values have one width: ``shape`` items of ``stored`` each, shown as ``dtype``.
 
-    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first.
+    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first: dimension i is the stored
+    dimension ``permutation[i]``, as Arrow specifies it (where pyarrow 26 turns three around, its strides overlap).
     """
 
     stored: np.dtype[Any]

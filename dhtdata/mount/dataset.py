@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.frames import to_pandas, to_polars
 from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
@@ -23,6 +24,9 @@ from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
+
+if TYPE_CHECKING:
+    from dhtdata.mount.frames import PandasFrame, PolarsFrame
 
 
 class StreamingDataset:
@@ -120,6 +124,22 @@ class StreamingDataset:
             "mounting, or use dhtdata.torch.DataLoader"
         )
 
+    def iter_numpy(self) -> Iterator[Any]:
+        """The next epoch as numpy arrays, whatever ``format`` the mount has; epochs and state count on.
+
+        Arrays of numbers are contiguous (but those of a permuted FixedShapeTensor) and in native byte order, as
+        ``jax.numpy.asarray`` takes them.
+        """
+        return self.iterate("numpy")
+
+    def iter_arrow(self) -> Iterator[Any]:
+        """The next epoch as Arrow's record batches, or dicts of its scalars, of the types that were published.
+
+        Nothing is collated or decoded. Epochs and state count on.
+        """
+        self._loop.check_transform("arrow")
+        return self.iterate("arrow")
+
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""
         return MapStyleDataset(self._view, self._loop.reading_by_number())
@@ -138,6 +158,14 @@ class StreamingDataset:
             columns |= dict(zip(table.column_names, table.columns, strict=True))
         table = pa.table({name: columns[name] for name in self.schema.names})
         return to_logical_table(table.to_batches(), self.schema)
+
+    def to_pandas(self, **options: Any) -> PandasFrame:
+        """The whole split as a DataFrame; ``options`` are those of ``pyarrow.Table.to_pandas``. Fetches all of it."""
+        return to_pandas(self.to_arrow(), options)
+
+    def to_polars(self) -> PolarsFrame:
+        """The whole split as a Polars frame. Fetches all of it; what Polars stores as Arrow does stays mapped."""
+        return to_polars(self.to_arrow())
 
     # Where it stands
 
@@ -183,7 +211,7 @@ class StreamingDataset:
 
     def held(self) -> Held:
         """What all processes that read for this dataset waited for, and hold ahead of their loops."""
-        return self._view.meter.total()
+        return self._view.held()
 
     def standing(self) -> tuple[int, int]:
         """Epoch of the latest iteration, and how many items of that epoch this rank has had."""

@@ -47,8 +47,12 @@ class Loop:
         if not 0 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads: {self.threads} is not in 0 to {MAX_THREADS}")
         self.reading()
+        self.check_transform(self.format)
+
+    def check_transform(self, format: str) -> None:
+        """ConfigError if the transform cannot work with that format or keep the ranks in step."""
         if self.transform is not None:
-            self.transform.check(self.format, self.batched, self.crew.ranks)
+            self.transform.check(format, self.batched, self.crew.ranks)
 
     def shaped(self, schema: pa.Schema, collate: Any, decode: Any, skips: bool, split: str) -> Loop:
         """This with the shapes that arguments of `dhtdata.mount` ask for. ConfigError names what does not fit."""

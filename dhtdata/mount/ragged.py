@@ -85,7 +85,9 @@ class Ragged:
         shape = (stop - first, longest, *values.shape[1:])
         if values.shape[0] == shape[0] * longest:
             return values.reshape(shape)
-        filled = np.arange(longest) < lengths[:, None]
+        # Comparing 32 bits takes half the time, and half of it all.
+        counted = np.int32 if longest <= MAX_ITEMS else np.int64
+        filled = np.arange(longest, dtype=counted) < lengths.astype(counted)[:, None]
         if not isinstance(values, np.ma.MaskedArray):
             return _spread(values, filled, shape, fill)
         mask = _spread(np.ma.getmaskarray(values), filled, shape, False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
 from dhtdata.mount.horizon import Horizon, Needs
-from dhtdata.mount.meter import Meter
+from dhtdata.mount.meter import Held, Meter
 from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.readahead import Readahead
@@ -144,6 +144,10 @@ class View:
             ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon, self.selection())
             with vault.fetching(), ahead.running():
                 yield ahead
+
+    def held(self) -> Held:
+        """What all processes waited for, and hold ahead of their loops."""
+        return replace(self.meter.total(), stored=self._complete)
 
     def note(self, ahead: Readahead) -> None:
         """Tell those who look what is here ahead of the loop."""

@@ -119,7 +119,12 @@ def opened(digest: str, home: Path, format: str, columns: list[str] | None = Non
 
 @pytest.fixture(scope="module")
 def views(digest: str, home: Path) -> dict[str, MapStyleDataset]:
-    return {format: opened(digest, home, format) for format in ("numpy", "arrow", "python")}
+    held = [name for name in whole().column_names if not name.endswith("_ns")]  # Python has no nanoseconds
+    return {
+        "numpy": opened(digest, home, "numpy"),
+        "arrow": opened(digest, home, "arrow"),
+        "python": opened(digest, home, "python", held),
+    }
 
 
 def test_the_table_has_rows_that_no_plane_has_items_for() -> None:
@@ -153,7 +158,7 @@ def test_record_batches_are_those_that_arrow_takes(views: dict[str, MapStyleData
 def test_python_values_are_those_of_arrow(views: dict[str, MapStyleDataset], rows: list[int]) -> None:
     batch = views["python"][rows]
     assert batch["wide"] == whole()["wide"].chunk(0).take(pa.array(rows)).to_pylist()
-    for name in names():
+    for name in batch.keys() - {"wide"}:
         assert repr(batch[name]) == repr([listed(name)[row] for row in rows]), name
 
 

@@ -85,7 +85,7 @@ def test_the_bar_shows_epoch_items_and_rates_of_a_dataset_or_loader(made: str, h
     batches = list(progress(DataLoader(dataset) if loaded else dataset, console=console))
     assert sum(len(batch["number"]) for batch in batches) == ROWS
     text = drawn.getvalue()
-    assert "epoch 3" in text and "23/23" in text and "rows/s" in text and "-bound)" in text and "stalled" in text
+    assert "epoch 3" in text and "23/23" in text and "rows/s" in text and "-bound)" in text and "all is stored" in text
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal_and_a_resumed_epoch_counts_on(made: str, home: Path) -> None:
