@@ -152,6 +152,7 @@ LAYERS: list[list[str]] = [
     ["mount.transform", "mount.view"],
     ["mount.filtering", "mount.loop", "mount.map_style", "mount.progress"],
     ["mount.pipeline"],
+    ["mount.stream"],
     ["mount.dataset"],
     ["mount"],
     ["torch.loader"],

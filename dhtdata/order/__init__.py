@@ -50,7 +50,7 @@ the number of ranks, so a run that goes from one rank to two would refuse its ow
 from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
 from dhtdata.order.state import MAX_LANES, OrderKey, State
 from dhtdata.order.steps import Steps
-from dhtdata.order.turns import REMAINDERS, Dealt, Share, Turns
+from dhtdata.order.turns import REMAINDERS, Dealt, Path, Share, Turns
 
 __all__ = [
     "MAX_LANES",
@@ -59,6 +59,7 @@ __all__ = [
     "Dealt",
     "EpochOrder",
     "OrderKey",
+    "Path",
     "Pieces",
     "Share",
     "State",

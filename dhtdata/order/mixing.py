@@ -44,7 +44,7 @@ from dhtdata.order import permutation as permute
 from dhtdata.order.epoch import EpochOrder, Rows, Window
 from dhtdata.order.shares import Pattern, Sources
 from dhtdata.order.steps import every, lane_runs, lanes_of, windows_of
-from dhtdata.order.turns import Dealt, Share, Turns, joined, listed
+from dhtdata.order.turns import Dealt, Path, Share, Turns, joined, listed
 
 BATCHINGS = ("random", "stratified", "per_source")
 STOPS = ("first", "all")
@@ -167,10 +167,7 @@ class MixDealt(Dealt):
 
 @dataclass(frozen=True)
 class Part:
-    """What an epoch of a mix takes of one source, from where the mix stands.
-
-    Positions count from the start of the source's epoch that ``order`` is of, and on through the next ones.
-    """
+    """What an epoch of a mix takes of one source, from where the mix stands: a `Path` up to ``stop``."""
 
     order: EpochOrder
     lanes: range
@@ -178,7 +175,6 @@ class Part:
     stop: int
 
     def windows(self) -> Iterator[tuple[int, Window]]:
-        """Windows that this rank will need, and the position at which it first does."""
         size = self.order.rows
         for number in range(-(-self.stop // size)):
             order = self.order.of_epoch(self.order.epoch + number)
@@ -217,8 +213,8 @@ class MixSteps(Turns):
             for start, rows, size in zip(self._starts, before, self.mixing.sizes, strict=True)
         ]
 
-    def parts(self) -> list[Part]:
-        """What this rank will need of each source."""
+    @cached_property
+    def _parts(self) -> list[Part]:
         stops = self.streams(self.rows)
         parts = []
         for source, (epoch, first) in enumerate(self.streams(self.consumed)):
@@ -226,6 +222,15 @@ class MixSteps(Turns):
             stop = (stops[source][0] - epoch) * order.rows + stops[source][1]
             parts.append(Part(order, lanes_of(order, self.share, self.global_batch), first, stop))
         return parts
+
+    def paths(self) -> Sequence[Path]:
+        return self._parts
+
+    def reached(self, position: int) -> Sequence[int]:
+        return [
+            (epoch - part.order.epoch) * part.order.rows + row
+            for part, (epoch, row) in zip(self._parts, self.streams(position), strict=True)
+        ]
 
     def deal(self, steps: range) -> MixDealt:
         dealt = super().deal(steps)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.order.epoch import EpochOrder, Rows, Window
-from dhtdata.order.turns import Share, Turns, joined
+from dhtdata.order.turns import Path, Share, Turns, joined
 
 
 class Steps(Turns):
@@ -21,6 +21,12 @@ class Steps(Turns):
     ) -> None:
         super().__init__(order.rows, share, global_batch=global_batch, remainder=remainder, consumed=consumed)
         self.order = order
+
+    def paths(self) -> Sequence[Path]:
+        return [self]
+
+    def reached(self, position: int) -> Sequence[int]:
+        return [position]
 
     def windows(self, after_steps: int = 0) -> Iterator[tuple[int, Window]]:
         """Windows that this rank will need and the epoch position at which it first does, in that order.

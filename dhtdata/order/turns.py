@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.order.epoch import Rows
+from dhtdata.order.epoch import EpochOrder, Rows, Window
 
 REMAINDERS = ("pad", "drop", "uneven")
 _NAMED_ROWS = 5
@@ -52,6 +53,26 @@ def listed(rows: Rows) -> str:
     """The first few of these row numbers."""
     named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if rows.size > _NAMED_ROWS else "")
     return f"row{'s' * (rows.size > 1)} {named}"
+
+
+class Path(Protocol):
+    """What one rank reads of one dataset. Positions count from the start of ``order``'s epoch, and on through others.
+
+    ``lanes``: those it takes rows of, but for a few; ``consumed``: where it begins.
+    """
+
+    @property
+    def order(self) -> EpochOrder: ...
+
+    @property
+    def lanes(self) -> range: ...
+
+    @property
+    def consumed(self) -> int: ...
+
+    def windows(self) -> Iterator[tuple[int, Window]]:
+        """Windows that it will need and the position at which it first does, in that order."""
+        ...
 
 
 class Turns(ABC):
@@ -153,6 +174,14 @@ class Turns(ABC):
         span = self._span(step)
         own = self._slice(*span) if size else self._slice(span[0], span[0] + 1, 0, 1)
         return np.resize(own, self.batch - size)
+
+    @abstractmethod
+    def paths(self) -> Sequence[Path]:
+        """What this rank reads of each dataset."""
+
+    @abstractmethod
+    def reached(self, position: int) -> Sequence[int]:
+        """This position on each of the paths."""
 
     @abstractmethod
     def _whole_steps(self, steps: range) -> Rows:
