@@ -86,6 +86,8 @@ def _lane_uses(
 class Horizon:
     """One loop's. Positions of all its epochs lie on one axis, an epoch of ``rows`` behind the other."""
 
+    _told: int
+
     def __init__(
         self,
         vault: Vault,
@@ -137,7 +139,7 @@ class Horizon:
         self._uses = [Uses.of(group, order, self._lanes, self._selection) for group in self._groups]
         ends = [ends for uses in self._uses for ends in (uses.firsts, uses.stops)]
         self._bounds = np.unique(np.concatenate(ends))
-        self._told: int = -1
+        self._told = -1
 
     def _tell(self, last: int) -> None:
         epoch, rows = self._order.epoch, self._order.rows
