@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from dhtdata.mount.crew import Crew
+from dhtdata.gather.parcels import Parcel, with_gaps
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
+from dhtdata.vault.crew import Crew
 
 NOTED_S = 0.25
 GATHER_BYTES = 2 << 20

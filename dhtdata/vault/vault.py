@@ -38,10 +38,10 @@ from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
-from dhtdata.mount.crew import Crew
-from dhtdata.mount.shards import GroupShards
 from dhtdata.store import NoRoomYet, Store
 from dhtdata.tables.reader import ShardReader
+from dhtdata.vault.crew import Crew
+from dhtdata.vault.shards import GroupShards
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
