@@ -86,8 +86,8 @@ class Ragged:
         if values.shape[0] == shape[0] * longest:
             return values.reshape(shape)
         # Comparing 32 bits takes half the time, and half of it all.
-        counted = np.dtype(np.int32 if longest <= MAX_ITEMS else np.int64)
-        filled: NDArray[np.bool_] = np.arange(longest).astype(counted) < lengths.astype(counted)[:, None]
+        counted: np.dtype[Any] = np.dtype("i4" if longest <= MAX_ITEMS else "i8")
+        filled = np.arange(longest, dtype=counted) < lengths.astype(counted)[:, None]
         if not isinstance(values, np.ma.MaskedArray):
             return _spread(values, filled, shape, fill)
         mask = _spread(np.ma.getmaskarray(values), filled, shape, False)
