@@ -7,14 +7,15 @@ From a row number to an address is then a table look-up and an addition, for tho
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.columns import Flat, plain_type
+from dhtdata.mount.columns import Flat, has_own_values, plain_type
 from dhtdata.mount.planes import unit_of
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
@@ -33,25 +34,28 @@ MAX_HOPS = 3
 class Form:
     """How a column's values lie: ``flat`` items one after another, behind offsets of ``offset_bytes`` if not 0.
 
-    ``flat`` is None for strings and binaries: bytes behind offsets.
+    ``flat`` is None for strings and binaries: bytes behind offsets. ``extended``: Python has values of its own for this
+    type, which are not those of its storage.
     """
 
     flat: Flat | None
     offset_bytes: int
     text: bool = False
+    extended: bool = False
 
     @classmethod
     def of(cls, kind: pa.DataType, stored: pa.DataType) -> Form | None:
         """None for what only Arrow reads: structs, maps, unions, decimals, lists of strings or lists."""
+        extended = has_own_values(kind)
         kind = plain_type(kind)
         flat = Flat.of(kind)
         if flat is not None:
-            return cls(flat, 0)
+            return cls(flat, 0, extended=extended)
         offsets = offset_width(stored)
         if pa.types.is_string(stored) or pa.types.is_large_string(stored):
-            return cls(None, offsets, text=True)
+            return cls(None, offsets, text=True, extended=extended)
         if pa.types.is_binary(stored) or pa.types.is_large_binary(stored):
-            return cls(None, offsets)
+            return cls(None, offsets, extended=extended)
         if pa.types.is_list(stored) or pa.types.is_large_list(stored):
             items = Flat.of(kind.value_type)
             if items is not None and items.stored != np.bool_ and items.axes is None:
@@ -169,11 +173,18 @@ class _Blocks:
         )
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Entered while blocks are waited for."""
+
+
 class Charts:
     """The charts of a split's groups in this process; blocks are added when rows of them are first asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
+    def __init__(
+        self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int, waiting: Waiting
+    ) -> None:
         self._vault = vault
+        self._waiting = waiting
         self._groups = [_GroupChart(group, logical, rows) for group in groups]
         self._adding = threading.Lock()
         self._closings = 0
@@ -189,8 +200,9 @@ class Charts:
         if all(chart.complete or chart.known.take(blocks).all() for _, chart, blocks in found):
             return found
         with self._adding:
-            wanted = [own.wanted(self._vault, rows) for own in self._groups]
-            self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
+            with self._waiting():
+                wanted = [own.wanted(self._vault, rows) for own in self._groups]
+                self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
             for own, of_group in zip(self._groups, wanted, strict=True):
                 own.add(self._vault, of_group, rows)
             return [(own.group, own.chart, own.chart.blocks(rows)) for own in self._groups]
@@ -226,9 +238,9 @@ class _GroupChart:
 
     def add(self, vault: Vault, wanted: _Wanted, rows: Rows) -> None:
         """Blocks that are here now. ``rows`` are those that a chart of bounded size must keep."""
+        if self._blocks.firsts.size + sum(len(blocks) for _, _, blocks in wanted) > MAX_BLOCKS:
+            self._forget(rows)  # before the maps of what is wanted are kept: no block of theirs is on the chart yet
         fresh = self._located(vault, wanted)
-        if self._blocks.firsts.size + fresh.firsts.size > MAX_BLOCKS:
-            self._forget(rows)
         self._blocks = self._blocks.joined(fresh)
         self._draw()
 

@@ -19,7 +19,7 @@ logical types. Arrays are writable and share memory with nothing but batches of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,18 +29,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
+from dhtdata.mount.texts import Texts
 
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
-Column = Array | dict[str, Any]
+Column = Array | Texts | dict[str, Any]
 """One column of a batch; a dict for a struct."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A column that is in pieces already, one for each batch."""
+
+    pieces: list[Any]
 
 
 @dataclass(frozen=True)
 class Flat:
     """A type whose values have one width: ``shape`` items of ``stored`` each, shown as ``dtype``.
 
-    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first.
+    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first: dimension i is the stored
+    dimension ``permutation[i]``, as Arrow specifies it (where pyarrow 26 turns three around, its strides overlap).
     """
 
     stored: np.dtype[Any]
@@ -109,6 +118,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
             return kind
 
 
+def has_own_values(kind: pa.DataType) -> bool:
+    """Whether Python's values of a type may be others than those of its storage, as with ``pa.bool8()``."""
+    while pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    return isinstance(kind, pa.BaseExtensionType)
+
+
 @contextmanager
 def held(name: str, kind: pa.DataType) -> Iterator[None]:
     """ConfigError that names the column if a value is none of Python's: years after 9999, nanoseconds, twin fields."""
@@ -147,6 +163,22 @@ def to_numpy(array: pa.Array, kind: pa.DataType) -> Column:
     return np.fromiter(array.to_pylist(), dtype=object, count=len(array))
 
 
+def items_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """What the items of lists of this type are as one array; None if this is no list or they are none."""
+    kind = plain_type(kind)
+    return _array_dtype(kind.value_type) if _is_list(kind) else None
+
+
+def _array_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """None for what becomes an object array or a dict."""
+    kind = plain_type(kind)
+    flat = Flat.of(kind)
+    if flat is not None:
+        return flat.dtype
+    shaped = isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_fixed_size_list(kind)
+    return _array_dtype(kind.value_type) if shaped else None
+
+
 def mark_nulls(values: Array, valid: NDArray[np.bool_] | None) -> Array:
     """NaN, NaT or None where not valid; a masked array of integers or bools."""
     if valid is None or valid.all():
@@ -162,7 +194,7 @@ def mark_nulls(values: Array, valid: NDArray[np.bool_] | None) -> Array:
     elif values.dtype.kind == "O":
         values[null] = None
     else:
-        mask = np.broadcast_to(_spread(null, values.ndim), values.shape)
+        mask = np.broadcast_to(_spread(null, values.ndim), values.shape).copy()
         return np.ma.MaskedArray(values, mask=mask)
     return values
 
@@ -174,7 +206,14 @@ def part(column: Any, first: int, stop: int) -> Any:
     if isinstance(column, np.ma.MaskedArray):
         piece = column[first:stop]
         return piece if np.ma.getmaskarray(piece).any() else np.asarray(piece.data)
+    if isinstance(column, Texts):
+        return objects(column[first:stop])
     return column[first:stop]
+
+
+def objects(values: Sequence[Any]) -> Array:
+    """Python values as an array of them."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 def item(column: Any, row: int) -> Any:

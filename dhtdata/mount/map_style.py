@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import reader_of
+from dhtdata.mount.parcels import Reading
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt
 
@@ -19,33 +19,35 @@ Rows = NDArray[np.int64]
 class MapStyleDataset:
     """A split by row number: ``[123]`` and ``[-1]`` are rows, ``[10:20]`` and ``[[3, 1, 2]]`` batches.
 
+    Under a filter the rows that it keeps are numbered.
+
     Fetches the blocks that hold what is asked for. Works as a map-style dataset of torch, with its samplers.
     """
 
-    def __init__(self, view: View, format: str) -> None:
-        reader_of(format)
+    def __init__(self, view: View, reading: Reading) -> None:
         self._view = view
-        self._format = format
+        self._reading = reading
 
     def __len__(self) -> int:
-        return self._view.split.rows
+        return self._view.num_rows
 
     def __getitem__(self, key: int | slice | Sequence[int] | Rows) -> Any:
         """A row for an int, else a batch. IndexError beyond the ends, as lists have it."""
         if isinstance(key, int | np.integer):
-            return self._gather(self._checked([int(key)]), batched=False)[0]
+            return next(self._gather(self._checked([int(key)]), batched=False))
         rows = np.arange(*key.indices(len(self)), dtype=np.int64) if isinstance(key, slice) else self._checked(key)
-        return self._gather(rows, batched=True)[0]
+        return next(self._gather(rows, batched=True))
 
     def __getitems__(self, keys: Sequence[int]) -> list[Any]:
         """Rows in the order asked for, gathered at once."""
-        return self._gather(self._checked(keys), batched=False)
+        return list(self._gather(self._checked(keys), batched=False))
 
-    def _gather(self, rows: Rows, batched: bool) -> list[Any]:
+    def _gather(self, rows: Rows, batched: bool) -> Iterator[Any]:
         if not rows.size:
             raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
         with self._view.fetching():
-            return self._view.gather(Dealt(rows, (0, rows.size), None), self._format, batched).unpack()
+            dealt = Dealt(self._view.rows(rows), (0, rows.size), None)
+            return self._view.gather(dealt, self._reading, batched)[0].unpack()
 
     def _checked(self, keys: Sequence[int] | Rows) -> Rows:
         rows = np.asarray(keys)

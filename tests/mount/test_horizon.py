@@ -33,7 +33,8 @@ def group_of(rows: list[int], row_bytes: int = 10) -> GroupShards:
 def cut_as(total: int, rows: list[int]) -> list[int]:
     """The same lengths, stretched or cut to a total."""
     bounds = sorted({min(bound, total) for bound in np.cumsum(rows).tolist()} | {total})
-    return np.diff([0, *bounds]).tolist()
+    lengths: list[int] = np.diff([0, *bounds]).tolist()
+    return lengths
 
 
 @given(

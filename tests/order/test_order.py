@@ -6,6 +6,7 @@ import itertools
 import json
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -82,16 +83,16 @@ def deal_all(
                 order, Share(rank, ranks, worker, workers),
                 global_batch=batch * ranks, remainder=remainder, consumed=consumed,
             )  # fmt: skip
-            turns = steps.turns()
-            dealt = steps.deal(turns)
-            assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
-            for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
-                rows = dealt.rows[first:stop]
-                if dealt.valid is not None:
-                    assert len(rows) == batch
-                    rows = rows[dealt.valid[first:stop]]
-                table[step, rank] = rows.tolist()
-            dealt_steps += len(turns)
+            for turns in steps.turns(5):
+                dealt = steps.deal(turns)
+                assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
+                for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
+                    rows = dealt.rows[first:stop]
+                    if dealt.valid is not None:
+                        assert len(rows) == batch
+                        rows = rows[dealt.valid[first:stop]]
+                    table[step, rank] = rows.tolist()
+                dealt_steps += len(turns)
         assert dealt_steps == len(steps)
         lengths.append(dealt_steps)
     return table, lengths
@@ -171,6 +172,120 @@ def test_an_epoch_resumes_at_any_step_with_other_ranks_workers_and_batches(
     table, _ = deal_all(order, ranks=3, workers=2, batch=2, remainder="uneven", consumed=consumed)
     seen += itertools.chain(*table.values())
     assert sorted(seen) == list(range(sum(counts)))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One start of a run."""
+
+    ranks: int
+    workers: int
+    batch: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.ranks * self.batch
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that is read in two legs, the second from ``taken`` steps of the first on, if there are as many."""
+
+    counts: list[int]
+    shuffle: bool
+    nodes: int
+    window: int
+    remainder: str
+    seed: int
+    epoch: int
+    first: Leg
+    second: Leg
+    taken: int
+
+    def order(self) -> EpochOrder:
+        return order_of(
+            self.counts, shuffle=self.shuffle, seed=self.seed, epoch=self.epoch, window=self.window, lanes=self.nodes
+        )
+
+    def sequence(self) -> list[int]:
+        """Source rows by position of the epoch, in plain Python."""
+        if not self.shuffle:
+            return list(range(sum(self.counts)))
+        return slow_sequence(
+            self.counts, seed=self.seed, epoch=self.epoch, window=self.window, lanes=self.order().lanes
+        )
+
+    def batches(self, leg: Leg, consumed: int) -> list[list[int]]:
+        """Global batches from a position on: known without ranks and workers."""
+        sequence, lanes = self.sequence(), self.order().lanes
+        cut = [
+            sorted(range(first, min(first + leg.global_batch, len(sequence))), key=lambda position: position % lanes)
+            for first in range(consumed, len(sequence), leg.global_batch)
+        ]
+        if self.remainder == "drop" and cut and len(cut[-1]) < leg.global_batch:
+            cut.pop()
+        return [[sequence[position] for position in batch] for batch in cut]
+
+    def dealt(self, leg: Leg, consumed: int) -> list[list[int]]:
+        """The same out of the pieces that all ranks and workers get; sizes and numbers of steps as promised."""
+        table, lengths = deal_all(
+            self.order(),
+            ranks=leg.ranks,
+            workers=leg.workers,
+            batch=leg.batch,
+            remainder=self.remainder,
+            consumed=consumed,
+        )
+        steps = max(lengths)
+        assert min(lengths) >= steps - (self.remainder == "uneven")
+        assert all((step, rank) in table for step in range(steps - 1) for rank in range(leg.ranks))
+        sizes = [[len(table.get((step, rank), ())) for rank in range(leg.ranks)] for step in range(steps)]
+        assert all(of_step == [leg.batch] * leg.ranks for of_step in sizes[: -1 if self.remainder != "drop" else None])
+        assert all(max(of_step) - min(of_step) <= 1 for of_step in sizes)
+        return [
+            list(itertools.chain(*(table.get((step, rank), ()) for rank in range(leg.ranks)))) for step in range(steps)
+        ]
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> Epoch:
+    nodes = draw(st.integers(1, 4))
+    first = Leg(nodes * draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 9)))
+    ranks = draw(st.integers(1, 12))
+    kept = first.global_batch % ranks == 0 and draw(st.booleans())
+    batch = first.global_batch // ranks if kept else draw(st.integers(1, 9))
+    return Epoch(
+        counts=draw(ranges),
+        shuffle=draw(st.booleans()),
+        nodes=nodes,
+        window=draw(st.integers(1, 5)),
+        remainder=draw(remainders),
+        seed=draw(st.integers(0, 99)),
+        epoch=draw(st.integers(0, 9)),
+        first=first,
+        second=Leg(ranks, draw(st.integers(1, 4)), batch),
+        taken=draw(st.integers(0, 30)),
+    )
+
+
+@given(epochs())
+@settings(deadline=None, max_examples=150)
+def test_an_epoch_in_two_legs_is_exact_whatever_the_run_looks_like(run: Epoch) -> None:
+    """Rows, ranges, nodes, ranks, workers, batch, window, remainder, epoch and resume point, all of them at once."""
+    before = run.dealt(run.first, 0)
+    assert before == run.batches(run.first, 0)
+    taken = before[: run.taken]
+    reached = sum(map(len, taken))
+    after = run.dealt(run.second, reached)
+    assert after == run.batches(run.second, reached)
+    if run.second.global_batch == run.first.global_batch:
+        assert taken + after == before
+    seen = list(itertools.chain(*taken, *after))
+    left = sum(run.counts) - reached
+    missing = left % run.second.global_batch if run.remainder == "drop" else 0
+    assert len(set(seen)) == len(seen) == sum(run.counts) - missing
+    if not missing:
+        assert sorted(seen) == list(range(sum(run.counts)))
 
 
 @given(
