@@ -16,7 +16,8 @@ QUICK_LIMIT_S = 180.0
 def main() -> None:
     given = arguments(__doc__ or "")
     questions = [
-        Question(name, (f"benchmarks.resume_real.{name}",), limit_s, QUICK_LIMIT_S) for name, limit_s in LIMITS_S.items()
+        Question(name, (f"benchmarks.resume_real.{name}",), limit_s, QUICK_LIMIT_S)
+        for name, limit_s in LIMITS_S.items()
     ]
     tell("resume", given, [ask(question, given.quick) for question in questions])
 

@@ -135,6 +135,7 @@ LAYERS: list[list[str]] = [
         "mount.columns",
         "mount.crew",
         "mount.frames",
+        "mount.orphans",
         "mount.pictures",
         "mount.plain",
         "mount.planes",

@@ -53,7 +53,10 @@ def measure(quick: bool, seed_number: int) -> Result:
             tally = Tally(count)
             with ThreadPoolExecutor(RUNS) as pool:
                 machines = [Machine(folder / f"{name}{n}", "127.0.0.4") for n in range(RUNS)]
-                for done in [pool.submit(_train, machine, seeds, workers, tally, seed_number + n) for n, machine in enumerate(machines)]:
+                for done in [
+                    pool.submit(_train, machine, seeds, workers, tally, seed_number + n)
+                    for n, machine in enumerate(machines)
+                ]:
                     done.result()
             figures[f"{name}_seconds"] = time.perf_counter() - started
             figures[f"{name}_epochs"] = tally.epochs
@@ -159,23 +162,36 @@ class _Epoch:
             "workers": self._workers, "batch": BATCH, "seed": self._seed,
         }  # fmt: skip
         command = [sys.executable, "-m", "benchmarks.resume_real.trainer", json.dumps(options)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, bufsize=0) as process:
+        errors = self._machine.folder / "errors"
+        with (
+            errors.open("wb") as said,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, bufsize=0) as process,
+        ):
             steps = _Steps(process)
+            left: list[int] = []
             try:
                 running = not victim or steps.wait(self._chance.randrange(MOST_STEPS))
                 if victim and running:
+                    left = self._watch_children(process.pid)
                     killed = self._kill(victim, process.pid, seed_pid)
                     if killed != "trainer":
                         steps.wait(self._chance.randrange(1, MOST_STEPS))
+                        left += self._watch_children(process.pid)
                         end_process(process.pid)
                     with self._tally.lock:
                         self._tally.victims[killed] += 1
                 steps.to_the_end()
+                for child in left:
+                    gone(child)
             except TimeoutError:
                 self._tally.hung.append(victim or "resuming")
             finally:
-                _end_with_children(process)
-            self._judge(process, victim)
+                process.kill()
+                process.wait()
+                for child in left:
+                    os.close(child)
+            if process.returncode not in (0, -9) and victim != "child":
+                self._tally.failed.append(f"{victim}: {errors.read_text(errors='replace').strip()[-400:]}")
             self._runs.append((self._machine.folder / f"rows.{process.pid}", self._state()))
         return self._state()[0] > 0
 
@@ -196,11 +212,18 @@ class _Epoch:
         end_process(trainer)
         return "trainer"
 
-    def _judge(self, process: subprocess.Popen[bytes], victim: str) -> None:
-        """A run may fail if a child of it was killed; else only by being killed."""
-        said = process.stderr.read().decode(errors="replace").strip() if process.stderr is not None else ""
-        if process.returncode not in (0, -9) and victim != "child":
-            self._tally.failed.append(f"{victim}: {said[-400:]}")
+    def _watch_children(self, trainer: int) -> list[int]:
+        """Descriptors of what the trainer has started but for the peer: all that must end with it."""
+        try:
+            peer = peer_pid(self._machine)
+        except NotFoundError:
+            peer = 0
+        watched = []
+        for pid in children_of(trainer):
+            with suppress(ProcessLookupError):
+                if pid != peer:
+                    watched.append(os.pidfd_open(pid))
+        return watched
 
     def _state(self) -> list[int]:
         try:
@@ -251,12 +274,6 @@ class _Steps:
         if left_s <= 0 or not select.select([self._pipe], [], [], left_s)[0]:
             raise TimeoutError
         return len(os.read(self._pipe, 4))
-
-
-def _end_with_children(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a run. What it started must end by itself, except the peer, which others use."""
-    process.kill()
-    process.wait()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ ROW_BYTES = 2_000
 def publish_small(machine: Machine, rows: int, rows_per_shard: int) -> Dataset:
     """Rows with their number and some bytes that follow from it; row ranges do not end where shards do."""
     numbers = np.arange(rows, dtype=np.int64)
-    table = pa.table({"number": numbers, "filling": pa.array([filling_of(n) for n in range(rows)], pa.binary(ROW_BYTES))})
+    table = pa.table(
+        {"number": numbers, "filling": pa.array([filling_of(n) for n in range(rows)], pa.binary(ROW_BYTES))}
+    )
     with machine.store() as store:
         manifest = put_dataset(
             store,
@@ -44,7 +47,10 @@ def filling_of(number: int) -> bytes:
 
 def peer_pid(machine: Machine) -> int:
     """Process id of the peer that runs there. NotFoundError if none does."""
-    with machine.store() as store, PeerClient.connect(store, machine.settings, start=False, keeps_alive=False) as client:
+    with (
+        machine.store() as store,
+        PeerClient.connect(store, machine.settings, start=False, keeps_alive=False) as client,
+    ):
         link = client.connection()
         link.close()
         return link.welcome.pid
@@ -78,11 +84,9 @@ def end_process(pid: int) -> None:
 
 
 def gone(descriptor: int, timeout_s: float = 30.0) -> None:
-    """Wait until the process behind a pidfd has ended. RuntimeError if it does not."""
-    import select
-
+    """Wait until the process behind a pidfd has ended. TimeoutError if it does not."""
     if not select.select([descriptor], [], [], timeout_s)[0]:
-        raise RuntimeError(f"a process did not end within {timeout_s:.0f} s")
+        raise TimeoutError(f"a process did not end within {timeout_s:.0f} s")
 
 
 def peers_of(machine: Machine) -> list[int]:

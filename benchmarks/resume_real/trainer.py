@@ -1,6 +1,6 @@
 """A training run that may be killed at any time: ``python -m benchmarks.resume_real.trainer OPTIONS``.
 
-``OPTIONS``: JSON with ``ticket``, ``home``, ``folder``, ``workers`` (DataLoader's; 0: numpy alone), ``batch``, ``seed``.
+``OPTIONS``: JSON with ``ticket``, ``home``, ``folder``, ``batch``, ``seed``, ``workers`` (of a DataLoader; 0: numpy).
 After each step it appends a line to ``folder/rows.PID`` (the rows, and how many the epoch has consumed), then replaces
 ``folder/state.json``, as a training script should: what a line says counts if a state as far as that was saved. It
 begins with the state it finds, and ends when the epoch does. A byte on standard output tells of each step.
