@@ -8,6 +8,7 @@
 | ``filtering``, ``scanning`` | the rows that a filter keeps, and how long looking for them takes |
 | ``loop`` | how a split is iterated over |
 | ``epochs`` | which epoch comes next, agreed on by all processes |
+| ``orphans`` | workers end with the process that started them |
 | ``transform`` | a user's function on batches or samples |
 | ``pipeline`` | from steps to what the loop gets |
 | ``map_style`` | random access |
