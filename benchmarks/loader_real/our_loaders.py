@@ -1,0 +1,162 @@
+"""Ours, and what the machine could do: ``python -m benchmarks.loader_real.our_loaders NAME KIND ROWS SOURCE FOLDER``.
+
+``NAME`` is one of:
+
+*ours*   publishes the first ``ROWS`` rows of ``SOURCE`` (`rows`) into a store in ``FOLDER`` and mounts them, shuffled.
+         ``batches``: `dhtdata.torch.DataLoader` without workers, ``batches_threads``: with two threads, ``batches_2``:
+         with two worker processes; ``batches_python``: the mount itself, ``format="python"``; ``rows``: row by row.
+*floor*  the same rows in memory, in a random order that is new every epoch. ``gather``: numpy takes a batch's rows of
+         every column, torch wraps them. ``ready_2``: tensors that lie there ready, handed over by two worker processes
+         of torch's DataLoader. ``convert*``: batches of Python objects out of Arrow's buffers, the barest ways that we
+         know: slices of one buffer, or rows taken by Arrow, for one batch or for several at once, and converted by its
+         own C++.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+import dhtdata
+import dhtdata.torch
+from benchmarks.loader_real import rows as made
+from benchmarks.loader_real.stopwatch import Variant, begin, serve
+from dhtdata.config import load_settings
+
+AT_ONCE = 16
+THREADS = 2
+
+
+def ours(kind: str, table: pa.Table, folder: Path) -> dict[str, Variant]:
+    settings = load_settings({"home": str(folder)}, environment={})
+    dhtdata.publish(table, name="rows", settings=settings)
+    batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
+
+    def mount(**options: Any) -> dhtdata.StreamingDataset:
+        return dhtdata.mount("rows", **{"batch_size": batch, "shuffle": True, "settings": settings, **options})
+
+    def loader(workers: int) -> Iterable[Any]:
+        return dhtdata.torch.DataLoader(mount(), num_workers=workers, persistent_workers=workers > 0)
+
+    variants = {
+        "batches": Variant(partial(loader, 0), key),
+        "batches_2": Variant(partial(loader, 2), key),
+        "batches_threads": Variant(lambda: dhtdata.torch.DataLoader(mount(threads=THREADS), num_workers=0), key),
+    }
+    if kind in ("binary", "text"):
+        variants["batches_python"] = Variant(lambda: mount(format="python"), key)
+        variants["rows"] = Variant(lambda: mount(format="python", batch_size=None), None)
+        variants["rows_numpy"] = Variant(lambda: mount(batch_size=None), None)
+    return variants
+
+
+class Epochs:
+    """Batches of row numbers in a new order every epoch, made by ``made`` from one batch's numbers."""
+
+    def __init__(self, rows: int, batch: int, make: Callable[[NDArray[np.int64]], Iterator[Any]]) -> None:
+        self._rows, self._batch, self._make, self._epoch = rows, batch, make, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._epoch += 1
+        order = np.random.default_rng(self._epoch).permutation(self._rows)
+        for first in range(0, self._rows, self._batch):
+            yield from self._make(order[first : first + self._batch])
+
+
+class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
+    """Batches as tensors over memory that has the rows already; each is new to torch, so that it is handed over."""
+
+    def __init__(self, columns: dict[str, Any], batch: int) -> None:
+        self._columns, self._batch = columns, batch
+        self._count = len(next(iter(columns.values())))
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        for first in range(worker.id * self._batch, self._count, worker.num_workers * self._batch):
+            yield {name: torch.from_numpy(column[first : first + self._batch]) for name, column in self._columns.items()}
+
+
+def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
+    batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
+    epochs = partial(Epochs, table.num_rows)
+    if kind in ("binary", "text"):
+        ways = {
+            "convert_slices": (slices(table, key), batch),
+            "convert_taken": (partial(taken, table, batch), batch),
+            "convert_taken_at_once": (partial(taken, table, batch), batch * AT_ONCE),
+        }
+        return {name: Variant(partial(epochs, size, make), key) for name, (make, size) in ways.items()}
+    columns = {name: column.copy() for name, column in made.arrays(table).items()}
+
+    def gathered(numbers: NDArray[np.int64]) -> Iterator[Any]:
+        yield {name: torch.from_numpy(column[numbers]) for name, column in columns.items()}
+
+    def ready() -> Iterable[Any]:
+        return DataLoader(
+            Ready(columns, batch), batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is
+        )
+
+    return {"gather": Variant(partial(epochs, batch, gathered), key), "ready_2": Variant(ready, key)}
+
+
+def as_is(item: Any) -> Any:
+    return item
+
+
+def slices(table: pa.Table, key: str) -> Callable[[NDArray[np.int64]], Iterator[Any]]:
+    """Every value a slice of one buffer of all values."""
+    column = table[key].chunk(0)
+    _, ends, content = column.buffers()
+    offsets = np.frombuffer(ends, np.int64)
+    owned = content.to_pybytes()
+    text = pa.types.is_large_string(column.type)
+    labels = None if text else table["label"].to_numpy()
+    view = memoryview(owned)
+
+    def make(numbers: NDArray[np.int64]) -> Iterator[Any]:
+        bounds = zip(offsets[numbers].tolist(), offsets[numbers + 1].tolist(), strict=True)
+        if labels is None:
+            yield {key: [str(view[first:stop], "utf-8") for first, stop in bounds]}
+        else:
+            yield {
+                key: [owned[first:stop] for first, stop in bounds],
+                "label": torch.from_numpy(labels[numbers]),
+            }
+
+    return make
+
+
+def taken(table: pa.Table, batch: int, numbers: NDArray[np.int64]) -> Iterator[Any]:
+    """Rows of one or more batches taken by Arrow, turned into objects by its own conversion."""
+    rows = table.take(pa.array(numbers))
+    columns: dict[str, Any] = {}
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        values = column.chunk(0).to_numpy(zero_copy_only=False)
+        columns[name] = values.tolist() if values.dtype == object else torch.from_numpy(values.copy())
+    for first in range(0, numbers.size, batch):
+        yield {name: column[first : first + batch] for name, column in columns.items()}
+
+
+LOADERS = {each.__name__: each for each in (ours, floor)}
+
+
+def main() -> None:
+    talk = begin()
+    torch.set_num_threads(1)
+    name, kind, count, source, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
+    folder.mkdir(parents=True)
+    table = made.read(source).slice(0, count).combine_chunks()
+    serve(talk, LOADERS[name](kind, table, folder), lambda: made.Checker(kind, table))
+
+
+if __name__ == "__main__":
+    main()
