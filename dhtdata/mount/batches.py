@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import held, item, part
+from dhtdata.mount.columns import item, part
 from dhtdata.mount.gather import Gatherer
 
 VALID = "_valid"
@@ -72,17 +72,23 @@ class _Arrow:
         return {name: batch.column(position)[0] for position, name in enumerate(batch.schema.names)}
 
 
-class _Python(_Arrow):
+class _Lists:
+    """python: lists of Python's own values."""
+
+    def __init__(self, columns: Mapping[str, list[Any]]) -> None:
+        self._columns = columns
+
     def batch(self, first: int, stop: int, valid: Valid) -> dict[str, list[Any]]:
-        batch = super().batch(first, stop, valid)
-        found = {}
-        for field, column in zip(batch.schema, batch.columns, strict=True):
-            with held(field.name, field.type):
-                found[field.name] = column.to_pylist()
-        return found
+        made = {name: values[first:stop] for name, values in self._columns.items()}
+        if valid is not None:
+            made[VALID] = valid[first:stop].tolist()
+        return made
 
     def row(self, number: int, valid: Valid) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.batch(number, number + 1, valid).items()}
+        made = {name: values[number] for name, values in self._columns.items()}
+        if valid is not None:
+            made[VALID] = bool(valid[number])
+        return made
 
 
 Read = Callable[[Gatherer, Rows], Gathered]
@@ -102,7 +108,7 @@ FORMATS: Mapping[str, Read] = {
     "numpy": lambda gatherer, rows: _Arrays(gatherer.numpy(rows), _as_is),
     "torch": _read_torch,
     "arrow": lambda gatherer, rows: _Arrow(gatherer.stored(rows), gatherer.logical),
-    "python": lambda gatherer, rows: _Python(gatherer.stored(rows), gatherer.logical),
+    "python": lambda gatherer, rows: _Lists(gatherer.python(rows)),
 }
 
 

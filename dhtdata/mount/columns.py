@@ -86,18 +86,6 @@ class Flat:
             return _bits_at(array, 1, rows), valid
         return _buffer(array, self.stored).reshape(count, *self.shape)[rows], valid
 
-    def view(self, array: pa.Array) -> Array | None:
-        """All values without a copy, one entry a row; None if some are null, or bits."""
-        count = len(array)
-        if self.stored == np.bool_ or array.null_count:
-            return None
-        for _ in range(self.depth):
-            size = array.type.list_size
-            array = array.values.slice(array.offset * size, len(array) * size)
-            if array.null_count:
-                return None
-        return _buffer(array, self.stored).reshape(count, *self.shape)
-
     def shown(self, values: Array, valid: NDArray[np.bool_] | None) -> Array:
         """Values taken, with their nulls marked, as the user sees them. Takes over ``values``."""
         if values.dtype != self.dtype:

@@ -1,158 +1,225 @@
-"""Rows of a split, gathered by column out of mapped blocks into one copy. Nothing is done row by row in Python.
+"""Rows of a split, gathered by column out of mapped blocks, in one copy. Nothing is done row by row in Python.
 
-Rows are sorted once per call, cut into runs that lie in one block each, and every column copies its runs. Columns of
-one width go straight into a numpy array; the others are taken by Arrow, joined and put into the order asked for.
+Where a column's values lie (`chart`) turns row numbers into places, all at once; numpy then copies from there
+(`planes`) in the order asked for. What does not lie so (nested types, items with nulls of their own) goes through
+Arrow (`runs`).
+
+Measured against a gather from memory: 0.75 at rows of 2 KB, 0.8 at nine columns of numbers. Gathering block by block,
+in sorted order, which this replaced, reached 0.05 and 0.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Column, Flat, held, to_numpy
+from dhtdata.mount.chart import Chart, Charts, Form, Places
+from dhtdata.mount.columns import Array, Column, Flat, held, mark_nulls, to_numpy
+from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
+from dhtdata.mount.runs import GroupRuns
 from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.vault import OpenShard, Vault
+from dhtdata.mount.vault import Vault
 
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Rows ``rows`` of one block go to positions ``at`` of the result."""
-
-    shard: OpenShard
-    block: int
-    rows: Rows | slice
-    at: Rows | slice
 
 
 class Gatherer:
     """Reads columns of a split. ``logical`` is the schema of the chosen columns, in the order asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema) -> None:
+    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
         self._vault = vault
-        self._groups = groups
+        self._charts = Charts(vault, groups, logical, rows)
         self.logical = logical
-        self._flat: Mapping[str, Flat | None] = {field.name: Flat.of(field.type) for field in logical}
+        self._forms = {
+            name: Form.of(logical.field(name).type, group.stored.field(name).type)
+            for group in groups
+            for name in group.columns
+        }
 
     def numpy(self, rows: Rows) -> dict[str, Column]:
         """Columns as `columns` maps them, in the order of ``rows``."""
-        found: dict[str, Column] = {}
-        for group, runs, order in self._located(rows):
-            others = [name for name in group.columns if self._flat[name] is None]
-            for name in group.columns:
-                flat = self._flat[name]
-                if flat is not None:
-                    found[name] = self._flat_column(name, flat, runs, rows.size)
-            if others:
-                batch = self._arrow_columns(others, runs, order)
-                for name in others:
-                    kind = self.logical.field(name).type
-                    with held(name, kind):
-                        found[name] = to_numpy(batch.column(name), kind)
-        return {name: found[name] for name in self.logical.names}
+        return self._gathered(rows, _numpy_column, lambda name, array: self._converted(name, array))
+
+    def python(self, rows: Rows) -> dict[str, list[Any]]:
+        """Columns as lists of Python's own values, those of ``pyarrow.Array.to_pylist``."""
+        return self._gathered(rows, _python_column, lambda name, array: self._listed(name, array))
 
     def stored(self, rows: Rows) -> pa.RecordBatch:
         """Columns in their stored types, in the order of ``rows``."""
         found: dict[str, pa.Array] = {}
-        for group, runs, order in self._located(rows):
-            batch = self._arrow_columns(group.columns, runs, order)
+        for group, _, _ in self._charts.covering(rows):
+            batch = GroupRuns(self._vault, group, rows).arrow(group.columns)
             found |= dict(zip(group.columns, batch.columns, strict=True))
         return pa.RecordBatch.from_arrays([found[name] for name in self.logical.names], self.logical.names)
 
-    def _located(self, rows: Rows) -> list[tuple[GroupShards, list[_Run], Rows | None]]:
-        """Per group the runs that hold the rows; all their blocks are here afterwards."""
-        order = None
-        if rows.size > 1 and not (rows[-1] - rows[0] == rows.size - 1 and bool((np.diff(rows) == 1).all())):
-            order = np.argsort(rows, kind="stable")
-            rows = rows[order]
-        located = [(group, list(self._runs(group, rows, order)), order) for group in self._groups]
-        wanted: dict[int, tuple[OpenShard, list[int]]] = {}
-        for _, runs, _ in located:
-            for run in runs:
-                wanted.setdefault(id(run.shard), (run.shard, []))[1].append(run.block)
-        self._vault.ensure(wanted.values())
-        return located
-
-    def _runs(self, group: GroupShards, rows: Rows, order: Rows | None) -> Iterator[_Run]:
-        """``rows`` ascending. Without ``order`` they are one span, and runs are slices."""
-        first = 0
-        while first < rows.size:
-            number = int(np.searchsorted(group.firsts, rows[first], "right")) - 1
-            stop = int(np.searchsorted(rows, group.firsts[number + 1], "left"))
-            shard = self._vault.shard(group, number)
-            local = rows[first:stop] - group.firsts[number]
-            blocks = np.searchsorted(shard.firsts, local, "right")
-            cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), local.size]
-            for low, high in zip(cuts, cuts[1:], strict=False):
-                block = int(blocks[low])
-                in_block = local[low:high] - shard.firsts[block - 1]
-                if order is None:
-                    begin = int(in_block[0])
-                    yield _Run(shard, block, slice(begin, begin + high - low), slice(first + low, first + high))
+    def _gathered(
+        self,
+        rows: Rows,
+        direct: Callable[[_Located, Form], Any],
+        through_arrow: Callable[[str, pa.Array], Any],
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for group, chart, blocks in self._charts.covering(rows):
+            runs = _Runs(self._vault, group, rows)
+            others = []
+            for name in group.columns:
+                form = self._forms[name]
+                made = None
+                if form is not None:
+                    made = direct(_Located(name, chart, chart.places[name], blocks, rows, runs), form)
+                if made is None:
+                    others.append(name)
                 else:
-                    yield _Run(shard, block, in_block, order[first + low : first + high])
-            first = stop
+                    found[name] = made
+            if others:
+                batch = runs.group.arrow(others)
+                found |= {name: through_arrow(name, batch.column(name)) for name in others}
+        return {name: found[name] for name in self.logical.names}
 
-    def _flat_column(self, name: str, flat: Flat, runs: Sequence[_Run], count: int) -> Column:
-        values = np.empty((count, *flat.shape), flat.stored)
-        valid: NDArray[np.bool_] | None = None
-        for run in runs:
-            view = self._view(run, name, flat)
-            if view is not None:
-                values[run.at] = view[run.rows]
-                continue
-            taken, taken_valid = flat.take(self._column(run, name), run.rows)
-            values[run.at] = taken
-            if taken_valid is not None:
-                valid = _deep_enough(valid, taken_valid, values)
-                valid[run.at] = taken_valid.reshape(taken_valid.shape + (1,) * (valid.ndim - taken_valid.ndim))
-        return flat.shown(values, valid)
+    def _converted(self, name: str, array: pa.Array) -> Column:
+        kind = self.logical.field(name).type
+        with held(name, kind):
+            return to_numpy(array, kind)
 
-    def _arrow_columns(self, names: Sequence[str], runs: Sequence[_Run], order: Rows | None) -> pa.RecordBatch:
-        chosen = list(names)
-        pieces = []
-        for run in runs:
-            batch = self._vault.batch(run.shard, run.block).select(chosen)
-            if isinstance(run.rows, slice):
-                pieces.append(batch.slice(run.rows.start, run.rows.stop - run.rows.start))
-            else:
-                pieces.append(batch.take(pa.array(run.rows)))
-        try:
-            joined = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
-            if order is None:
-                return joined
-            position = np.empty_like(order)
-            position[order] = np.arange(order.size)
-            return joined.take(pa.array(position))
-        except pa.ArrowInvalid as failure:  # offsets of 32 bits reach 2 GiB
-            raise ConfigError(
-                f"a batch with columns {', '.join(chosen)} does not fit into one Arrow array ({failure}): "
-                "mount with a smaller batch_size"
-            ) from failure
+    def _listed(self, name: str, array: pa.Array) -> list[Any]:
+        from dhtdata.tables.logical import to_logical
 
-    def _view(self, run: _Run, name: str, flat: Flat) -> NDArray[Any] | None:
-        views = run.shard.views
-        key = (run.block, name)
-        if key not in views:
-            views[key] = flat.view(self._column(run, name))
-        return views[key]
-
-    def _column(self, run: _Run, name: str) -> pa.Array:
-        return self._vault.batch(run.shard, run.block).column(name)
+        schema = pa.schema([self.logical.field(name)])
+        batch = to_logical(pa.RecordBatch.from_arrays([array], [name]), schema)
+        with held(name, schema.field(0).type):
+            values: list[Any] = batch.column(0).to_pylist()
+            return values
 
 
-def _deep_enough(valid: NDArray[np.bool_] | None, taken: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[np.bool_]:
-    """A mask of as many dimensions as both: nulls may be of whole rows in one block, of single items in another."""
-    if valid is None:
-        return np.ones(values.shape[: taken.ndim], np.bool_)
-    if valid.ndim >= taken.ndim:
+@dataclass
+class _Runs:
+    """The runs of a group, made when a column needs them."""
+
+    vault: Vault
+    shards: GroupShards
+    rows: Rows
+
+    @cached_property
+    def group(self) -> GroupRuns:
+        return GroupRuns(self.vault, self.shards, self.rows)
+
+
+@dataclass(frozen=True)
+class _Located:
+    """One column of some rows: where to find it."""
+
+    name: str
+    chart: Chart
+    places: Places
+    blocks: Rows
+    rows: Rows
+    runs: _Runs
+
+    @property
+    def awkward(self) -> bool:
+        return self.places.any_awkward and bool(self.places.awkward.take(self.blocks).any())
+
+    def at(self, bases: Rows, each: int = 1) -> Rows:
+        """Place of every row: its block's base plus ``each`` a row."""
+        found = bases.take(self.blocks)
+        found += self.rows if each == 1 else self.rows * each
+        return found
+
+    def valid(self) -> NDArray[np.bool_] | None:
+        """Which rows are not null; None if none is."""
+        if not self.places.any_nullable:
+            return None
+        marked = self.places.nullable.take(self.blocks)
+        if not marked.any():
+            return None
+        bits = self.at(self.places.valid)
+        valid = np.ones(self.rows.size, np.bool_)
+        valid[marked] = bits_at(self.chart.low, self.chart.high, bits[marked])
         return valid
-    wide = valid.reshape(valid.shape + (1,) * (taken.ndim - valid.ndim))
-    return np.broadcast_to(wide, values.shape[: taken.ndim]).copy()
+
+    def spans(self, form: Form) -> tuple[Rows, Rows]:
+        """First and last offset of every row, from its block's first value."""
+        offsets = plane(self.chart.low, self.chart.high, np.dtype(f"i{form.offset_bytes}"))
+        index = self.at(self.places.offsets)
+        starts = offsets.take(index).astype(np.int64, copy=False)
+        index += 1
+        return starts, offsets.take(index).astype(np.int64, copy=False)
+
+    def fixed(self, flat: Flat, width: int) -> Array:
+        """Values of one width, as they are stored."""
+        low, high = self.chart.low, self.chart.high
+        if flat.stored == np.bool_:
+            return bits_at(low, high, self.at(self.places.values))
+        each = width // unit_of(width) if width else 0
+        taken: Array = values_at(low, high, flat.stored, flat.shape, self.at(self.places.values, each))
+        return taken
+
+
+def _numpy_column(found: _Located, form: Form) -> Column | None:
+    """None if only Arrow can read these rows."""
+    if form.flat is None:
+        return np.fromiter(_texts(found, form), dtype=object, count=found.rows.size)
+    if not form.offset_bytes:
+        if found.awkward:
+            return found.runs.group.flat(found.name, form.flat)
+        return form.flat.shown(found.fixed(form.flat, form.width), found.valid())
+    if found.awkward:
+        return None
+    values, bounds = _items(found, form, form.flat)
+    cuts = bounds.tolist()
+    lists = np.fromiter(
+        (values[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)), dtype=object, count=found.rows.size
+    )
+    return mark_nulls(lists, found.valid())
+
+
+_PLAIN_NUMBERS = frozenset("?bBhHiIlLqQfd")
+
+
+def _python_column(found: _Located, form: Form) -> list[Any] | None:
+    if form.flat is None:
+        return _texts(found, form)
+    flat = form.flat
+    if form.offset_bytes or flat.shape or flat.dtype.char not in _PLAIN_NUMBERS:
+        return None  # dates, lists and the like have Python values that Arrow makes
+    values: list[Any] = found.fixed(flat, form.width).tolist()
+    valid = found.valid()
+    return values if valid is None else [value if kept else None for value, kept in zip(values, valid, strict=True)]
+
+
+def _texts(found: _Located, form: Form) -> list[Any]:
+    """Strings or bytes, each made once, straight from the map."""
+    starts, stops = found.spans(form)
+    bases = found.places.values.take(found.blocks)
+    memory = plane(found.chart.low, found.chart.high, np.dtype(np.uint8)).data
+    spans = zip((starts + bases).tolist(), (stops + bases).tolist(), strict=True)
+    made: list[Any]
+    if form.text:
+        made = [str(memory[start:stop], "utf-8") for start, stop in spans]
+    else:
+        made = [memory[start:stop].tobytes() for start, stop in spans]
+    valid = found.valid()
+    if valid is not None:
+        for row in np.flatnonzero(~valid).tolist():
+            made[row] = None
+    return made
+
+
+def _items(found: _Located, form: Form, flat: Flat) -> tuple[Array, Rows]:
+    """All items of these lists, end to end, and the n + 1 bounds of the lists among them."""
+    starts, stops = found.spans(form)
+    counts = stops - starts
+    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    unit = unit_of(form.width) if form.width else 1
+    each = form.width // unit
+    firsts = found.places.values.take(found.blocks) // unit + starts * each
+    index = np.repeat(firsts - bounds[:-1] * each, counts)
+    index += np.arange(bounds[-1], dtype=np.int64) * each
+    taken: Array = values_at(found.chart.low, found.chart.high, flat.stored, flat.shape, index)
+    return flat.shown(taken, None), bounds

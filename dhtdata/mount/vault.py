@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -63,8 +63,7 @@ class Origin:
 class OpenShard:
     """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``).
 
-    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to. ``views`` are columns
-    of blocks as arrays over the map (None: not possible).
+    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to.
     """
 
     entry: ShardEntry
@@ -77,7 +76,6 @@ class OpenShard:
     asked: dict[int, Future[None]] = field(default_factory=dict)
     foreseen: set[int] = field(default_factory=set)
     batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
-    views: dict[tuple[int, str], NDArray[Any] | None] = field(default_factory=dict)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
         return [] if self.complete else [block for block in blocks if block not in self.here]
@@ -95,6 +93,13 @@ class OpenShard:
                 raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
             batch = self.batches[block] = self.reader.batch(block - 1).select(list(self.group.columns))
         return batch
+
+    @property
+    def mapped(self) -> pa.Buffer:
+        """The whole file in memory. Blocks that are not here yet must not be read."""
+        if self.reader is None:
+            raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
+        return self.reader.mapped
 
     def blocks_of(self, first_row: int, stop_row: int) -> range:
         """Blocks that hold the shard's rows ``[first_row, stop_row)``."""

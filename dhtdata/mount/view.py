@@ -45,6 +45,7 @@ class _Here:
 
     pid: int
     vault: Vault
+    gatherer: Gatherer | None = None
 
 
 class View:
@@ -82,7 +83,10 @@ class View:
 
     def gather(self, rows: NDArray[np.int64], format: str) -> Gathered:
         """These rows, in this order, once they are here."""
-        return reader_of(format)(Gatherer(self._process().vault, self.groups, self.schema), rows)
+        here = self._process()
+        if here.gatherer is None:
+            here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows)
+        return reader_of(format)(here.gatherer, rows)
 
     @contextmanager
     def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:

@@ -78,6 +78,11 @@ class ShardReader:
         """Number of batches."""
         return len(self.table.blocks) - 2
 
+    @property
+    def mapped(self) -> pa.Buffer:
+        """The whole file, mapped."""
+        return self._bytes
+
     def bytes_of(self, position: int) -> pa.Buffer:
         """The bytes of block ``position`` of the table, not copied."""
         block = self.table.blocks[position]
