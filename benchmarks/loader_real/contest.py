@@ -1,7 +1,7 @@
-"""Loaders over the same rows in the same run: each a process, made ready together, then asked in turns.
+"""Loaders over the same rows in the same run: each library a process, made ready together, then asked in turns.
 
-1. Every variant of every contestant runs for a moment. Of each contestant the fastest of a *league* goes on: batches
-   without workers (``batches``), with two worker processes (``batches_2``), single rows (``rows``).
+1. Every variant runs for a moment. Of each peer the fastest of a *league* goes on: batches without workers
+   (``batches``), with two worker processes (``batches_2``), single rows (``rows``).
 2. Each of these begins an epoch of which every row is compared with the source, for a while or, where it is fast
    enough, to the end, when all rows must have come. Nothing is told of one that yields a wrong row: the question fails.
 3. They run in turns, round by round. The best round of each counts, as rows a second.
@@ -12,11 +12,9 @@ Files are written just before, so they are in the page cache; every process has 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness import temporary_folder
@@ -25,12 +23,14 @@ from benchmarks.mortal import Worker, worker
 
 PEERS = ("litdata", "mosaic", "huggingface", "webdataset")
 OWN = ("ours", "floor")
+LEAGUES = {"batches": "", "batches_2": "_2", "rows": "_rows"}
+"""Ending of a peer's label by league."""
 MOST_S = 600.0
 
 
 @dataclass(frozen=True)
 class Effort:
-    """``trial_s``, ``verify_s``, ``round_s``: seconds a variant; ``peer_rows``: rows that peers write and read."""
+    """``peer_rows``: rows that peers write and read; seconds are those of one variant."""
 
     rows: int
     peer_rows: int
@@ -38,53 +38,84 @@ class Effort:
     verify_s: float
     round_s: float
     rounds: int
-    peer_rounds: int
 
 
-@dataclass
-class Standings:
-    """Rows a second by league, contestant and, in ``tried``, variant. ``whole``: whose epoch was compared to its end."""
+@dataclass(frozen=True)
+class Standing:
+    """Of one label: rows a second in the best round, by which variant, and whether a whole epoch was compared."""
 
-    best: dict[str, dict[str, float]] = field(default_factory=dict)
-    chosen: dict[str, dict[str, str]] = field(default_factory=dict)
-    tried: dict[str, float] = field(default_factory=dict)
-    whole: list[str] = field(default_factory=list)
-
-    def fastest_peer(self, league: str) -> float:
-        return max(rate for name, rate in self.best[league].items() if name in PEERS)
-
-    def figures(self, prefix: str) -> dict[str, float | str]:
-        found: dict[str, float | str] = {}
-        for league, rates in self.best.items():
-            for name, rate in rates.items():
-                found[f"{prefix}_{league}_{name}_rows_s"] = round(rate)
-                if self.chosen[league][name] != league:
-                    found[f"{prefix}_{league}_{name}_way"] = self.chosen[league][name]
-        found[f"{prefix}_epochs_compared_whole"] = ", ".join(self.whole)
-        return found
+    rows_s: float
+    variant: str
+    whole: bool
 
 
-def compete(kind: str, effort: Effort, seed: int, leagues: Mapping[str, Sequence[str]]) -> Standings:
-    """``leagues``: variants of ``ours`` and ``floor`` that take part besides the peers', by league."""
+def compete(
+    kind: str, effort: Effort, seed: int, leagues: Sequence[str], own: Mapping[str, tuple[str, Sequence[str]]]
+) -> dict[str, Standing]:
+    """Standings by label. ``own``: process and variants, of which the fastest counts, of what competes with the peers."""
     with temporary_folder() as folder, ExitStack() as stack:
         source = folder / "source.arrow"
         made.write(made.make(kind, effort.rows, seed), source)
         contestants = {name: stack.enter_context(_start(name, kind, effort, source, folder)) for name in (*PEERS, *OWN)}
         offered = {name: process.hear(MOST_S)["variants"] for name, process in contestants.items()}
         os.sync()
-        standings = Standings()
         entered = {
-            league: _enter(league, kind, contestants, offered, effort, standings, wanted)
-            for league, wanted in leagues.items()
+            label: (contestants[name], _tried(contestants[name], ways, effort))
+            for label, (name, ways) in own.items()
+            if set(ways) <= set(offered[name])
         }
-        for league, variants in entered.items():
-            _verify(league, contestants, variants, effort, standings)
-        for league, variants in entered.items():
-            _race(league, contestants, variants, effort, standings)
-        return standings
+        for name in PEERS:
+            for league in leagues:
+                ways = [way for way in offered[name] if _league_of(way) == league]
+                entered[name + LEAGUES[league]] = (contestants[name], _tried(contestants[name], ways, effort))
+        whole = {
+            label: bool(process.ask(MOST_S, variant=way, do="verify", seconds=effort.verify_s)["whole"])
+            for label, (process, way) in entered.items()
+        }
+        rates = dict.fromkeys(entered, 0.0)
+        for _ in range(effort.rounds):
+            for label, (process, way) in entered.items():
+                rates[label] = max(rates[label], _rate(process, way, effort.round_s))
+        return {label: Standing(rates[label], way, whole[label]) for label, (_, way) in entered.items()}
 
 
-def _start(name: str, kind: str, effort: Effort, source: Path, folder: Path):  # type: ignore[no-untyped-def]
+def fastest_peer(standings: Mapping[str, Standing], league: str) -> float:
+    """Rows a second."""
+    return max(standings[name + LEAGUES[league]].rows_s for name in PEERS)
+
+
+def figures(prefix: str, standings: Mapping[str, Standing]) -> dict[str, float | str]:
+    found: dict[str, float | str] = {}
+    for label, standing in standings.items():
+        found[f"{prefix}_{label}_rows_s"] = round(standing.rows_s)
+    found[f"{prefix}_ways"] = ", ".join(f"{label}: {standing.variant}" for label, standing in standings.items())
+    found[f"{prefix}_compared_whole"] = ", ".join(label for label, standing in standings.items() if standing.whole)
+    return found
+
+
+def _league_of(variant: str) -> str:
+    if variant.startswith("rows"):
+        return "rows"
+    return "batches_2" if variant.endswith("_2") else "batches"
+
+
+def _tried(process: Worker, variants: Sequence[str], effort: Effort) -> str:
+    """The fastest of these variants; the others are let go."""
+    if len(variants) == 1:
+        return variants[0]
+    rates = {}
+    for variant in variants:
+        rates[variant] = _rate(process, variant, effort.trial_s)
+        process.ask(MOST_S, variant=variant, do="end")
+    return max(rates, key=lambda variant: rates[variant])
+
+
+def _rate(process: Worker, variant: str, seconds: float) -> float:
+    ran = process.ask(MOST_S, variant=variant, do="time", seconds=seconds)
+    return float(ran["rows"] / ran["seconds"])
+
+
+def _start(name: str, kind: str, effort: Effort, source: Path, folder: Path) -> AbstractContextManager[Worker]:
     peer = name in PEERS
     count = effort.peer_rows if peer else effort.rows
     arguments = (name, kind, str(count), str(source), str(folder / name))

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -50,8 +51,9 @@ def ours(kind: str, table: pa.Table, folder: Path) -> dict[str, Variant]:
     variants = {
         "batches": Variant(partial(loader, 0), key),
         "batches_2": Variant(partial(loader, 2), key),
-        "batches_threads": Variant(lambda: dhtdata.torch.DataLoader(mount(threads=THREADS), num_workers=0), key),
     }
+    if "threads" in inspect.signature(dhtdata.mount).parameters:
+        variants["batches_threads"] = Variant(lambda: dhtdata.torch.DataLoader(mount(threads=THREADS)), key)
     if kind in ("binary", "text"):
         variants["batches_python"] = Variant(lambda: mount(format="python"), key)
         variants["rows"] = Variant(lambda: mount(format="python", batch_size=None), None)
@@ -82,7 +84,9 @@ class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed h
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         for first in range(worker.id * self._batch, self._count, worker.num_workers * self._batch):
-            yield {name: torch.from_numpy(column[first : first + self._batch]) for name, column in self._columns.items()}
+            yield {
+                name: torch.from_numpy(column[first : first + self._batch]) for name, column in self._columns.items()
+            }
 
 
 def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
@@ -101,8 +105,10 @@ def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
         yield {name: torch.from_numpy(column[numbers]) for name, column in columns.items()}
 
     def ready() -> Iterable[Any]:
+        order = np.random.default_rng(0).permutation(table.num_rows)
+        shuffled = {name: column[order] for name, column in columns.items()}
         return DataLoader(
-            Ready(columns, batch), batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is
+            Ready(shuffled, batch), batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is
         )
 
     return {"gather": Variant(partial(epochs, batch, gathered), key), "ready_2": Variant(ready, key)}

@@ -80,7 +80,7 @@ class AsRows:
             yield {"tokens": tokens}
 
 
-def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | None]]:
+def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
     import litdata as lit
 
     batch = made.BATCH[kind]
@@ -92,6 +92,8 @@ def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tupl
             output_dir=str(folder / name),
             num_workers=1,
             chunk_bytes=SHARD_BYTES,
+            start_method="fork",
+            verbose=False,
             item_loader=lit.TokensLoader(block_size=made.WIDTH) if only_tokens else None,
         )
 
@@ -110,7 +112,7 @@ def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tupl
         return lit.StreamingDataset(str(folder / "rows"), shuffle=True)
 
     key = made.COLUMNS[kind][0]
-    ways: dict[str, tuple[Make, str | None]] = {"batches": (batches, key), "rows": (single, None)}
+    ways: dict[str, tuple[Make, str | int | None]] = {"batches": (batches, key), "rows": (single, None)}
     return ways | ({"batches_tokens": (tokens, key)} if kind == "tokens" else {})
 
 
@@ -130,7 +132,7 @@ class ByNumber(Dataset[Any]):
         return self.rows[number]
 
 
-def mosaic(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | None]]:
+def mosaic(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
@@ -148,7 +150,10 @@ def mosaic(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple
 
     return {
         "batches": (lambda workers: torch_loader(rows(), workers, batch_size=batch), key),
-        "batches_by_number": (lambda workers: torch_loader(ByNumber(rows()), workers, batch_size=batch, shuffle=True), key),
+        "batches_by_number": (
+            lambda workers: torch_loader(ByNumber(rows()), workers, batch_size=batch, shuffle=True),
+            key,
+        ),
         "rows": (lambda _: rows(), None),
     }
 
@@ -177,7 +182,7 @@ class Shuffled:
             yield self.rows[number]
 
 
-def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | None]]:
+def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -208,7 +213,10 @@ def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, 
         return torch_loader(iterable(format).batch(batch), workers, batch_size=None, collate_fn=finish)
 
     fast: tuple[str | None, ...] = (None,) if objects else ("torch", "numpy")
-    ways: dict[str, tuple[Make, str | None]] = {"batches_map": (map_rows, key), "batches_iterable": (iterable_rows, key)}
+    ways: dict[str, tuple[Make, str | int | None]] = {
+        "batches_map": (map_rows, key),
+        "batches_iterable": (iterable_rows, key),
+    }
     for format in fast:
         ways[f"batches_map_lists_{format or 'python'}"] = (partial(map_lists, format), key)
         ways[f"batches_iterable_lists_{format or 'python'}"] = (partial(iterable_lists, format), key)
@@ -228,21 +236,20 @@ def same(item: Any) -> Any:
 _RECORD = np.dtype([(name, np.float32) for name in made.FLOATS] + [("label", np.int64)])
 
 
-def web_record(sample: dict[str, Any]) -> dict[str, Any]:
-    record = np.frombuffer(sample["row.bin"], _RECORD)[0]
-    return {name: record[name] for name in _RECORD.names or ()}
+def web_floats(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(np.frombuffer(sample["row.bin"], _RECORD)[0])
 
 
-def web_tokens(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"tokens": torch.frombuffer(bytearray(sample["tokens.bin"]), dtype=torch.int32)}
+def web_tokens(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return (torch.frombuffer(bytearray(sample["tokens.bin"]), dtype=torch.int32),)
 
 
-def web_binary(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"data": sample["data.bin"], "label": int(sample["label.txt"])}
+def web_binary(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return sample["data.bin"], int(sample["label.txt"])
 
 
-def web_text(sample: dict[str, Any]) -> dict[str, Any]:
-    return {"text": sample["text.txt"].decode()}
+def web_text(sample: dict[str, Any]) -> tuple[Any, ...]:
+    return (sample["text.txt"].decode(),)
 
 
 def web_parts(kind: str, row: dict[str, Any]) -> dict[str, bytes]:
@@ -255,25 +262,29 @@ def web_parts(kind: str, row: dict[str, Any]) -> dict[str, bytes]:
     return {"row.bin": np.array(tuple(row.values()), _RECORD).tobytes()}
 
 
-def webdataset(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | None]]:
+def webdataset(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
     import webdataset as wds
 
-    with wds.ShardWriter(str(folder / "%05d.tar"), maxsize=SHARD_BYTES, maxcount=-(-count // SHARDS), verbose=0) as writer:
+    with wds.ShardWriter(
+        str(folder / "%05d.tar"), maxsize=SHARD_BYTES, maxcount=-(-count // SHARDS), verbose=0
+    ) as writer:
         for number, row in enumerate(each_row(kind, made.read(source), count)):
             writer.write({"__key__": f"{number:08d}", **web_parts(kind, row)})
     tars = sorted(glob.glob(str(folder / "*.tar")))
-    record = {"tokens": web_tokens, "binary": web_binary, "text": web_text, "floats": web_record}[kind]
-    batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
+    record = {"tokens": web_tokens, "binary": web_binary, "text": web_text, "floats": web_floats}[kind]
+    batch = made.BATCH[kind]
 
     def rows() -> Any:
         return wds.WebDataset(tars, shardshuffle=SHARDS, empty_check=False).shuffle(SHUFFLED_ROWS).map(record)
 
     def together(workers: int) -> Iterable[Any]:
-        return torch_loader(rows().batched(batch, collation_fn=torch.utils.data.default_collate), workers, batch_size=None)
+        return torch_loader(
+            rows().batched(batch, collation_fn=torch.utils.data.default_collate), workers, batch_size=None
+        )
 
     return {
-        "batches": (lambda workers: torch_loader(rows(), workers, batch_size=batch), key),
-        "batches_batched": (together, key),
+        "batches": (lambda workers: torch_loader(rows(), workers, batch_size=batch), 0),
+        "batches_batched": (together, 0),
         "rows": (lambda _: rows(), None),
     }
 
@@ -292,10 +303,11 @@ def main() -> None:
     os.environ["HF_HOME"] = os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder / "cache")
     ways = LIBRARIES[name](kind, source, count, folder)
     variants: dict[str, Variant] = {}
+    named = made.COLUMNS[kind] if name == "webdataset" else ()
     for way, (make, key) in ways.items():
-        variants[way] = Variant(partial(make, 0), key)
+        variants[way] = Variant(partial(make, 0), key, named)
         if way.startswith("batches"):
-            variants[f"{way}_2"] = Variant(partial(make, 2), key)
+            variants[f"{way}_2"] = Variant(partial(make, 2), key, named)
     serve(talk, variants, lambda: made.Checker(kind, made.read(source).slice(0, count).combine_chunks()))
 
 

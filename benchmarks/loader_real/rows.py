@@ -30,6 +30,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 BATCH: Mapping[str, int] = {"tokens": 64, "binary": 64, "text": 64, "floats": 1_024}
 _WORDS = 4_096
 _WORD_BYTES = 7
+_MANY, _MOST_IN_ORDER = 16, 0.5
 _FOREIGN = ("caf\u00e9 ", "na\u00efve \u2014 ", "\u043c\u043e\u0440\u0435 ", "\u6d77 ")
 
 
@@ -108,6 +109,8 @@ class Checker:
         if numbers.size != np.unique(numbers).size or self._seen[numbers].any():
             raise ValueError("a row came twice in an epoch")
         self._seen[numbers] = True
+        if numbers.size >= _MANY and (np.diff(numbers) == 1).mean() > _MOST_IN_ORDER:
+            raise ValueError("a batch is not shuffled: its rows follow each other as in the source")
         for name in COLUMNS[self._kind]:
             source, got = self._source[name], columns[name]
             if isinstance(source, list):

@@ -1,0 +1,39 @@
+"""How many shuffled batches of 64 x 512 int32 does a loop get from files in the page cache?
+
+50,000 rows (quick: 16,384), read without workers, with two threads and with two worker processes; beside the peers,
+each in its fastest way, a gather by numpy from memory, and tensors that lie ready in two worker processes.
+"""
+
+from __future__ import annotations
+
+from benchmarks.dht_real.alone import alone
+from benchmarks.dht_simulated.result import Result
+from benchmarks.harness import Check
+from benchmarks.loader_real.contest import Effort, compete, fastest_peer, figures
+
+FULL = Effort(rows=50_000, peer_rows=50_000, trial_s=2.0, verify_s=6.0, round_s=2.0, rounds=5)
+QUICK = Effort(rows=16_384, peer_rows=8_192, trial_s=0.12, verify_s=0.4, round_s=0.25, rounds=2)
+OWN = {
+    "ours": ("ours", ("batches",)),
+    "ours_threads": ("ours", ("batches_threads",)),
+    "ours_2": ("ours", ("batches_2",)),
+    "gather": ("floor", ("gather",)),
+    "ready_2": ("floor", ("ready_2",)),
+}
+
+
+def measure(quick: bool, seed: int) -> Result:
+    standings = compete("tokens", QUICK if quick else FULL, seed, ("batches", "batches_2"), OWN)
+    rates = {label: standing.rows_s for label, standing in standings.items()}
+    checks = [
+        Check("tokens_times_fastest_peer", rates["ours"] / fastest_peer(standings, "batches"), ">=", 10.0),
+        Check("tokens_of_numpy_gather", rates["ours"] / rates["gather"], ">=", 0.35),
+        Check("tokens_2_threads_of_numpy_gather", rates.get("ours_threads", 0.0) / rates["gather"], ">=", 0.5),
+        Check("tokens_2_workers_times_fastest_peer", rates["ours_2"] / fastest_peer(standings, "batches_2"), ">=", 5.0),
+        Check("tokens_2_workers_of_ready_tensors", rates["ours_2"] / rates["ready_2"], ">=", 0.7),
+    ]
+    return Result(figures("tokens", standings), checks)
+
+
+if __name__ == "__main__":
+    alone(measure)
