@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.dht_simulated.result import Bars
 from benchmarks.harness import temporary_folder
 from benchmarks.loader_real import rows as made
 from benchmarks.mortal import Worker, worker
@@ -52,7 +53,7 @@ class Standing:
 def compete(
     kind: str, effort: Effort, seed: int, leagues: Sequence[str], own: Mapping[str, tuple[str, Sequence[str]]]
 ) -> dict[str, Standing]:
-    """Standings by label. ``own``: process and variants, of which the fastest counts, of what competes with the peers."""
+    """Standings by label. ``own``: by label, the process and the variants, of which the fastest counts, beside peers."""
     with temporary_folder() as folder, ExitStack() as stack:
         source = folder / "source.arrow"
         made.write(made.make(kind, effort.rows, seed), source)
@@ -91,6 +92,12 @@ def figures(prefix: str, standings: Mapping[str, Standing]) -> dict[str, float |
     found[f"{prefix}_ways"] = ", ".join(f"{label}: {standing.variant}" for label, standing in standings.items())
     found[f"{prefix}_compared_whole"] = ", ".join(label for label, standing in standings.items() if standing.whole)
     return found
+
+
+def bars(what: str, standings: Mapping[str, Standing]) -> Bars:
+    """Rows a second, the fastest first."""
+    rates = {label: standing.rows_s for label, standing in standings.items()}
+    return Bars(f"{what}: rows a second", dict(sorted(rates.items(), key=lambda each: -each[1])))
 
 
 def _league_of(variant: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.loader_real.contest import Effort, compete, fastest_peer, figures
+from benchmarks.loader_real.contest import Effort, bars, compete, fastest_peer, figures
 
 FULL = Effort(rows=2_000_000, peer_rows=100_000, trial_s=2.0, verify_s=6.0, round_s=2.0, rounds=4)
 QUICK = Effort(rows=262_144, peer_rows=8_192, trial_s=0.12, verify_s=0.3, round_s=0.25, rounds=2)
@@ -23,7 +23,11 @@ def measure(quick: bool, seed: int) -> Result:
         Check("floats_times_fastest_peer", rates["ours"] / fastest_peer(standings, "batches"), ">=", 50.0),
         Check("floats_of_numpy_gather", rates["ours"] / rates["gather"], ">=", 0.5),
     ]
-    return Result(figures("floats", standings), checks)
+    return Result(
+        figures("floats", standings),
+        checks,
+        bars={"floats": bars("Batches of 1,024 x 8 floats and a label", standings)},
+    )
 
 
 if __name__ == "__main__":

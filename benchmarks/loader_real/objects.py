@@ -10,7 +10,7 @@ from __future__ import annotations
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.loader_real.contest import Effort, compete, fastest_peer, figures
+from benchmarks.loader_real.contest import Effort, bars, compete, fastest_peer, figures
 
 EFFORTS = {
     "binary": (
@@ -34,6 +34,7 @@ def measure(quick: bool, seed: int) -> Result:
     for kind, (full_effort, quick_effort) in EFFORTS.items():
         standings = compete(kind, quick_effort if quick else full_effort, seed, ("batches", "rows"), OWN)
         rates = {label: standing.rows_s for label, standing in standings.items()}
+        result.bars[kind] = bars(f"{kind.capitalize()} as Python objects", standings)
         result.figures.update(figures(kind, standings))
         result.checks.extend(
             [
