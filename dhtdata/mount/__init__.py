@@ -6,30 +6,36 @@
 | ``ranks`` | which rank this process is |
 | ``shards`` | where rows are |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
+| ``crew`` | threads |
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
-| ``gather`` | rows gathered by column |
-| ``batches`` | rows and batches in four formats |
+| ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``parcels`` | what a few steps take, in four formats |
+| ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
 | ``map_style`` | random access |
+| ``loop``, ``pipeline`` | how a split is iterated over, and what makes it so |
 | ``dataset`` | `StreamingDataset` |
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dhtdata.config import Settings, entering, load_settings, parse_size
 from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
 from dhtdata.formats.web_seeds import WebSeed
-from dhtdata.mount.dataset import Loop, StreamingDataset
+from dhtdata.mount.dataset import StreamingDataset
+from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.ranks import find_ranks
+from dhtdata.mount.transform import Transform
 from dhtdata.mount.view import open_view
 
 __all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
@@ -49,6 +55,10 @@ def mount(
     format: str = "numpy",
     shuffle_window: int = DEFAULT_WINDOW,
     remainder: str | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    transform_on: str | None = None,
+    on_error: str = "raise",
+    threads: int = 0,
     predownload: int | str | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
     rank: int | None = None,
@@ -71,6 +81,10 @@ def mount(
     ``batch_size``: rows a batch *on this rank*; None iterates over rows. ``shuffle_window``: row ranges of about 32 MiB
     that are shuffled together. ``remainder``: what the last rows of an epoch become, "pad" (equal steps on every rank;
     ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
+    ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
+    whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
+    must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
+    the log. ``threads``: how many gather and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
@@ -93,6 +107,8 @@ def mount(
         format=format,
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
+        threads=_whole("threads", threads),
+        transform=Transform.of(transform, transform_on, on_error, batched=batch_size is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -11,49 +11,13 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
-from dhtdata.mount.batches import VALID, reader_of
+from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
-from dhtdata.mount.ranks import Ranks
+from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.pipeline import Pipeline
+from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
-from dhtdata.order import REMAINDERS, EpochOrder, OrderKey, Pieces, Share, State, Steps
-
-MIN_PREDOWNLOAD_BYTES = 64_000_000
-GATHER_BYTES = 2 << 20
-MAX_GATHER_ROWS = 8_192
-
-
-@dataclass(frozen=True)
-class Loop:
-    """How a split is iterated over. ``batch_size`` is per rank; None iterates over rows."""
-
-    batch_size: int | None
-    shuffle: bool
-    seed: int
-    window: int
-    remainder: str
-    format: str
-    predownload_bytes: int | None
-    crew: Ranks
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size} is less than 1")
-        if self.window < 1:
-            raise ConfigError(f"shuffle_window: {self.window} row ranges are less than 1")
-        if not 0 <= self.seed < 1 << 56:
-            raise ConfigError(f"seed: {self.seed} is not in 0 to 2^56")
-        if self.remainder not in REMAINDERS:
-            raise ConfigError(f"remainder: {self.remainder!r} is none of {', '.join(REMAINDERS)}")
-        if self.predownload_bytes is not None and self.predownload_bytes < 0:
-            raise ConfigError("predownload: less than no bytes")
-        reader_of(self.format)
-
-    @property
-    def global_batch(self) -> int:
-        return (self.batch_size or 1) * self.crew.ranks
-
-    def key(self, split: str) -> OrderKey:
-        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0)
+from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
 
 
 @dataclass(frozen=True)
@@ -79,7 +43,7 @@ class StreamingDataset:
         self._pieces = Pieces(view.ranges)
         self._lanes = loop.crew.nodes if loop.shuffle else 1
         self._next = Run(0, 0, self._lanes)
-        self._at = self._next
+        self._at: Run | tuple[Run, Steps, int] = self._next
         self._led = False
         if loop.remainder == "pad" and VALID in view.schema.names:
             raise ConfigError(
@@ -167,7 +131,7 @@ class StreamingDataset:
         """What has been handed out: small, JSON, the same on every rank. ConfigError while a DataLoader iterates."""
         if self._led:
             raise ConfigError("workers iterate over this dataset: ask the loader for state_dict() instead")
-        return self.state_at(self._at)
+        return self.state_at(self.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from a state, saved by any number of ranks and workers."""
@@ -194,8 +158,8 @@ class StreamingDataset:
 
     def begin(self, *, led: bool = False) -> Run:
         """Start the next iteration. ``led``: somebody else counts what is handed out, by `moved`."""
-        run = self._at = self._next
-        self._next = Run(run.epoch + 1, 0, self._lanes)
+        run = self._next
+        self._at, self._next = run, self._after(run)
         self._led = led
         return run
 
@@ -210,11 +174,6 @@ class StreamingDataset:
             lanes=run.lanes,
         )
         return self._cut(order, self._share(worker, workers), run.rows)
-
-    def moved(self, run: Run, steps: Steps, done: int) -> None:
-        """``done`` steps of an iteration have been handed out."""
-        rows = steps.position(done)
-        self._at = Run(run.epoch, rows, run.lanes) if done < steps.count else Run(run.epoch + 1, 0, self._lanes)
 
     def finish(self) -> None:
         """The loader that led an iteration has handed everything out."""
@@ -234,46 +193,33 @@ class StreamingDataset:
     @property
     def position(self) -> Run:
         """Where the latest iteration stands."""
-        return self._at
+        if isinstance(self._at, Run):
+            return self._at
+        run, steps, done = self._at
+        return Run(run.epoch, steps.position(done), run.lanes) if done < steps.count else self._after(run)
 
-    def items(self, steps: Steps, format: str | None = None) -> Iterator[Any]:
-        """What the steps of one worker yield, in turn."""
-        turns = steps.turns()
-        format = format or self._loop.format
-        most = self._steps_at_once(steps.batch)
-        first, size = 0, 1
-        with self._view.reading_ahead(steps, self._predownload_bytes()) as ahead:
-            while first < len(turns):
-                chosen = turns[first : first + size]
-                if ahead is not None:
-                    ahead.advance(steps.position(chosen[-1] + 1))
-                dealt = steps.deal(chosen)
-                gathered = self._view.gather(dealt.rows, format)
-                for low, high in zip(dealt.bounds, dealt.bounds[1:], strict=False):
-                    if self._loop.batch_size is None:
-                        yield gathered.row(low, dealt.valid)
-                    else:
-                        yield gathered.batch(low, high, dealt.valid)
-                first, size = first + size, min(2 * size, most)
+    def parcels(self, steps: Steps, format: str | None = None) -> Iterator[Parcel]:
+        """What the steps of one worker yield, several together: see `Steps.parcels`."""
+        pipeline = Pipeline(self._view, self._loop, format)
+        return pipeline.parcels(steps, steps.parcels(pipeline.steps_at_once))
 
     def _counted(self, run: Run) -> Iterator[Any]:
         steps = self.steps(run)
-        for done, item in enumerate(self.items(steps), start=1):
-            self.moved(run, steps, done)
-            yield item
-        self.moved(run, steps, steps.count)
+        return self.counted(run, steps, self.parcels(steps))
 
-    def _steps_at_once(self, batch: int) -> int:
-        row_bytes = max(self._view.byte_count / self.num_rows, 1.0)
-        rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
-        return max(int(rows / batch), 1)
+    def counted(self, run: Run, steps: Steps, parcels: Iterable[Parcel]) -> Iterator[Any]:
+        """The items of all parcels of an iteration; this dataset knows where it stands."""
+        done = 0
+        for parcel in parcels:
+            for item in parcel.unpack():
+                done += 1
+                self._at = (run, steps, done)
+                if item is not Skipped.ITEM:
+                    yield item
+        self._at = (run, steps, steps.count)
 
-    def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
-        if self._loop.predownload_bytes is not None:
-            return self._loop.predownload_bytes
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
+    def _after(self, run: Run) -> Run:
+        return Run(run.epoch + 1, 0, self._lanes)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.batches import reader_of
+from dhtdata.mount.parcels import reader_of
 from dhtdata.mount.view import View
+from dhtdata.order import Dealt
 
 Rows = NDArray[np.int64]
 
@@ -32,21 +33,19 @@ class MapStyleDataset:
     def __getitem__(self, key: int | slice | Sequence[int] | Rows) -> Any:
         """A row for an int, else a batch. IndexError beyond the ends, as lists have it."""
         if isinstance(key, int | np.integer):
-            return self._gather(self._checked([int(key)])).row(0, None)
+            return self._gather(self._checked([int(key)]), batched=False)[0]
         rows = np.arange(*key.indices(len(self)), dtype=np.int64) if isinstance(key, slice) else self._checked(key)
-        return self._gather(rows).batch(0, rows.size, None)
+        return self._gather(rows, batched=True)[0]
 
     def __getitems__(self, keys: Sequence[int]) -> list[Any]:
         """Rows in the order asked for, gathered at once."""
-        rows = self._checked(keys)
-        gathered = self._gather(rows)
-        return [gathered.row(number, None) for number in range(rows.size)]
+        return self._gather(self._checked(keys), batched=False)
 
-    def _gather(self, rows: Rows) -> Any:
+    def _gather(self, rows: Rows, batched: bool) -> list[Any]:
         if not rows.size:
             raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
         with self._view.fetching():
-            return self._view.gather(rows, self._format)
+            return self._view.gather(Dealt(rows, (0, rows.size), None), self._format, batched).unpack()
 
     def _checked(self, keys: Sequence[int] | Rows) -> Rows:
         rows = np.asarray(keys)

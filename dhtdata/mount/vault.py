@@ -13,7 +13,6 @@ Threads exist inside `fetching` only, and nothing of this is shared with a forke
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import OrderedDict
@@ -32,6 +31,7 @@ from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
+from dhtdata.mount.crew import Crew
 from dhtdata.mount.shards import GroupShards
 from dhtdata.store import Store
 from dhtdata.tables.reader import ShardReader
@@ -127,7 +127,7 @@ class Vault:
         self._opening: dict[Digest, threading.Lock] = {}
         self._trusted = False
         self._checker: Checker | None = None
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._leaving = threading.Event()
 
     # Opening
@@ -316,7 +316,7 @@ class Vault:
         if self._crew is not None:
             yield
             return
-        self._crew = crew = _Crew()
+        self._crew = crew = Crew(FETCHERS, "dhtdata-fetch")
         self._leaving.clear()
         try:
             yield
@@ -424,26 +424,3 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
-
-
-class _Crew:
-    """Up to `FETCHERS` threads, started on demand. They die with the process: what they wait for may never come."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-
-    def put(self, job: _Job) -> None:
-        self._jobs.put(job)
-        if len(self._threads) < FETCHERS:
-            thread = threading.Thread(target=self._work, name="dhtdata-fetch", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()

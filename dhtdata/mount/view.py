@@ -11,9 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from dhtdata.config import Settings
 from dhtdata.digest import Digest
@@ -21,13 +19,13 @@ from dhtdata.errors import NotFoundError
 from dhtdata.formats.contents import Split
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
-from dhtdata.mount.batches import Gathered, reader_of
 from dhtdata.mount.gather import Gatherer
+from dhtdata.mount.parcels import Parcel, reader_of
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
 from dhtdata.mount.vault import Origin, Vault
-from dhtdata.order import Steps
+from dhtdata.order import Dealt, Steps
 from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 from dhtdata.tables.schema import to_arrow
@@ -81,12 +79,12 @@ class View:
         """Bytes of all shards that hold these columns."""
         return sum(group.byte_count for group in self.groups)
 
-    def gather(self, rows: NDArray[np.int64], format: str) -> Gathered:
+    def gather(self, dealt: Dealt, format: str, batched: bool) -> Parcel:
         """These rows, in this order, once they are here."""
         here = self._process()
         if here.gatherer is None:
             here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows)
-        return reader_of(format)(here.gatherer, rows)
+        return reader_of(format)(here.gatherer, dealt, batched)
 
     @contextmanager
     def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:

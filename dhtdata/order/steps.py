@@ -91,6 +91,20 @@ class Steps:
         """Steps of this worker."""
         return range(self.share.worker, len(self), self.share.workers)
 
+    def parcels(self, most: int) -> Iterator[range]:
+        """Consecutive steps that this worker takes together.
+
+        Workers take turns, with 1 step each, then 2, 4, ... ``most``: the first item is soon there.
+        """
+        first, size, last = 0, 1, len(self)
+        while first < last:
+            for worker in range(self.share.workers):
+                stop = min(first + size, last)
+                if worker == self.share.worker and first < stop:
+                    yield range(first, stop)
+                first = stop
+            size = min(2 * size, most)
+
     def deal(self, steps: range) -> Dealt:
         """Rows of these steps for this rank."""
         rows = [self.order.take(*run) for run in self._runs(steps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,18 @@ def _nulls(name: str) -> ConfigError:
         f"column {name!r} has nulls, which no tensor of its type can hold: leave it out of columns, "
         'or mount with format="numpy", which masks them'
     )
+
+
+def collate_tensors(samples: Sequence[Any]) -> Any:
+    """Samples as one batch: dicts and tuples by member, arrays and numbers stacked if they fit, else a list."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {name: collate_tensors([sample[name] for sample in samples]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(collate_tensors(members) for members in zip(*samples, strict=True))
+    if isinstance(first, torch.Tensor | np.ndarray | np.generic | bool | int | float):
+        tensors = [torch.as_tensor(sample) for sample in samples]
+        if len({tensor.shape for tensor in tensors}) == 1:
+            return torch.stack(tensors)
+        return tensors
+    return list(samples)

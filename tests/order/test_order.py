@@ -192,6 +192,25 @@ def test_windows_cover_what_the_coming_steps_need_before_they_need_it(
                 assert announced[row] < steps.position(step + 1)
 
 
+@given(
+    counts=ranges, ranks=st.integers(1, 3), workers=st.integers(1, 5), batch=st.integers(1, 6), most=st.integers(1, 9),
+    remainder=remainders,
+)  # fmt: skip
+@settings(deadline=None, max_examples=80)
+def test_parcels_of_all_workers_in_turn_are_the_steps_in_order(
+    counts: list[int], ranks: int, workers: int, batch: int, most: int, remainder: str
+) -> None:
+    order = order_of(counts)
+    taken = []
+    for worker in range(workers):
+        share = Share(0, ranks, worker, workers)
+        steps = Steps(order, share, global_batch=batch * ranks, remainder=remainder)
+        taken.append(list(steps.parcels(most)))
+    rounds = itertools.chain(*itertools.zip_longest(*taken, fillvalue=range(0)))
+    assert [step for parcel in rounds for step in parcel] == list(range(len(steps)))
+    assert all(0 < len(parcel) <= most for of_worker in taken for parcel in of_worker)
+
+
 def test_windows_of_source_order_are_in_source_order() -> None:
     order = order_of([100, 50, 7], shuffle=False)
     steps = Steps(order, Share(), global_batch=10, remainder="uneven")

@@ -1,0 +1,91 @@
+"""From the steps of a worker to what its loop gets: dealt, fetched, gathered, transformed, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from dhtdata.mount.crew import Crew
+from dhtdata.mount.loop import Loop
+from dhtdata.mount.parcels import Parcel
+from dhtdata.mount.view import View
+from dhtdata.order import Dealt, Steps
+
+MIN_PREDOWNLOAD_BYTES = 64_000_000
+GATHER_BYTES = 2 << 20
+MAX_GATHER_ROWS = 8_192
+
+
+class Pipeline:
+    """Makes parcels of a view as a loop wants them. ``format`` overrides the loop's."""
+
+    def __init__(self, view: View, loop: Loop, format: str | None = None) -> None:
+        self._view = view
+        self._loop = loop
+        self._format = format or loop.format
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps are gathered together: a few megabytes."""
+        row_bytes = max(self._view.byte_count / self._view.split.rows, 1.0)
+        rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
+        return max(int(rows / (self._loop.batch_size or 1)), 1)
+
+    def parcels(self, steps: Steps, turns: Iterable[range]) -> Iterator[Parcel]:
+        """What these steps take, a parcel for each range of them."""
+        with ExitStack() as opened:
+            crew = opened.enter_context(_crew(self._loop.threads))
+            ahead = opened.enter_context(self._view.reading_ahead(steps, self._predownload_bytes()))
+
+            def jobs() -> Iterator[Callable[[], Parcel]]:
+                for turn in turns:
+                    if ahead is not None:
+                        ahead.advance(steps.position(turn[-1] + 1))
+                    dealt = steps.deal(turn)
+                    yield partial(self._make, dealt)
+
+            yield from _in_order(jobs(), crew, self._loop.threads)
+
+    def _make(self, dealt: Dealt) -> Parcel:
+        transform = self._loop.transform
+        if transform is None:
+            return self._view.gather(dealt, self._format, self._loop.batched)
+        parcel = self._view.gather(dealt, self._format, transform.reads_batches)
+        return transform.apply(parcel, dealt, self._format, self._loop.batched)
+
+    def _predownload_bytes(self) -> int:
+        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
+        if self._loop.predownload_bytes is not None:
+            return self._loop.predownload_bytes
+        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
+        return max(MIN_PREDOWNLOAD_BYTES, window)
+
+
+@contextmanager
+def _crew(threads: int) -> Iterator[Crew | None]:
+    if not threads:
+        yield None
+        return
+    crew = Crew(threads, "dhtdata-gather")
+    try:
+        yield crew
+    finally:
+        crew.close()
+
+
+def _in_order(jobs: Iterable[Callable[[], Parcel]], crew: Crew | None, threads: int) -> Iterator[Parcel]:
+    """What the jobs make, in their order; each thread is one job ahead of the loop."""
+    if crew is None:
+        for job in jobs:
+            yield job()
+        return
+    waiting: deque[Future[Parcel]] = deque()
+    for job in jobs:
+        waiting.append(crew.submit(job))
+        if len(waiting) > threads:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

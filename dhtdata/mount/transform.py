@@ -1,0 +1,147 @@
+"""A user's function on batches or samples, and what becomes of rows on which it fails.
+
+Under ``on_error="skip"`` a row that fails is left out. Its place is never lost: the position that a state counts moves
+on, and where ranks must make equal steps the row is replaced by one of its batch and marked in ``_valid``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dhtdata.errors import ConfigError
+from dhtdata.mount.parcels import VALID, Items, Parcel
+from dhtdata.order import Dealt
+
+LEVELS = ("batch", "sample")
+ON_ERROR = ("raise", "skip")
+_NAMED_ROWS = 5
+_log = logging.getLogger("dhtdata")
+
+
+class Skipped(Enum):
+    """Stands for an item that was left out, so that who counts items counts it."""
+
+    ITEM = 0
+
+
+@dataclass(frozen=True)
+class Transform:
+    """``function`` on every ``level``: "batch" is what the loop would get, "sample" a row of it, put together again."""
+
+    function: Callable[[Any], Any]
+    level: str
+    skips: bool
+    split: str
+
+    @classmethod
+    def of(
+        cls, function: Callable[[Any], Any] | None, level: str | None, on_error: str, *, batched: bool, split: str
+    ) -> Transform | None:
+        """From the arguments of `dhtdata.mount`. ConfigError names what makes no sense."""
+        if on_error not in ON_ERROR:
+            raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
+        if level is not None and level not in LEVELS:
+            raise ConfigError(f"transform_on: {level!r} is none of {', '.join(LEVELS)}")
+        if function is None:
+            if level is not None or on_error == "skip":
+                raise ConfigError("transform_on and on_error say what becomes of a transform: give transform, too")
+            return None
+        if not callable(function):
+            raise ConfigError(f"transform: {function!r} is not a function")
+        if level == "batch" and not batched:
+            raise ConfigError("transform_on='batch' needs batches: give batch_size")
+        return cls(function, level or ("batch" if batched else "sample"), on_error == "skip", split)
+
+    def check(self, format: str, batched: bool, ranks: int) -> None:
+        """ConfigError if this cannot work with that format or keep so many ranks in step."""
+        if self.level == "sample" and batched and format == "arrow":
+            raise ConfigError("transform_on='sample' cannot put Arrow batches together: mount with another format")
+        if self.skips and ranks > 1 and not (self.level == "sample" and batched):
+            raise ConfigError(
+                "on_error='skip' would give ranks unequal steps here: mount with batch_size and transform_on='sample'"
+            )
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether it takes batches as the loop would; else rows."""
+        return self.level == "batch"
+
+    def apply(self, parcel: Parcel, dealt: Dealt, format: str, batched: bool) -> Items:
+        """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says."""
+        if batched and not self.reads_batches:
+            rows = parcel.unpack()
+            return Items([self._joined(rows, dealt, span, format) for span in pairwise(dealt.bounds)])
+        return Items(
+            [self._one(item, dealt.rows[span[0] : span[1]]) for item, span in self._spanned(parcel, dealt, batched)]
+        )
+
+    def _spanned(self, parcel: Parcel, dealt: Dealt, batched: bool) -> Any:
+        bounds = dealt.bounds if batched else range(dealt.rows.size + 1)
+        return zip(parcel.unpack(), pairwise(bounds), strict=True)
+
+    def _one(self, item: Any, rows: NDArray[np.int64]) -> Any:
+        try:
+            return self.function(item)
+        except Exception as failure:
+            if not self.skips:
+                raise self._failure(failure, rows) from failure
+            _log.warning("%s: left out", self._failure(failure, rows))
+            return Skipped.ITEM
+
+    def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], format: str) -> Any:
+        """One batch out of its transformed rows."""
+        kept, valid = [], []
+        first, stop = span
+        for row in range(first, stop):
+            sample = {name: value for name, value in rows[row].items() if name != VALID}
+            made = self._one(sample, dealt.rows[row : row + 1])
+            if made is not Skipped.ITEM:
+                kept.append(made)
+                valid.append(dealt.valid is None or bool(dealt.valid[row]))
+        if dealt.valid is None:
+            return collate(kept, format) if kept else Skipped.ITEM
+        if not kept:
+            raise ConfigError(
+                f"transform failed on all {stop - first} rows of a batch of split {self.split!r}: nothing is left to "
+                "keep this rank in step with the others"
+            )
+        missing = stop - first - len(kept)
+        batch = collate([*kept, *kept[:1] * missing], format)
+        if not isinstance(batch, dict):
+            raise ConfigError(
+                f"transform returned a {type(kept[0]).__name__}: remainder='pad' needs a dict for {VALID}"
+            )
+        return batch | {VALID: collate([*valid, *[False] * missing], format)}
+
+    def _failure(self, failure: Exception, rows: NDArray[np.int64]) -> ConfigError:
+        named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if rows.size > _NAMED_ROWS else "")
+        return ConfigError(
+            f"transform raised {type(failure).__name__}: {failure} (row{'s' * (rows.size > 1)} {named} of split "
+            f"{self.split!r})"
+        )
+
+
+def collate(samples: Sequence[Any], format: str) -> Any:
+    """Samples as one batch: dicts and tuples by member, arrays and numbers stacked if they fit, else a list."""
+    if format == "torch":
+        from dhtdata.torch.tensors import collate_tensors
+
+        return collate_tensors(samples)
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {name: collate([sample[name] for sample in samples], format) for name in first}
+    if isinstance(first, tuple):
+        return tuple(collate(members, format) for members in zip(*samples, strict=True))
+    if format == "python":
+        return list(samples)
+    if isinstance(first, np.ndarray | np.generic | bool | int | float) and len({np.shape(one) for one in samples}) == 1:
+        return np.stack(samples)
+    return np.fromiter(samples, dtype=object, count=len(samples))
