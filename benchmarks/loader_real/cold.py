@@ -4,9 +4,9 @@ A seed with 512 MiB of rows of 512 int32 (quick: 192 MiB), in a process of its o
 store in another, both running before a clock starts, as in `benchmarks.transfer_real.one`. In turns, each with an empty
 store, after what the one before left unwritten is on disk:
 
-*loader*   a fresh process mounts the seed's ticket and takes one epoch of shuffled batches of 64 as tensors, no workers;
-           from the call of ``mount`` (``import torch`` is over by then) to the first batch and to the end of the epoch.
-           Every row's number must have come once; every shard's file is digested again afterwards.
+*loader*   a fresh process mounts the seed's ticket and takes one epoch of shuffled batches of 64 as tensors, in one
+           process; from the call of ``mount`` (``import torch`` is over by then) to the first batch and to the end of
+           the epoch. Every row's number must have come once; every shard's file is digested again afterwards.
 *alone*    the same peer is asked for the whole dataset, and nobody reads it: finding the version and fetching.
 *ceiling*  `benchmarks.ceiling`, which tells whether the fetch alone is what the transfer benchmark asks of it.
 *first*    a fresh process of numpy's format, from before ``import dhtdata`` to the first batch.

@@ -53,7 +53,7 @@ class Standing:
 def compete(
     kind: str, effort: Effort, seed: int, leagues: Sequence[str], own: Mapping[str, tuple[str, Sequence[str]]]
 ) -> dict[str, Standing]:
-    """Standings by label. ``own``: by label, the process and the variants, of which the fastest counts, beside peers."""
+    """Standings by label. ``own``: by label, process and variants (the fastest counts) of who competes with peers."""
     with temporary_folder() as folder, ExitStack() as stack:
         source = folder / "source.arrow"
         made.write(made.make(kind, effort.rows, seed), source)
@@ -61,9 +61,7 @@ def compete(
         offered = {name: process.hear(MOST_S)["variants"] for name, process in contestants.items()}
         os.sync()
         entered = {
-            label: (contestants[name], _tried(contestants[name], ways, effort))
-            for label, (name, ways) in own.items()
-            if set(ways) <= set(offered[name])
+            label: (contestants[name], _tried(contestants[name], ways, effort)) for label, (name, ways) in own.items()
         }
         for name in PEERS:
             for league in leagues:

@@ -1,10 +1,9 @@
 """What does each of eight nodes fetch for one epoch?
 
 A seed with 4 GiB in about 128 row ranges (quick: 768 MiB in 24). Eight nodes of one rank each (``RANK``,
-``WORLD_SIZE=8``, ``LOCAL_WORLD_SIZE=1``, as torchrun sets them), each with an empty store and a private peer of its own,
-two at a time, mount the seed's ticket and take one shuffled epoch of batches of 64. What a node fetched is what its peer
-received in blobs, whatever for, verified or thrown away. All ranks' rows together must be every row exactly once. Nodes
-do not get anything from each other here, so that none is spared its bytes.
+``WORLD_SIZE=8``, ``LOCAL_WORLD_SIZE=1``, as torchrun sets them), each with an empty store and a private peer of its
+own, two at a time, mount the seed's ticket and take one shuffled epoch of batches of 64. What a node fetched is
+what its peer received in blobs, verified or thrown away. All ranks' rows together must be every row exactly once.
 """
 
 from __future__ import annotations

@@ -7,14 +7,13 @@
          with two worker processes; ``batches_python``: the mount itself, ``format="python"``; ``rows``: row by row.
 *floor*  the same rows in memory, in a random order that is new every epoch. ``gather``: numpy takes a batch's rows of
          every column, torch wraps them. ``ready_2``: tensors that lie there ready, handed over by two worker processes
-         of torch's DataLoader. ``convert*``: batches of Python objects out of Arrow's buffers, the barest ways that we
-         know: slices of one buffer, or rows taken by Arrow, for one batch or for several at once, and converted by its
-         own C++.
+         of torch's DataLoader; ``ready_parcels_2``: the same in parcels, as ours are. ``convert*``: batches of Python
+         objects out of Arrow's buffers, the barest ways that we know: slices of one buffer, or rows taken by Arrow, for
+         one batch or for several at once, and converted by its own C++.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -32,6 +31,7 @@ import dhtdata.torch
 from benchmarks.loader_real import rows as made
 from benchmarks.loader_real.stopwatch import Variant, begin, serve
 from dhtdata.config import load_settings
+from dhtdata.torch.parcels import Tensors
 
 AT_ONCE = 16
 THREADS = 2
@@ -45,15 +45,14 @@ def ours(kind: str, table: pa.Table, folder: Path) -> dict[str, Variant]:
     def mount(**options: Any) -> dhtdata.StreamingDataset:
         return dhtdata.mount("rows", **{"batch_size": batch, "shuffle": True, "settings": settings, **options})
 
-    def loader(workers: int) -> Iterable[Any]:
+    def loader(workers: int) -> Any:
         return dhtdata.torch.DataLoader(mount(), num_workers=workers, persistent_workers=workers > 0)
 
     variants = {
         "batches": Variant(partial(loader, 0), key),
         "batches_2": Variant(partial(loader, 2), key),
+        "batches_threads": Variant(lambda: dhtdata.torch.DataLoader(mount(threads=THREADS)), key),
     }
-    if "threads" in inspect.signature(dhtdata.mount).parameters:
-        variants["batches_threads"] = Variant(lambda: dhtdata.torch.DataLoader(mount(threads=THREADS)), key)
     if kind in ("binary", "text"):
         variants["batches_python"] = Variant(lambda: mount(format="python"), key)
         variants["rows"] = Variant(lambda: mount(format="python", batch_size=None), None)
@@ -75,18 +74,33 @@ class Epochs:
 
 
 class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
-    """Batches as tensors over memory that has the rows already; each is new to torch, so that it is handed over."""
+    """Parcels of ``at_once`` batches over memory that has the rows already; each is new to torch: it is handed over."""
 
-    def __init__(self, columns: dict[str, Any], batch: int) -> None:
-        self._columns, self._batch = columns, batch
+    def __init__(self, columns: dict[str, Any], batch: int, at_once: int) -> None:
+        self._columns, self._batch, self._at_once = columns, batch, at_once
         self._count = len(next(iter(columns.values())))
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        for first in range(worker.id * self._batch, self._count, worker.num_workers * self._batch):
-            yield {
-                name: torch.from_numpy(column[first : first + self._batch]) for name, column in self._columns.items()
-            }
+        size = self._at_once * self._batch
+        for first in range(worker.id * size, self._count, worker.num_workers * size):
+            stop = min(first + size, self._count)
+            ready = {name: torch.from_numpy(column[first:stop]) for name, column in self._columns.items()}
+            if self._at_once == 1:
+                yield ready
+            else:
+                yield Tensors(ready, (*range(0, stop - first, self._batch), stop - first))
+
+
+class Unpacked:
+    """Batches of parcels."""
+
+    def __init__(self, parcels: Iterable[Tensors]) -> None:
+        self._parcels = parcels
+
+    def __iter__(self) -> Iterator[Any]:
+        for parcel in self._parcels:
+            yield from parcel.unpack()
 
 
 def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
@@ -104,14 +118,16 @@ def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
     def gathered(numbers: NDArray[np.int64]) -> Iterator[Any]:
         yield {name: torch.from_numpy(column[numbers]) for name, column in columns.items()}
 
-    def ready() -> Iterable[Any]:
+    def ready(at_once: int) -> Any:
         order = np.random.default_rng(0).permutation(table.num_rows)
-        shuffled = {name: column[order] for name, column in columns.items()}
-        return DataLoader(
-            Ready(shuffled, batch), batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is
-        )
+        rows = Ready({name: column[order] for name, column in columns.items()}, batch, at_once)
+        return DataLoader(rows, batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is)
 
-    return {"gather": Variant(partial(epochs, batch, gathered), key), "ready_2": Variant(ready, key)}
+    return {
+        "gather": Variant(partial(epochs, batch, gathered), key),
+        "ready_2": Variant(partial(ready, 1), key),
+        "ready_parcels_2": Variant(lambda: Unpacked(ready(AT_ONCE)), key),
+    }
 
 
 def as_is(item: Any) -> Any:

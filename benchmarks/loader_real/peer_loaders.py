@@ -37,7 +37,7 @@ from benchmarks.loader_real.stopwatch import Variant, begin, serve
 SHARD_BYTES = 64 << 20
 SHUFFLED_ROWS = 2_000  # what buffers hold, in libraries that shuffle by a buffer
 SHARDS = 4
-Make = Callable[[int], Iterable[Any]]
+Make = Callable[[int], Any]
 
 
 def each_row(kind: str, table: Any, count: int) -> Iterator[dict[str, Any]]:
@@ -97,18 +97,18 @@ def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tupl
             item_loader=lit.TokensLoader(block_size=made.WIDTH) if only_tokens else None,
         )
 
-    def batches(workers: int) -> Iterable[Any]:
+    def batches(workers: int) -> Any:
         data = lit.StreamingDataset(str(folder / "rows"), shuffle=True)
         return lit.StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
 
-    def tokens(workers: int) -> Iterable[Any]:
+    def tokens(workers: int) -> Any:
         loader = lit.TokensLoader(block_size=made.WIDTH)
         data = lit.StreamingDataset(str(folder / "tokens"), shuffle=True, item_loader=loader)
         return AsRows(
             lit.StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
         )
 
-    def single(_: int) -> Iterable[Any]:
+    def single(_: int) -> Any:
         return lit.StreamingDataset(str(folder / "rows"), shuffle=True)
 
     key = made.COLUMNS[kind][0]
@@ -119,7 +119,7 @@ def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tupl
 # MosaicML Streaming
 
 
-class ByNumber(Dataset[Any]):
+class ByNumber(Dataset[Any]):  # type: ignore[misc]  # torch is not typed here
     """A streamed dataset read by row number, so that torch deals the rows."""
 
     def __init__(self, rows: Any) -> None:
@@ -192,10 +192,10 @@ def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, 
     batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
     objects = kind in ("binary", "text")
 
-    def map_rows(workers: int) -> Iterable[Any]:
+    def map_rows(workers: int) -> Any:
         return torch_loader(stored.with_format("torch"), workers, batch_size=batch, shuffle=True)
 
-    def map_lists(format: str | None, workers: int) -> Iterable[Any]:
+    def map_lists(format: str | None, workers: int) -> Any:
         rows = stored.with_format(format)
         sampler = BatchSampler(RandomSampler(rows), batch, False)
         finish = {"numpy": tensors, None: unlisted}.get(format, same)
@@ -205,10 +205,10 @@ def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, 
         shuffled = stored.to_iterable_dataset(num_shards=SHARDS).with_format(format)
         return shuffled.shuffle(seed=0, buffer_size=SHUFFLED_ROWS)
 
-    def iterable_rows(workers: int) -> Iterable[Any]:
+    def iterable_rows(workers: int) -> Any:
         return torch_loader(iterable("torch"), workers, batch_size=batch)
 
-    def iterable_lists(format: str | None, workers: int) -> Iterable[Any]:
+    def iterable_lists(format: str | None, workers: int) -> Any:
         finish = {"numpy": tensors, None: unlisted}.get(format, same)
         return torch_loader(iterable(format).batch(batch), workers, batch_size=None, collate_fn=finish)
 
@@ -277,7 +277,7 @@ def webdataset(kind: str, source: Path, count: int, folder: Path) -> dict[str, t
     def rows() -> Any:
         return wds.WebDataset(tars, shardshuffle=SHARDS, empty_check=False).shuffle(SHUFFLED_ROWS).map(record)
 
-    def together(workers: int) -> Iterable[Any]:
+    def together(workers: int) -> Any:
         return torch_loader(
             rows().batched(batch, collation_fn=torch.utils.data.default_collate), workers, batch_size=None
         )

@@ -1,7 +1,8 @@
 """How many shuffled batches of 64 x 512 int32 does a loop get from files in the page cache?
 
-50,000 rows (quick: 8,192 of them for the peers), read without workers, with two threads and with two worker processes; beside the peers,
-each in its fastest way, a gather by numpy from memory, and tensors that lie ready in two worker processes.
+50,000 rows (quick: 8,192 of them for the peers), read without workers, with two threads and with two worker processes;
+beside the peers, each in its fastest way, a gather by numpy from memory, and tensors that lie ready in two worker
+processes and are handed over as ours are, in parcels of 16 batches (and, for comparison, one by one as torch does it).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ OWN = {
     "ours_2": ("ours", ("batches_2",)),
     "gather": ("floor", ("gather",)),
     "ready_2": ("floor", ("ready_2",)),
+    "ready_parcels_2": ("floor", ("ready_parcels_2",)),
 }
 
 
@@ -28,9 +30,9 @@ def measure(quick: bool, seed: int) -> Result:
     checks = [
         Check("tokens_times_fastest_peer", rates["ours"] / fastest_peer(standings, "batches"), ">=", 10.0),
         Check("tokens_of_numpy_gather", rates["ours"] / rates["gather"], ">=", 0.35),
-        Check("tokens_2_threads_of_numpy_gather", rates.get("ours_threads", 0.0) / rates["gather"], ">=", 0.5),
+        Check("tokens_2_threads_of_numpy_gather", rates["ours_threads"] / rates["gather"], ">=", 0.5),
         Check("tokens_2_workers_times_fastest_peer", rates["ours_2"] / fastest_peer(standings, "batches_2"), ">=", 5.0),
-        Check("tokens_2_workers_of_ready_tensors", rates["ours_2"] / rates["ready_2"], ">=", 0.7),
+        Check("tokens_2_workers_of_ready_tensors", rates["ours_2"] / rates["ready_parcels_2"], ">=", 0.7),
     ]
     return Result(figures("tokens", standings), checks, bars={"tokens": bars("Batches of 64 x 512 int32", standings)})
 
