@@ -251,6 +251,34 @@ def draw_lines(
     return path_of_file
 
 
+def draw_points(
+    folder: Path,
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    panels: Mapping[str, Sequence[tuple[float, float]]],
+) -> Path:
+    """Clouds of points in the unit square, a panel each, four in a row, as ``<folder>/<name>.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    side, gap, top = 180, 24, 56
+    parts = [f'<text x="10" y="22" font-weight="bold">{escape(title)}</text>']
+    parts.append(f'<text x="10" y="42" fill="#555">across: {escape(x_label)}; up: {escape(y_label)}</text>')
+    for position, (label, points) in enumerate(panels.items()):
+        left, upper = 12 + position % 4 * (side + gap), top + position // 4 * (side + gap + 16)
+        parts.append(f'<text x="{left}" y="{upper + 14}">{escape(label)}</text>')
+        parts.append(f'<rect x="{left}" y="{upper + 20}" width="{side}" height="{side}" fill="#fff" stroke="#bbb"/>')
+        dots = "".join(f"M{left + side * x:.1f} {upper + 20 + side * (1 - y):.1f}h0" for x, y in points)
+        parts.append(f'<path d="{dots}" stroke="#4878a8" stroke-width="1.6" stroke-linecap="round"/>')
+    path = folder / f"{name}.svg"
+    height = top + -(-len(panels) // 4) * (side + gap + 16) + 8
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{4 * (side + gap)}" height="{height}" '
+        f'font-family="sans-serif" font-size="13">{"".join(parts)}</svg>\n'
+    )
+    return path
+
+
 def _round_steps(highest: float) -> list[float]:
     """About five round numbers from 0 to just above ``highest``."""
     power = 10.0 ** math.floor(math.log10(highest / 5))

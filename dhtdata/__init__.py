@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StoreError,
     )
     from dhtdata.mount import MapStyleDataset, StreamingDataset, mount
+    from dhtdata.mount.progress import progress
     from dhtdata.publish import Published, publish
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "StreamingDataset",
     "load_settings",
     "mount",
+    "progress",
     "publish",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
         "StoreError",
     ),
     "mount": ("MapStyleDataset", "StreamingDataset", "mount"),
+    "mount.progress": ("progress",),
     "publish": ("Published", "publish"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -47,6 +47,9 @@ MAX_RUNTIME_PATH_BYTES = 76
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)")
+_BANDWIDTH = re.compile(r"([0-9.]+\s*[kKmMgGtT]?)(?:bit/s|bps)|([0-9.]+\s*(?:[kKmMgGtT]i?)?B)/s")
+_SECOND_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "min": 60.0}
+_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|ms|min|)")
 RATES = ("up", "down", "peer_up", "peer_down")
 LEAST_RATE_BYTES_S = 64_000
 _RATE_UNITS = ("B", "KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")
@@ -165,6 +168,30 @@ def parse_rate(limit: str, value: object, source: str = "") -> int | None:
     return rate
 
 
+def parse_bandwidth(text: str) -> int:
+    """Bytes per second of a link from ``1Gbit/s``, ``100Mbps`` or ``125MB/s``; Gb/s is refused, as it may mean either.
+
+    ConfigError if it is none, or nothing.
+    """
+    match = _BANDWIDTH.fullmatch(text.strip())
+    try:
+        rate = 0 if match is None else parse_size(f"{match[1]}B") // 8 if match[1] else parse_size(match[2])
+    except ConfigError:
+        rate = 0
+    if not rate:
+        raise ConfigError(f"{text[:80]!r} is no bandwidth: write it like 1Gbit/s, 100Mbit/s or 125MB/s")
+    return rate
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from ``0.2s``, ``150ms``, ``2min`` or a plain number. ConfigError unless it is more than nothing."""
+    match = _SECONDS.fullmatch(text.strip())
+    seconds = float(match[1]) * _SECOND_UNITS[match[2]] if match is not None else 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{text[:80]!r} is no time: write it like 0.2s, 150ms or 2min")
+    return seconds
+
+
 def rate_text(rate_bytes_s: int | None) -> str:
     """What `parse_rate` reads, exact and as short as can be: ``50MB/s``, ``5MiB/s``, ``unlimited``."""
     if rate_bytes_s is None:
@@ -217,7 +244,10 @@ def launched_ranks(environment: Mapping[str, str] | None = None) -> tuple[int, i
     world_size = environment.get("WORLD_SIZE", "")
     values = (environment.get("RANK", ""), world_size, environment.get("LOCAL_WORLD_SIZE") or world_size)
     if not all(value.isascii() and value.isdigit() for value in values) or not int(values[1]) or not int(values[2]):
-        raise ConfigError(f"RANK={values[0]!r}, WORLD_SIZE={values[1]!r}, LOCAL_WORLD_SIZE={values[2]!r} make no sense")
+        raise ConfigError(
+            f"RANK={values[0]!r}, WORLD_SIZE={values[1]!r}, LOCAL_WORLD_SIZE={values[2]!r} make no sense: "
+            "set them as torchrun does, mount once torch.distributed is initialised, or give rank and world_size"
+        )
     return int(values[0]), int(values[1]), int(values[2])
 
 

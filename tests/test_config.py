@@ -19,7 +19,9 @@ from dhtdata.config import (
     launched_ranks,
     load_settings,
     local_folders,
+    parse_bandwidth,
     parse_rate,
+    parse_seconds,
     parse_size,
     rate_text,
     runtime_folder,
@@ -218,6 +220,35 @@ def test_a_plain_number_is_that_many_bytes(size: int) -> None:
 def test_other_text_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size: write it like 200GB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    {
+        "1Gbit/s": 125_000_000,
+        "100 Mbps": 12_500_000,
+        "0.5kbit/s": 62,
+        "125MB/s": 125_000_000,
+        "1.5 MiB/s": 3 << 19,
+    }.items(),
+)
+def test_a_bandwidth_is_read_in_bits_and_bytes(text: str, rate: int) -> None:
+    assert parse_bandwidth(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1Gb/s", "1Gb", "100", "12GB", "7bit/s", "0MB/s", ".Gbit/s", "1..2Gbit/s", "-1MB/s"]
+)
+def test_other_text_is_no_bandwidth(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no bandwidth: write it like 1Gbit/s"):
+        parse_bandwidth(text)
+
+
+def test_a_time_is_read() -> None:
+    assert [parse_seconds(text) for text in ("0.2s", "150 ms", "2min", "3")] == [0.2, 0.15, 120.0, 3.0]
+    for text in ("", "0", "0ms", "-1s", "1e3", "2h", "soon"):
+        with pytest.raises(ConfigError, match="is no time: write it like 0.2s"):
+            parse_seconds(text)
 
 
 @pytest.fixture

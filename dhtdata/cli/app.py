@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dhtdata.cli import describing, dht, fetching, joining, keeping, limits, publishing, watching
+from dhtdata.cli import describing, dht, fetching, joining, keeping, limits, planning, publishing, watching
 from dhtdata.cli.exits import INTERRUPTED, USAGE
 from dhtdata.errors import ConfigError
 
@@ -31,7 +31,7 @@ for panel, commands in (
         _PUBLISH,
         (publishing.publish, publishing.seed, publishing.ticket, joining.network, limits.limit, publishing.stop),
     ),
-    (_READ, (fetching.get, describing.head, describing.info)),
+    (_READ, (fetching.get, describing.head, describing.info, planning.plan)),
     (_KEEP, (keeping.ls, keeping.verify, keeping.pin, keeping.unpin, keeping.rm, keeping.gc)),
     (_WATCH, (watching.status, watching.peers, watching.doctor, watching.version)),
 ):

@@ -22,14 +22,22 @@ from typing import TypeVar
 from dhtdata.config import Settings, runtime_folder
 from dhtdata.control import protocol
 from dhtdata.control.dht import AskDht, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtTrace
-from dhtdata.control.protocol import DEFAULT_TIMEOUT_S, Ensured, PeerStatus, Progress, ProviderStatus, Resolved, Seeded
+from dhtdata.control.protocol import (
+    DEFAULT_TIMEOUT_S,
+    Ensured,
+    PeerStatus,
+    Progress,
+    ProviderStatus,
+    Resolved,
+    Seeded,
+)
 from dhtdata.control.spawn import PEER_LOG, elect
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import LocalName, Target
 from dhtdata.network import network_at
-from dhtdata.store import Store
+from dhtdata.store import NoRoomYet, Store
 
 MAX_SOCKET_PATH_BYTES = 100
 LOOKUP_S = 90.0
@@ -44,7 +52,7 @@ RELEASE = "0.1.0"
 _A = TypeVar("_A", bound=protocol.Message)
 
 
-class _EndOfFile(Exception):
+class EndOfFile(Exception):
     """The peer went away in the middle of a conversation."""
 
 
@@ -58,17 +66,17 @@ def socket_path(store_id: bytes) -> Path:
 
 def ask_running(store_id: bytes, request: protocol.Request, timeout_s: float) -> protocol.Answer:
     """One request to a running peer, without starting one. NotFoundError if there is none, or it ends meanwhile."""
-    with _Link.open(store_id, keeps_alive=False) as link:
+    with Link.open(store_id, keeps_alive=False) as link:
         try:
             return next(link.ask(request, timeout_s))
-        except _EndOfFile as failure:
+        except EndOfFile as failure:
             raise NotFoundError("the peer ended before it answered") from failure
 
 
 def answers(store_id: bytes) -> bool:
     """Whether a peer of this store listens."""
     try:
-        _Link.open(store_id, keeps_alive=False).close()
+        Link.open(store_id, keeps_alive=False).close()
     except NotFoundError:
         return False
     return True
@@ -79,7 +87,7 @@ def text_of(target: Target | str) -> str:
     return target.name if isinstance(target, LocalName) else str(target)
 
 
-class _Link:
+class Link:
     """One connection after its handshake."""
 
     def __init__(self, connection: socket.socket, welcome: protocol.Welcome) -> None:
@@ -87,7 +95,7 @@ class _Link:
         self.welcome = welcome
 
     @classmethod
-    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "", web_seeds: tuple[str, ...] = ()) -> _Link:
+    def open(cls, store_id: bytes, *, keeps_alive: bool, network: str = "", web_seeds: tuple[str, ...] = ()) -> Link:
         """NotFoundError if no peer listens, PeerError if it is none of ours, ConfigError if in another network."""
         path = socket_path(store_id)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -105,7 +113,7 @@ class _Link:
             )
             connection.sendall(protocol.pack(hello))
             answer = _receive(connection)
-        except (_EndOfFile, FileNotFoundError, ConnectionError) as failure:
+        except (EndOfFile, FileNotFoundError, ConnectionError) as failure:
             connection.close()
             raise NotFoundError("no peer runs for this store") from failure
         except OSError as failure:
@@ -138,14 +146,14 @@ class _Link:
                 else:
                     raise PeerError(f"the peer answered with a {type(answer).__name__}, which is no answer")
         except ConnectionError as failure:
-            raise _EndOfFile from failure
+            raise EndOfFile from failure
         except TimeoutError as failure:
             raise PeerError(f"the peer (pid {self.welcome.pid}) did not answer in {timeout_s:.0f} s") from failure
 
     def close(self) -> None:
         self._connection.close()
 
-    def __enter__(self) -> _Link:
+    def __enter__(self) -> Link:
         return self
 
     def __exit__(
@@ -160,13 +168,13 @@ class _Pool:
 
     pid: int = field(default_factory=os.getpid)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    idle: list[_Link] = field(default_factory=list)
+    idle: list[Link] = field(default_factory=list)
 
-    def take(self) -> _Link | None:
+    def take(self) -> Link | None:
         with self.lock:
             return self.idle.pop() if self.idle else None
 
-    def put(self, link: _Link) -> None:
+    def put(self, link: Link) -> None:
         with self.lock:
             self.idle.append(link)
 
@@ -192,6 +200,7 @@ class PeerClient:
         self._pool = _Pool()
         self._targets: dict[str, None] = {}
         self._told_pid = 0
+        self._cache_limit: int | None = None
 
     @classmethod
     def connect(
@@ -240,16 +249,23 @@ class PeerClient:
         table: Digest,
         blocks: Sequence[int] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        ahead: bool = False,
     ) -> Ensured:
-        """Wait until these blocks of a shard (all if empty) are verified on disk, ahead of any background fetch."""
+        """Wait until these blocks of a shard (all if empty) are verified on disk, before any background fetch.
+
+        `NoRoomYet` when running loops must move on first: at once for what is fetched ``ahead`` of need, else in time.
+        """
         wanted = tuple(blocks)
         found = self._ask(
             lambda left_s: protocol.EnsureBlocks(
-                contents=contents, shard=shard, table=table, blocks=wanted, timeout_s=left_s
+                contents=contents, shard=shard, table=table, blocks=wanted, timeout_s=left_s, ahead=ahead
             ),
             Ensured,
             timeout_s,
         )
+        if found.no_room:
+            raise NoRoomYet(found.no_room)
         return Ensured(path=str(self._settings.store / found.path), complete=found.complete)
 
     def fetch_dataset(
@@ -306,9 +322,18 @@ class PeerClient:
         request = protocol.SetLimits(changes=dict(changes))
         return self._ask(lambda _: request, protocol.LimitsNow, DEFAULT_TIMEOUT_S)
 
+    def connection(self) -> Link:
+        """A connection of its own to the peer that runs now, which keeps it alive. NotFoundError if none runs."""
+        return self._connect()
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes that unpinned blobs may take, as the peer that was met last says."""
+        return self._cache_limit
+
     def stop(self) -> None:
         """Ask the peer to end, and wait until it closes its socket."""
-        with self._open() as link, contextlib.suppress(_EndOfFile):
+        with self._open() as link, contextlib.suppress(EndOfFile):
             for _ in link.ask(protocol.Stop(), DEFAULT_TIMEOUT_S):
                 pass
 
@@ -346,7 +371,7 @@ class PeerClient:
                 self._tell_targets(link.welcome.pid)
                 left_s = max(deadline_s - time.monotonic(), 0.0)
                 answer = self._last_answer(link, request(left_s), left_s, on_progress)
-            except _EndOfFile:
+            except EndOfFile:
                 link.close()
                 self._here().close()
                 continue
@@ -372,7 +397,7 @@ class PeerClient:
                 self._last_answer(link, protocol.Resolve(target=target, timeout_s=_TELL_S), _TELL_S, None)
         self._told_pid = pid
 
-    def _put_back(self, link: _Link) -> None:
+    def _put_back(self, link: Link) -> None:
         pool = self._here()
         pool.put(link)
         if self._closed:
@@ -380,7 +405,7 @@ class PeerClient:
 
     @staticmethod
     def _last_answer(
-        link: _Link,
+        link: Link,
         request: protocol.Request,
         timeout_s: float,
         on_progress: Callable[[Progress], None] | None,
@@ -390,18 +415,20 @@ class PeerClient:
                 return answer
             if on_progress is not None:
                 on_progress(answer)
-        raise _EndOfFile
+        raise EndOfFile
 
-    def _open(self) -> _Link:
-        def connect() -> _Link:
-            return _Link.open(
-                self._store_id,
-                keeps_alive=self._keeps_alive,
-                network=self._network,
-                web_seeds=tuple(seed.url for seed in self._settings.web_seeds),
-            )
+    def _open(self) -> Link:
+        return elect(self._settings, self._connect) if self._start else self._connect()
 
-        return elect(self._settings, connect) if self._start else connect()
+    def _connect(self) -> Link:
+        link = Link.open(
+            self._store_id,
+            keeps_alive=self._keeps_alive,
+            network=self._network,
+            web_seeds=tuple(seed.url for seed in self._settings.web_seeds),
+        )
+        self._cache_limit = link.welcome.cache_limit
+        return link
 
     def _here(self) -> _Pool:
         if self._pool.pid != os.getpid():
@@ -431,6 +458,6 @@ def _receive_exactly(connection: socket.socket, length: int) -> bytes:
     while len(received) < length:
         piece = connection.recv(min(length - len(received), 1 << 20))
         if not piece:
-            raise _EndOfFile
+            raise EndOfFile
         received += piece
     return bytes(received)

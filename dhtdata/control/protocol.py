@@ -9,6 +9,8 @@ sends one request at a time and reads answers until the one that ends it:
 | `Resolve` | `Resolved` |
 | `FetchBlobs` | `Done` |
 | `EnsureBlocks` | `Ensured` |
+| `Foresee` | `Foreseen` |
+| `Learn` | `Done` |
 | `FetchDataset` | any number of `Progress`, then `Done` |
 | `Seed` | `Seeded` |
 | `Announce`, `HandOver`, `Stop` | `Done` |
@@ -34,12 +36,13 @@ import msgspec
 
 from dhtdata import errors
 from dhtdata.control.dht import AskDht, DhtLookup, DhtPing, DhtPong, DhtStatus, DhtTrace
+from dhtdata.control.foreseeing import Foresee, Foreseen, Learn
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError
 from dhtdata.formats.codec import Format, encode_msgpack
 from dhtdata.formats.names import Name
 
-PROTOCOL = 4
+PROTOCOL = 5
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 60.0
@@ -65,12 +68,13 @@ class Hello(Format, frozen=True, tag="hello"):
 
 
 class Welcome(Format, frozen=True, tag="welcome"):
-    """``kind`` is ``seed`` or ``private``."""
+    """``kind`` is ``seed`` or ``private``. ``cache_limit``: bytes that unpinned blobs may take, None for no limit."""
 
     protocol: int
     version: str
     pid: int
     kind: str
+    cache_limit: int | None = None
 
 
 class Resolve(Format, frozen=True, tag="resolve"):
@@ -103,23 +107,30 @@ class FetchBlobs(Format, frozen=True, tag="fetch_blobs"):
 
 
 class EnsureBlocks(Format, frozen=True, tag="ensure_blocks"):
-    """Blocks of one shard, by position in its block table ``table``; all of them if ``blocks`` is empty."""
+    """Blocks of one shard, by position in its block table ``table``; all of them if ``blocks`` is empty.
+
+    ``ahead``: nobody waits for them yet. If there is no room for them the answer is at once that there is none; those
+    who wait are told so when their time is over.
+    """
 
     contents: Digest
     shard: Digest
     table: Digest
     blocks: tuple[int, ...]
     timeout_s: float
+    ahead: bool = False
 
 
 class Ensured(Format, frozen=True, tag="ensured"):
     """``path`` holds the verified blocks at their offsets; ``complete``: it is the whole shard at its final path.
 
-    On the wire the path is relative to the store; `PeerClient` makes it absolute.
+    On the wire the path is relative to the store; `PeerClient` makes it absolute. ``no_room``: nothing is ensured, the
+    cache limit is full of what is being fetched or is needed sooner, and this says what it would take.
     """
 
-    path: str
-    complete: bool
+    path: str = ""
+    complete: bool = False
+    no_room: str = ""
 
 
 class FetchDataset(Format, frozen=True, tag="fetch_dataset"):
@@ -346,6 +357,8 @@ Request = (
     Resolve
     | FetchBlobs
     | EnsureBlocks
+    | Foresee
+    | Learn
     | FetchDataset
     | Seed
     | Announce
@@ -363,6 +376,7 @@ Answer = (
     Resolved
     | Done
     | Ensured
+    | Foreseen
     | Progress
     | Seeded
     | TicketText

@@ -3,13 +3,15 @@
 | module | part |
 |---|---|
 | ``columns`` | what every Arrow type becomes in numpy, torch and Python |
-| ``ranks`` | which rank this process is |
+| ``ranks`` | which rank and worker this process is |
+| ``plain`` | what torch's own DataLoader needs |
+| ``epochs`` | which epoch comes next, across processes |
 | ``shards`` | where rows are |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
 | ``crew`` | threads |
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
-| ``planes``, ``chart``, ``runs``, ``gather`` | rows gathered by column |
+| ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
@@ -34,6 +36,7 @@ from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
 from dhtdata.mount.transform import Transform
 from dhtdata.mount.view import open_view
@@ -50,6 +53,7 @@ def mount(
     split: str = "train",
     columns: Sequence[str] | None = None,
     batch_size: int | None = None,
+    global_batch_size: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
     format: str = "numpy",
@@ -78,9 +82,10 @@ def mount(
     runs. What arrives is verified before a row of it is seen.
 
     ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
-    ``batch_size``: rows a batch *on this rank*; None iterates over rows. ``shuffle_window``: row ranges of about 32 MiB
-    that are shuffled together. ``remainder``: what the last rows of an epoch become, "pad" (equal steps on every rank;
-    ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
+    ``batch_size``: rows a batch *on this rank*, or ``global_batch_size``: on all ranks together; neither iterates over
+    rows. ``shuffle_window``: row ranges of about 32 MiB that are shuffled together. ``remainder``: what the last rows
+    of an epoch become, "pad" (equal steps on every rank; ``_valid`` marks what counts), "drop" or "uneven"; by default
+    "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
     must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
@@ -98,8 +103,9 @@ def mount(
         None if world_size is None else _whole("world_size", world_size),
         None if lanes is None else _whole("lanes", lanes),
     )
+    rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
-        batch_size=None if batch_size is None else _whole("batch_size", batch_size),
+        batch_size=rank_batch,
         shuffle=bool(shuffle),
         seed=_whole("seed", seed),
         window=_whole("shuffle_window", shuffle_window),
@@ -108,7 +114,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, on_error, batched=batch_size is not None, split=split),
+        transform=Transform.of(transform, transform_on, on_error, batched=rank_batch is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -125,6 +131,7 @@ def mount(
         settings = load_settings(given)
     elif given:
         settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
+    meet_torch(StreamingDataset)
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout)
     try:
@@ -132,6 +139,22 @@ def mount(
     except BaseException:
         view.close()
         raise
+
+
+def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:
+    """Rows a batch on each rank."""
+    if global_batch_size is None:
+        return None if batch_size is None else _whole("batch_size", batch_size)
+    if batch_size is not None:
+        raise ConfigError("batch_size is of one rank, global_batch_size of all together: give one of them")
+    size = _whole("global_batch_size", global_batch_size)
+    if size < 1 or size % ranks:
+        smaller = max(size // ranks, 0) * ranks
+        working = f"{smaller} and {smaller + ranks} do" if smaller else f"the smallest that does is {ranks}"
+        raise ConfigError(
+            f"global_batch_size: {size} rows do not divide into equal batches of {ranks} ranks: {working}"
+        )
+    return size // ranks
 
 
 def _whole(name: str, value: int) -> int:

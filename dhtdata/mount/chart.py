@@ -7,7 +7,8 @@ From a row number to an address is then a table look-up and an addition, for tho
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,22 +170,36 @@ class _Blocks:
         )
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Entered while blocks are waited for."""
+
+
 class Charts:
     """The charts of a split's groups in this process; blocks are added when rows of them are first asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
+    def __init__(
+        self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int, waiting: Waiting
+    ) -> None:
         self._vault = vault
+        self._waiting = waiting
         self._groups = [_GroupChart(group, logical, rows) for group in groups]
         self._adding = threading.Lock()
+        self._closings = 0
 
     def covering(self, rows: Rows) -> list[tuple[GroupShards, Chart, Rows]]:
         """Per group a chart on which all these rows are known, and the number of each row's block."""
+        if self._vault.look() != self._closings:
+            with self._adding:
+                self._closings = self._vault.look()
+                for own in self._groups:
+                    own.drop_closed()
         found = [(own.group, own.chart, own.chart.blocks(rows)) for own in self._groups]
         if all(chart.complete or chart.known.take(blocks).all() for _, chart, blocks in found):
             return found
         with self._adding:
-            wanted = [own.wanted(self._vault, rows) for own in self._groups]
-            self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
+            with self._waiting():
+                wanted = [own.wanted(self._vault, rows) for own in self._groups]
+                self._vault.ensure((shard, blocks) for of_group in wanted for _, shard, blocks in of_group)
             for own, of_group in zip(self._groups, wanted, strict=True):
                 own.add(self._vault, of_group, rows)
             return [(own.group, own.chart, own.chart.blocks(rows)) for own in self._groups]
@@ -202,6 +217,7 @@ class _GroupChart:
         self._rows = rows
         self._blocks = _Blocks.none(len(self._forms))
         self._maps: dict[int, list[pa.Buffer]] = {}
+        self._shards: dict[int, set[OpenShard]] = {}
         self.chart = Chart.draw(self._forms, rows, self._blocks, ())
 
     def wanted(self, vault: Vault, rows: Rows) -> _Wanted:
@@ -223,16 +239,27 @@ class _GroupChart:
         if self._blocks.firsts.size + fresh.firsts.size > MAX_BLOCKS:
             self._forget(rows)
         self._blocks = self._blocks.joined(fresh)
+        self._draw()
+
+    def drop_closed(self) -> None:
+        """Forget the blocks of shards that the vault has closed."""
+        closed = [number for number, opened in self._shards.items() if any(shard.closed for shard in opened)]
+        if closed:
+            self._keep_blocks(~np.isin(self._blocks.shards, closed))
+            self._draw()
+
+    def _draw(self) -> None:
         maps = tuple(buffer for buffers in self._maps.values() for buffer in buffers)
         self.chart = Chart.draw(self._forms, self._rows, self._blocks, maps)
 
     def _located(self, vault: Vault, wanted: _Wanted) -> _Blocks:
         firsts, stops, shards, addresses = [], [], [], []
         for number, shard, blocks in wanted:
-            self._keep(number, shard.mapped)
+            self._shards.setdefault(number, set()).add(shard)
             for block in blocks:
                 entry = shard.table.blocks[block]
-                batch = vault.batch(shard, block)
+                batch, mapped = vault.opened(shard, block)
+                self._keep(number, mapped)
                 firsts.append(int(self.group.firsts[number]) + entry.first_row)
                 stops.append(firsts[-1] + entry.rows)
                 shards.append(number)
@@ -254,9 +281,13 @@ class _GroupChart:
     def _forget(self, rows: Rows) -> None:
         needed = np.zeros(self.chart.known.size, np.bool_)
         needed[self.chart.blocks(rows)] = True
-        self._blocks = self._blocks.chosen(needed[np.searchsorted(self.chart.bounds, self._blocks.firsts)])
+        self._keep_blocks(needed[np.searchsorted(self.chart.bounds, self._blocks.firsts)])
+
+    def _keep_blocks(self, which: NDArray[np.bool_]) -> None:
+        self._blocks = self._blocks.chosen(which)
         left = set(self._blocks.shards.tolist())
         self._maps = {number: buffers for number, buffers in self._maps.items() if number in left}
+        self._shards = {number: opened for number, opened in self._shards.items() if number in left}
 
 
 def _places(form: Form, count: int, number: Rows, firsts: Rows, found: Rows, low: int) -> Places:

@@ -19,7 +19,7 @@ logical types. Arrays are writable and share memory with nothing but batches of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +29,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
+from dhtdata.mount.texts import Texts
 
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
-Column = Array | dict[str, Any]
+Column = Array | Texts | dict[str, Any]
 """One column of a batch; a dict for a struct."""
 
 
@@ -174,7 +175,14 @@ def part(column: Any, first: int, stop: int) -> Any:
     if isinstance(column, np.ma.MaskedArray):
         piece = column[first:stop]
         return piece if np.ma.getmaskarray(piece).any() else np.asarray(piece.data)
+    if isinstance(column, Texts):
+        return objects(column[first:stop])
     return column[first:stop]
+
+
+def objects(values: Sequence[Any]) -> Array:
+    """Python values as an array of them."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 def item(column: Any, row: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,22 +11,19 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
+from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.meter import Held
 from dhtdata.mount.parcels import VALID, Parcel
 from dhtdata.mount.pipeline import Pipeline
+from dhtdata.mount.plain import marked_batch, refuse_second_dealing
+from dhtdata.mount.ranks import Worker, find_worker
+from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
-
-
-@dataclass(frozen=True)
-class Run:
-    """One iteration: an epoch from a row on."""
-
-    epoch: int
-    rows: int
-    lanes: int
 
 
 class StreamingDataset:
@@ -34,7 +31,8 @@ class StreamingDataset:
 
     Each iteration is the next epoch, unless `set_epoch` or `load_state_dict` said which. ``len()`` is the number of
     items that a whole epoch yields on this rank. Under "pad" every item has ``_valid``, which is False where a row
-    only fills a batch. With DataLoader workers use `dhtdata.torch.DataLoader`, which also keeps the state.
+    only fills a batch. `dhtdata.torch.DataLoader` loads it with workers and keeps the state. torch's own DataLoader
+    loads it too, with ``batch_size=None``; nobody knows then how much a loop has received from its workers.
     """
 
     def __init__(self, view: View, loop: Loop) -> None:
@@ -42,18 +40,23 @@ class StreamingDataset:
         self._loop = loop
         self._pieces = Pieces(view.ranges)
         self._lanes = loop.crew.nodes if loop.shuffle else 1
-        self._next = Run(0, 0, self._lanes)
-        self._at: Run | tuple[Run, Steps, int] = self._next
-        self._led = False
+        self._epochs = Epochs(Run(0, 0, self._lanes))
         if loop.remainder == "pad" and VALID in view.schema.names:
             raise ConfigError(
                 f"column {VALID!r} collides with the mark of padding: mount with remainder='drop' or 'uneven'"
+            )
+        if loop.remainder == "uneven" and view.split.rows < loop.crew.ranks:
+            raise ConfigError(
+                f"split {view.split.name!r} has {view.split.rows} rows, fewer than the {loop.crew.ranks} ranks, and "
+                "remainder='uneven' would leave some without a step: choose remainder='pad' or fewer ranks"
             )
         if not len(self):
             raise ConfigError(
                 f"split {view.split.name!r} has {view.split.rows} rows, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
+        ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
+        self._loop = replace(loop, predownload_bytes=ahead_bytes)
 
     # What it is
 
@@ -70,6 +73,11 @@ class StreamingDataset:
     @property
     def batch_size(self) -> int | None:
         return self._loop.batch_size
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows of a whole batch, 1 without batches."""
+        return self._loop.batch_size or 1
 
     @property
     def format(self) -> str:
@@ -95,13 +103,21 @@ class StreamingDataset:
     # Reading
 
     def __iter__(self) -> Iterator[Any]:
-        run = self.begin()
-        return self._counted(run)
+        return self.iterate()
+
+    def iterate(self, format: str | None = None) -> Iterator[Any]:
+        """The next epoch in ``format``, by default that of the mount. In a worker of a DataLoader, its part of it."""
+        worker = find_worker()
+        if worker is not None:
+            return self._worked(self._epochs.begin_with(worker), worker, format)
+        self._epochs.expect()
+        return self._counted(format)
 
     def __getitem__(self, key: object) -> NoReturn:
         """ConfigError: torch's own DataLoader asks for rows by number of whatever is not torch's IterableDataset."""
         raise ConfigError(
-            "a streamed dataset has no rows by number: use map_style(), or load it with dhtdata.torch.DataLoader"
+            "a streamed dataset has no rows by number: use map_style(); with torch's DataLoader import torch before "
+            "mounting, or use dhtdata.torch.DataLoader"
         )
 
     def map_style(self) -> MapStyleDataset:
@@ -125,13 +141,19 @@ class StreamingDataset:
         """The next iteration is this epoch, from its start."""
         if not 0 <= epoch < 1 << 56:
             raise ConfigError(f"epoch: {epoch} is not in 0 to 2^56")
-        self._next = self._at = Run(epoch, 0, self._lanes)
+        refuse_second_dealing(self)
+        self._epochs.choose(Run(epoch, 0, self._lanes))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been handed out: small, JSON, the same on every rank. ConfigError while a DataLoader iterates."""
-        if self._led:
-            raise ConfigError("workers iterate over this dataset: ask the loader for state_dict() instead")
-        return self.state_at(self.position)
+        """What has been handed out: small, JSON, the same on every rank. ConfigError while a DataLoader iterates.
+
+        In a worker of a DataLoader (torchdata's StatefulDataLoader asks there) it is this worker's own position, which
+        only the same worker of as many goes on from, at the same global batch.
+        """
+        worker = find_worker()
+        if worker is None:
+            return self.state_at(self._epochs.standing())
+        return self.state_at(self._epochs.at) | {"worker": worker.number, "workers": worker.workers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on from a state, saved by any number of ranks and workers."""
@@ -140,7 +162,29 @@ class StreamingDataset:
         )
         if found.rows > self.num_rows:
             raise ConfigError(f"the state has consumed {found.rows} rows, this split has {self.num_rows}")
-        self._next = self._at = Run(found.epoch, found.rows, found.lanes)
+        if "worker" in state:
+            self._check_worker(state, found.global_batch)
+        self._epochs.choose(Run(found.epoch, found.rows, found.lanes))
+
+    def _check_worker(self, state: Mapping[str, Any], global_batch: int) -> None:
+        """A worker's position counts the steps of that worker: what is left is its part only among as many workers."""
+        worker = find_worker()
+        here = None if worker is None else (worker.number, worker.workers, self._loop.global_batch)
+        if (state["worker"], state.get("workers"), global_batch) != here:
+            raise ConfigError(
+                f"the state is that of worker {state['worker']} of {state.get('workers')} at a global batch of "
+                f"{global_batch}, and nobody else can go on from it: use as many workers and rows, or save the state "
+                "of a dhtdata.torch.DataLoader, which any number goes on from"
+            )
+
+    def held(self) -> Held:
+        """What all processes that read for this dataset waited for, and hold ahead of their loops."""
+        return self._view.meter.total()
+
+    def standing(self) -> tuple[int, int]:
+        """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
+        at = self.position
+        return at.epoch, at.rows // self._loop.global_batch
 
     def close(self) -> None:
         """Unmap all shards and leave the peer. Arrays that were handed out stay valid."""
@@ -158,10 +202,8 @@ class StreamingDataset:
 
     def begin(self, *, led: bool = False) -> Run:
         """Start the next iteration. ``led``: somebody else counts what is handed out, by `moved`."""
-        run = self._next
-        self._at, self._next = run, self._after(run)
-        self._led = led
-        return run
+        self._loop.crew.confirm()
+        return self._epochs.begin(led=led)
 
     def steps(self, run: Run, worker: int = 0, workers: int = 1) -> Steps:
         """This rank's steps of an iteration, those of one worker to be dealt."""
@@ -175,9 +217,9 @@ class StreamingDataset:
         )
         return self._cut(order, self._share(worker, workers), run.rows)
 
-    def finish(self) -> None:
-        """The loader that led an iteration has handed everything out."""
-        self._led = False
+    def finish(self, run: Run) -> None:
+        """The loader that led an iteration has handed everything out, or gives it up."""
+        self._epochs.finish(run)
 
     def state_at(self, run: Run) -> dict[str, Any]:
         return State(
@@ -193,19 +235,30 @@ class StreamingDataset:
     @property
     def position(self) -> Run:
         """Where the latest iteration stands."""
-        if isinstance(self._at, Run):
-            return self._at
-        run, steps, done = self._at
-        return Run(run.epoch, steps.position(done), run.lanes) if done < steps.count else self._after(run)
+        return self._epochs.at
 
     def parcels(self, steps: Steps, format: str | None = None) -> Iterator[Parcel]:
         """What the steps of one worker yield, several together: see `Steps.parcels`."""
         pipeline = Pipeline(self._view, self._loop, format)
         return pipeline.parcels(steps, steps.parcels(pipeline.steps_at_once))
 
-    def _counted(self, run: Run) -> Iterator[Any]:
+    def _counted(self, format: str | None) -> Iterator[Any]:
+        """It begins when its first item is asked for: loaders make iterators that they never use."""
+        run = self.begin()
         steps = self.steps(run)
-        return self.counted(run, steps, self.parcels(steps))
+        yield from self._shown(self.counted(run, steps, self.parcels(steps, format)))
+
+    def _worked(self, run: Run, worker: Worker, format: str | None) -> Iterator[Any]:
+        """One worker's turns."""
+        steps = self.steps(run, worker.number, worker.workers)
+        pipeline = Pipeline(self._view, self._loop, format)
+        parcels = pipeline.parcels(steps, steps.turns(pipeline.steps_at_once))
+        yield from self._shown(self.counted(run, steps, parcels))
+        self._epochs.finish_with(worker)
+
+    def _shown(self, items: Iterator[Any]) -> Iterator[Any]:
+        mark = marked_batch() if self._loop.batched else None
+        return items if mark is None else (mark(item) for item in items)
 
     def counted(self, run: Run, steps: Steps, parcels: Iterable[Parcel]) -> Iterator[Any]:
         """The items of all parcels of an iteration; this dataset knows where it stands."""
@@ -213,13 +266,20 @@ class StreamingDataset:
         for parcel in parcels:
             for item in parcel.unpack():
                 done += 1
-                self._at = (run, steps, done)
+                self._epochs.moved(run, steps, done)
                 if item is not Skipped.ITEM:
                     yield item
-        self._at = (run, steps, steps.count)
+        self._epochs.moved(run, steps, steps.count)
 
-    def _after(self, run: Run) -> Run:
-        return Run(run.epoch + 1, 0, self._lanes)
+    def _usual_ahead(self) -> int:
+        """Bytes of one window: the next one must be here when the loop enters it, or the loop waits."""
+        window = self._loop.window if self._loop.shuffle else 0
+        return usual_ahead_bytes(self._view.byte_count, len(self._view.ranges), window)
+
+    def _needs(self) -> Needs:
+        crew = self._loop.crew
+        lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
+        return Needs.of(self._view.groups, self._pieces, self._loop.window if self._loop.shuffle else 1, lanes)
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)

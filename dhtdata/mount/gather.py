@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.chart import Chart, Charts, Form, Places
+from dhtdata.mount.chart import Chart, Charts, Form, Places, Waiting
 from dhtdata.mount.columns import Array, Column, Flat, held, mark_nulls, to_numpy
 from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
 from dhtdata.mount.runs import GroupRuns
 from dhtdata.mount.shards import GroupShards
+from dhtdata.mount.texts import Texts
 from dhtdata.mount.vault import Vault
 
 Rows = NDArray[np.int64]
@@ -32,9 +33,11 @@ Rows = NDArray[np.int64]
 class Gatherer:
     """Reads columns of a split. ``logical`` is the schema of the chosen columns, in the order asked for."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int) -> None:
+    def __init__(
+        self, vault: Vault, groups: Sequence[GroupShards], logical: pa.Schema, rows: int, waiting: Waiting
+    ) -> None:
         self._vault = vault
-        self._charts = Charts(vault, groups, logical, rows)
+        self._charts = Charts(vault, groups, logical, rows, waiting)
         self.logical = logical
         self._forms = {
             name: Form.of(logical.field(name).type, group.stored.field(name).type)
@@ -46,8 +49,8 @@ class Gatherer:
         """Columns as `columns` maps them, in the order of ``rows``."""
         return self._gathered(rows, _numpy_column, lambda name, array: self._converted(name, array))
 
-    def python(self, rows: Rows) -> dict[str, list[Any]]:
-        """Columns as lists of Python's own values, those of ``pyarrow.Array.to_pylist``."""
+    def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
+        """Columns as sequences of Python's own values, those of ``pyarrow.Array.to_pylist``."""
         return self._gathered(rows, _python_column, lambda name, array: self._listed(name, array))
 
     def stored(self, rows: Rows) -> pa.RecordBatch:
@@ -164,7 +167,7 @@ class _Located:
 def _numpy_column(found: _Located, form: Form) -> Column | None:
     """None if only Arrow can read these rows."""
     if form.flat is None:
-        return np.fromiter(_texts(found, form), dtype=object, count=found.rows.size)
+        return _texts(found, form)
     if not form.offset_bytes:
         if found.awkward:
             return found.runs.group.flat(found.name, form.flat)
@@ -182,7 +185,7 @@ def _numpy_column(found: _Located, form: Form) -> Column | None:
 _PLAIN_NUMBERS = frozenset("?bBhHiIlLqQfd")
 
 
-def _python_column(found: _Located, form: Form) -> list[Any] | None:
+def _python_column(found: _Located, form: Form) -> Sequence[Any] | None:
     if form.flat is None:
         return _texts(found, form)
     flat = form.flat
@@ -193,22 +196,18 @@ def _python_column(found: _Located, form: Form) -> list[Any] | None:
     return values if valid is None else [value if kept else None for value, kept in zip(values, valid, strict=True)]
 
 
-def _texts(found: _Located, form: Form) -> list[Any]:
-    """Strings or bytes, each made once, straight from the map."""
+def _texts(found: _Located, form: Form) -> Texts:
     starts, stops = found.spans(form)
     bases = found.places.values.take(found.blocks)
-    memory = plane(found.chart.low, found.chart.high, np.dtype(np.uint8)).data
-    spans = zip((starts + bases).tolist(), (stops + bases).tolist(), strict=True)
-    made: list[Any]
-    if form.text:
-        made = [str(memory[start:stop], "utf-8") for start, stop in spans]
-    else:
-        made = [memory[start:stop].tobytes() for start, stop in spans]
     valid = found.valid()
-    if valid is not None:
-        for row in np.flatnonzero(~valid).tolist():
-            made[row] = None
-    return made
+    return Texts(
+        (starts + bases).tolist(),
+        (stops + bases).tolist(),
+        frozenset() if valid is None else frozenset(np.flatnonzero(~valid).tolist()),
+        form.text,
+        plane(found.chart.low, found.chart.high, np.dtype(np.uint8)).data,
+        found.chart.maps,
+    )
 
 
 def _items(found: _Located, form: Form, flat: Flat) -> tuple[Array, Rows]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,15 @@ class MapStyleDataset:
     def __getitem__(self, key: int | slice | Sequence[int] | Rows) -> Any:
         """A row for an int, else a batch. IndexError beyond the ends, as lists have it."""
         if isinstance(key, int | np.integer):
-            return self._gather(self._checked([int(key)]), batched=False)[0]
+            return next(self._gather(self._checked([int(key)]), batched=False))
         rows = np.arange(*key.indices(len(self)), dtype=np.int64) if isinstance(key, slice) else self._checked(key)
-        return self._gather(rows, batched=True)[0]
+        return next(self._gather(rows, batched=True))
 
     def __getitems__(self, keys: Sequence[int]) -> list[Any]:
         """Rows in the order asked for, gathered at once."""
-        return self._gather(self._checked(keys), batched=False)
+        return list(self._gather(self._checked(keys), batched=False))
 
-    def _gather(self, rows: Rows, batched: bool) -> list[Any]:
+    def _gather(self, rows: Rows, batched: bool) -> Iterator[Any]:
         if not rows.size:
             raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
         with self._view.fetching():

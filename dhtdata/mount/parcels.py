@@ -6,7 +6,7 @@ that once for a few megabytes. Its items are parts of it, without another copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -26,8 +26,8 @@ Bounds = tuple[int, ...] | None
 
 
 class Parcel(Protocol):
-    def unpack(self) -> list[Any]:
-        """The items of its steps, in order."""
+    def unpack(self) -> Iterator[Any]:
+        """The items of its steps, in order; each is made when it is asked for."""
         ...
 
 
@@ -39,25 +39,25 @@ class Arrays:
     bounds: Bounds
     count: int
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         if self.bounds is None:
             return _zipped(self.columns, lambda column: _rows(column, self.count))
         bounds = self.bounds
-        return _zipped(self.columns, lambda column: [part(column, first, stop) for first, stop in pairwise(bounds)])
+        return _zipped(self.columns, lambda column: (part(column, first, stop) for first, stop in pairwise(bounds)))
 
 
 @dataclass(frozen=True)
 class Lists:
     """Python's own values."""
 
-    columns: Mapping[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     bounds: Bounds
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         if self.bounds is None:
             return _zipped(self.columns, lambda values: values)
         bounds = self.bounds
-        return _zipped(self.columns, lambda values: [values[first:stop] for first, stop in pairwise(bounds)])
+        return _zipped(self.columns, lambda values: (values[first:stop] for first, stop in pairwise(bounds)))
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class ArrowRows:
     bounds: Bounds
     valid: NDArray[np.bool_] | None
 
-    def unpack(self) -> list[Any]:
+    def unpack(self) -> Iterator[Any]:
         if self.bounds is not None:
-            return [self._batch(first, stop) for first, stop in pairwise(self.bounds)]
+            return (self._batch(first, stop) for first, stop in pairwise(self.bounds))
         batches = (self._batch(row, row + 1) for row in range(self.rows.num_rows))
-        return [dict(zip(one.schema.names, (column[0] for column in one.columns), strict=True)) for one in batches]
+        return (dict(zip(one.schema.names, (column[0] for column in one.columns), strict=True)) for one in batches)
 
     def _batch(self, first: int, stop: int) -> pa.RecordBatch:
         from dhtdata.tables.logical import to_logical
@@ -92,8 +92,8 @@ class Items:
 
     items: list[Any]
 
-    def unpack(self) -> list[Any]:
-        return self.items
+    def unpack(self) -> Iterator[Any]:
+        return iter(self.items)
 
 
 Read = Callable[[Gatherer, Dealt, bool], Parcel]
@@ -140,16 +140,17 @@ def _marked(columns: dict[str, Any], dealt: Dealt) -> dict[str, Any]:
     return columns
 
 
-def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], list[Any]]) -> list[Any]:
+def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
     """Items as dicts, from what each column is cut into."""
     names = list(columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*map(cut, columns.values()), strict=True)]
+    return (dict(zip(names, values, strict=True)) for values in zip(*map(cut, columns.values()), strict=True))
 
 
-def _rows(column: Any, count: int) -> list[Any]:
+def _rows(column: Any, count: int) -> Iterator[Any]:
     """A column's values, row by row."""
     if isinstance(column, dict):
         return _zipped(column, lambda child: _rows(child, count))
     if isinstance(column, np.ma.MaskedArray):
-        return [item(column, row) for row in range(count)]
-    return list(column)
+        return (item(column, row) for row in range(count))
+    values: Iterator[Any] = iter(column)
+    return values

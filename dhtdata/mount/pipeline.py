@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -14,7 +15,7 @@ from dhtdata.mount.parcels import Parcel
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
-MIN_PREDOWNLOAD_BYTES = 64_000_000
+NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
@@ -38,12 +39,16 @@ class Pipeline:
         """What these steps take, a parcel for each range of them."""
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))
-            ahead = opened.enter_context(self._view.reading_ahead(steps, self._predownload_bytes()))
+            ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))
 
             def jobs() -> Iterator[Callable[[], Parcel]]:
+                noted_s = 0.0
                 for turn in turns:
                     if ahead is not None:
                         ahead.advance(steps.position(turn[-1] + 1))
+                        if time.monotonic() - noted_s >= NOTED_S:
+                            self._view.note(ahead)
+                            noted_s = time.monotonic()
                     dealt = steps.deal(turn)
                     yield partial(self._make, dealt)
 
@@ -55,13 +60,6 @@ class Pipeline:
             return self._view.gather(dealt, self._format, self._loop.batched)
         parcel = self._view.gather(dealt, self._format, transform.reads_batches)
         return transform.apply(parcel, dealt, self._format, self._loop.batched)
-
-    def _predownload_bytes(self) -> int:
-        """As given, else one window: the next one must be here when the loop enters it, or the loop waits."""
-        if self._loop.predownload_bytes is not None:
-            return self._loop.predownload_bytes
-        window = self._view.byte_count * self._loop.window // len(self._view.ranges) if self._loop.shuffle else 0
-        return max(MIN_PREDOWNLOAD_BYTES, window)
 
 
 @contextmanager

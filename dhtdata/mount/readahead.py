@@ -12,21 +12,41 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dhtdata.errors import DhtDataError
+from dhtdata.mount.horizon import Horizon
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Steps
 
 REQUEST_BYTES = 4 << 20
+MIN_AHEAD_BYTES = 64_000_000
+
+
+def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
+    """What may be asked for ahead of a loop that names no limit, in a split of ``byte_count`` bytes.
+
+    A window of so many row ranges (0: none, without shuffle): the next one must be here when the loop enters it, or
+    the loop waits.
+    """
+    return max(MIN_AHEAD_BYTES, byte_count * window // range_count)
 
 
 class Readahead:
     """A thread that walks the windows of one rank's steps, as far as `advance` allows."""
 
-    def __init__(self, vault: Vault, groups: Sequence[GroupShards], steps: Steps, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        groups: Sequence[GroupShards],
+        steps: Steps,
+        limit_bytes: int,
+        horizon: Horizon | None = None,
+    ) -> None:
         self._vault = vault
         self._groups = groups
         self._steps = steps
         self._limit_bytes = limit_bytes
+        self._horizon = horizon
+        self._ahead: deque[tuple[int, OpenShard, int]] = deque()
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
@@ -44,12 +64,20 @@ class Readahead:
 
     def advance(self, position: int) -> None:
         """The loop needs all rows before this position of the epoch now."""
+        if self._horizon is not None:
+            self._horizon.advance(position)
         with self._moved:
             self._reached = position
             self._moved.notify()
 
+    def held_bytes(self) -> int:
+        """Bytes that are here and that the loop has not reached."""
+        with self._moved:
+            ahead = [(shard, block) for position, shard, block in self._ahead if position >= self._reached]
+        return sum(shard.table.blocks[block].length for shard, block in ahead if not shard.missing([block]))
+
     def _walk(self) -> None:
-        ahead: deque[tuple[int, int]] = deque()
+        ahead = self._ahead
         ahead_bytes = 0
         batch = _Batch(self._vault)
         try:
@@ -64,7 +92,8 @@ class Readahead:
                 with self._moved:
                     while not self._ended:
                         while ahead and ahead[0][0] < self._reached:
-                            ahead_bytes -= ahead.popleft()[1]
+                            _, passed, done = ahead.popleft()
+                            ahead_bytes -= passed.table.blocks[done].length
                         if position < self._reached or ahead_bytes + size <= self._limit_bytes:
                             break
                         batch.send()
@@ -72,7 +101,7 @@ class Readahead:
                     if self._ended:
                         return
                     if position >= self._reached:
-                        ahead.append((position, size))
+                        ahead.append((position, shard, block))
                         ahead_bytes += size
                 batch.add(shard, block, size)
         except DhtDataError:
@@ -119,6 +148,6 @@ class _Batch:
 
     def send(self) -> None:
         for shard, blocks in self._blocks.values():
-            self._vault.ask(shard, blocks)
+            self._vault.ask(shard, blocks, ahead=True)
         self._blocks = {}
         self.size = 0

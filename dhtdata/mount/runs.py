@@ -42,6 +42,7 @@ class GroupRuns:
             self._order = np.argsort(rows, kind="stable")
             rows = rows[self._order]
         self._runs = list(_runs(vault, group, rows, self._order))
+        vault.ensure((run.shard, [run.block]) for run in self._runs)  # a shard may have been closed since
 
     def arrow(self, names: Sequence[str]) -> pa.RecordBatch:
         """These columns in their stored types."""

@@ -77,7 +77,7 @@ class Transform:
     def apply(self, parcel: Parcel, dealt: Dealt, format: str, batched: bool) -> Items:
         """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says."""
         if batched and not self.reads_batches:
-            rows = parcel.unpack()
+            rows = list(parcel.unpack())
             return Items([self._joined(rows, dealt, span, format) for span in pairwise(dealt.bounds)])
         return Items(
             [self._one(item, dealt.rows[span[0] : span[1]]) for item, span in self._spanned(parcel, dealt, batched)]

@@ -5,7 +5,12 @@ it is verified, or from a whole shard in the store. A whole shard is checked onc
 remembered. Until one shard of a publisher has passed whole, every block of theirs is checked in a process of its own
 (`Checker`) before this one reads it.
 
-When nobody has what is missing the vault waits, says so, and gives up after ``timeout_s``.
+When nobody has what is missing, or there is no room for it yet, the vault waits, says so, and gives up after
+``timeout_s``.
+
+Files are looked at again now and then: a stored shard that was changed on disk is closed, so that it is opened anew,
+which finds the change and fetches it again. Of a partial shard that was dropped and begun anew every block is read from
+the file in which it arrived.
 
 Threads exist inside `fetching` only, and nothing of this is shared with a forked process: no thread, no socket.
 """
@@ -13,10 +18,12 @@ Threads exist inside `fetching` only, and nothing of this is shared with a forke
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +40,7 @@ from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
 from dhtdata.mount.crew import Crew
 from dhtdata.mount.shards import GroupShards
-from dhtdata.store import Store
+from dhtdata.store import NoRoomYet, Store
 from dhtdata.tables.reader import ShardReader
 
 if TYPE_CHECKING:
@@ -45,6 +52,10 @@ OPEN_SHARDS = 256
 ASK_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+LOOK_S = 0.5
+"""A look at 256 files takes half a millisecond."""
+_MARK_BYTES = 4
+"""Blocks begin with a magic or a continuation marker (`dhtdata.tables.ipc`), never with zeros."""
 _log = logging.getLogger("dhtdata")
 
 
@@ -59,23 +70,48 @@ class Origin:
     """Tell a new peer again where to look."""
 
 
-@dataclass
-class OpenShard:
-    """One shard: ``reader`` once its file can be mapped, ``here`` the blocks that may be read (all if ``complete``).
+@dataclass(frozen=True)
+class _File:
+    """A shard's file as it was when it was mapped; pages of one that was unlinked stay readable."""
 
-    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to.
+    path: Path
+    reader: ShardReader
+    status: os.stat_result
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file of this name is this one still."""
+        status = _status(path)
+        return status is not None and status.st_ino == self.status.st_ino
+
+    def has_changed(self) -> bool:
+        """Whether somebody wrote into it, or another file has its name. One that is gone has not changed."""
+        status = _status(self.path)
+        return status is not None and _identity(status) != _identity(self.status)
+
+    def holds(self, blocks: Iterable[int]) -> bool:
+        """Whether blocks were ever written: a partial shard may have been dropped and begun anew meanwhile."""
+        return all(any(memoryview(self.reader.bytes_of(block))[:_MARK_BYTES]) for block in blocks)
+
+
+@dataclass(eq=False)
+class OpenShard:
+    """One shard: ``file`` once it can be mapped, ``here`` where blocks may be read (all in ``file`` if ``complete``).
+
+    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to. ``closed``: its file is not
+    to be read any more; who keeps blocks of it opens the shard anew.
     """
 
     entry: ShardEntry
     group: GroupShards
     table: BlockTable
     firsts: NDArray[np.int64]
-    reader: ShardReader | None = None
+    file: _File | None = None
     complete: bool = False
-    here: set[int] = field(default_factory=set)
+    closed: bool = False
+    here: dict[int, _File] = field(default_factory=dict)
     asked: dict[int, Future[None]] = field(default_factory=dict)
     foreseen: set[int] = field(default_factory=set)
-    batches: dict[int, pa.RecordBatch] = field(default_factory=dict)
+    batches: dict[int, tuple[pa.RecordBatch, pa.Buffer]] = field(default_factory=dict)
 
     def missing(self, blocks: Iterable[int]) -> list[int]:
         return [] if self.complete else [block for block in blocks if block not in self.here]
@@ -85,21 +121,19 @@ class OpenShard:
         left = set(range(len(self.table.blocks))).difference(self.here, self.asked, fresh)
         return sorted(left) if left <= {0, len(self.table.blocks) - 1} else []
 
-    def batch(self, block: int) -> pa.RecordBatch:
-        """Columns that were asked for of a block that is here."""
-        batch = self.batches.get(block)
-        if batch is None:
-            if self.reader is None:
-                raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
-            batch = self.batches[block] = self.reader.batch(block - 1).select(list(self.group.columns))
-        return batch
+    def batch(self, block: int) -> tuple[pa.RecordBatch, pa.Buffer]:
+        """Columns that were asked for of a block that is here, and the whole file that they lie in.
 
-    @property
-    def mapped(self) -> pa.Buffer:
-        """The whole file in memory. Blocks that are not here yet must not be read."""
-        if self.reader is None:
-            raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
-        return self.reader.mapped
+        Of that file, blocks that are not here must not be read.
+        """
+        opened = self.batches.get(block)
+        if opened is None:
+            file = self.file if self.complete else self.here.get(block)
+            if file is None:
+                raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
+            batch = file.reader.batch(block - 1).select(list(self.group.columns))
+            opened = self.batches[block] = (batch, file.reader.mapped)
+        return opened
 
     def blocks_of(self, first_row: int, stop_row: int) -> range:
         """Blocks that hold the shard's rows ``[first_row, stop_row)``."""
@@ -129,6 +163,9 @@ class Vault:
         self._checker: Checker | None = None
         self._crew: Crew | None = None
         self._leaving = threading.Event()
+        self._alive: weakref.WeakSet[OpenShard] = weakref.WeakSet()
+        self._looked_s = time.monotonic()
+        self._closings = 0
 
     # Opening
 
@@ -149,6 +186,7 @@ class Vault:
             self._open_stored(made)
             with self._lock:
                 self._shards[key] = made
+                self._alive.add(made)
                 self._opening.pop(key, None)
                 while len(self._shards) > OPEN_SHARDS:
                     self._shards.popitem(last=False)
@@ -159,6 +197,34 @@ class Vault:
         if opened is not None:
             self._shards.move_to_end(key)
         return opened
+
+    def look(self) -> int:
+        """How many shards were `closed` so far, after a look at the files every `LOOK_S`."""
+        if time.monotonic() - self._looked_s > LOOK_S:
+            with self._lock:
+                self._looked_s = time.monotonic()
+                changed = [shard for shard in self._alive if shard.complete and shard.file and shard.file.has_changed()]
+                for shard in changed:
+                    _log.warning("shard %s was changed on disk while it was read", shard.entry.digest)
+                self._close(changed)
+        return self._closings
+
+    def release(self, wanted: Collection[Digest]) -> None:
+        """Close shards that the store has dropped, but for those ``wanted``: open ones take room on the disk."""
+        with self._lock:
+            self._close([shard for shard in self._alive if shard.entry.digest not in wanted and self._is_gone(shard)])
+
+    def _is_gone(self, shard: OpenShard) -> bool:
+        if shard.closed or shard.file is None:
+            return False
+        return not any(map(shard.file.is_at, (shard.file.path, self._store.place_of(shard.entry.digest))))
+
+    def _close(self, shards: Iterable[OpenShard]) -> None:
+        for shard in shards:
+            self._closings += not shard.closed
+            shard.closed = True
+            if self._shards.get(shard.entry.digest) is shard:
+                del self._shards[shard.entry.digest]
 
     def is_open(self, group: GroupShards, number: int) -> bool:
         """Whether `shard` answers at once."""
@@ -205,13 +271,20 @@ class Vault:
             return False
         try:
             self._check(shard, path)
-            shard.reader = ShardReader(path, shard.table, shard.group.stored, checked=True)
+            shard.file = self._map(shard, path, checked=True)
         except StoreError:
             if path.exists():
                 raise
             return False  # evicted between the two lines: it is fetched again
         shard.complete = True
         return True
+
+    def _map(self, shard: OpenShard, path: Path, *, checked: bool = False) -> _File:
+        before = _status(path)
+        reader = ShardReader(path, shard.table, shard.group.stored, checked=checked)
+        if before is None or (after := _status(path)) is None or before.st_ino != after.st_ino:
+            raise StoreError(f"{path} was replaced while it was opened: try again")
+        return _File(path, reader, before)
 
     def _check(self, shard: OpenShard, path: Path) -> None:
         digest, schema = shard.entry.digest, shard.group.schema_digest
@@ -250,19 +323,13 @@ class Vault:
         if checker is not None:
             checker.close()
 
-    def _pass(self, shard: OpenShard, path: Path, blocks: list[int]) -> bool:
-        """Check a stranger's blocks, so that this process may read them. False if the file has gone meanwhile."""
+    def _pass(self, shard: OpenShard, path: Path, blocks: list[int]) -> None:
+        """Check a stranger's blocks, so that this process may read them. StoreError if the file has gone meanwhile."""
         if self._trusts():
-            return True
-        try:
-            with self._checking, self._blaming(shard.entry):
-                if not self._trusts():
-                    self._stranger_checker().check(path, shard.table, shard.group.stored, blocks)
-        except StoreError:
-            if path.exists():
-                raise
-            return False  # it was completed or dropped in between: ask again
-        return True
+            return
+        with self._checking, self._blaming(shard.entry):
+            if not self._trusts():
+                self._stranger_checker().check(path, shard.table, shard.group.stored, blocks)
 
     def _trusts(self) -> bool:
         self._trusted = self._trusted or self._store.trusts(self._origin.publisher)
@@ -282,13 +349,20 @@ class Vault:
 
     def batch(self, shard: OpenShard, block: int) -> pa.RecordBatch:
         """Rows of a block that `ensure` made sure of. FormatError names dataset and shard."""
+        return self.opened(shard, block)[0]
+
+    def opened(self, shard: OpenShard, block: int) -> tuple[pa.RecordBatch, pa.Buffer]:
+        """The same, and the map in which they lie."""
         with self._blaming(shard.entry):
             return shard.batch(block)
 
     # Fetching
 
-    def ask(self, shard: OpenShard, blocks: Iterable[int]) -> list[Future[None]]:
-        """Have blocks fetched in the background (at once without `fetching`); what to wait for."""
+    def ask(self, shard: OpenShard, blocks: Iterable[int], *, ahead: bool) -> list[Future[None]]:
+        """Have blocks fetched in the background (at once without `fetching`); what to wait for.
+
+        ``ahead`` of need: `NoRoomYet` if the cache limit is full of what is needed sooner.
+        """
         with self._lock:
             missing = shard.missing(blocks)
             if not missing:
@@ -301,14 +375,21 @@ class Vault:
                 shard.asked |= dict.fromkeys(fresh, done)
                 waiting.add(done)
         if fresh:
-            self._submit(lambda: self._fetch(shard, fresh, done))
+            self._submit(lambda: self._fetch(shard, fresh, done, ahead))
         return list(waiting)
 
     def ensure(self, wanted: Iterable[tuple[OpenShard, Iterable[int]]]) -> None:
         """Return when all these blocks can be read."""
-        asked = [future for shard, blocks in wanted for future in self.ask(shard, blocks)]
-        for future in asked:
-            future.result()
+        left = [(shard, list(blocks)) for shard, blocks in wanted]
+        while left:
+            asked = [(shard, blocks, self.ask(shard, blocks, ahead=False)) for shard, blocks in left]
+            left = []
+            for shard, blocks, futures in asked:
+                try:
+                    for future in futures:
+                        future.result()
+                except NoRoomYet:  # they had been asked for ahead of need
+                    left.append((shard, blocks))
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
@@ -339,14 +420,14 @@ class Vault:
         else:
             self._crew.put(job)
 
-    def _fetch(self, shard: OpenShard, blocks: list[int], done: Future[None]) -> None:
+    def _fetch(self, shard: OpenShard, blocks: list[int], done: Future[None], ahead: bool) -> None:
         try:
-            self._fetch_blocks(shard, blocks)
+            file = self._fetch_blocks(shard, blocks, ahead)
             with self._lock:
-                shard.here.update(blocks)
+                shard.here |= dict.fromkeys(blocks, file)
                 whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
             if whole:  # from now on it is read as a stored shard: checked once, remembered for every process
-                self._fetch_blocks(shard, list(range(len(shard.table.blocks))))
+                self._fetch_blocks(shard, list(range(len(shard.table.blocks))), ahead)
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)
         else:
@@ -356,36 +437,43 @@ class Vault:
                 for block in blocks:
                     shard.asked.pop(block, None)
 
-    def _fetch_blocks(self, shard: OpenShard, blocks: list[int]) -> None:
+    def _fetch_blocks(self, shard: OpenShard, blocks: list[int], ahead: bool) -> _File:
+        """The file in which these blocks are now."""
         entry = shard.entry
         whole = len(blocks) == len(shard.table.blocks)
         for _ in range(3):
             ensured = self._persist(
                 f"{len(blocks)} blocks of shard {entry.digest}",
                 lambda client, wait_s: client.ensure_blocks(
-                    self._origin.contents, entry.digest, entry.table, () if whole else blocks, wait_s
+                    self._origin.contents, entry.digest, entry.table, () if whole else blocks, wait_s, ahead=ahead
                 ),
+                ahead=ahead,
             )
-            if ensured.complete and self._open_stored(shard):
-                return
+            if ensured.complete and self._open_stored(shard) and shard.file is not None:
+                return shard.file
             path = Path(ensured.path)
-            if not ensured.complete and self._open_partial(shard, path) and self._pass(shard, path, blocks):
-                return
+            if not ensured.complete and (file := self._open_partial(shard, path, blocks)) is not None:
+                return file
         raise StoreError(f"shard {entry.digest} is dropped as fast as it is fetched: raise the store's cache limit")
 
-    def _open_partial(self, shard: OpenShard, path: Path) -> bool:
-        if shard.reader is not None:
-            return True
+    def _open_partial(self, shard: OpenShard, path: Path, blocks: list[int]) -> _File | None:
+        """The partial file, mapped and (a stranger's) checked. None if it has gone meanwhile: ask again."""
+        file = shard.file
         try:
-            with self._blaming(shard.entry):
-                shard.reader = ShardReader(path, shard.table, shard.group.stored)
+            if file is None or not file.is_at(path):
+                with self._blaming(shard.entry):
+                    file = self._map(shard, path)
+            if not file.holds(blocks):
+                return None
+            self._pass(shard, path, blocks)
         except StoreError:
             if path.exists():
                 raise
-            return False  # it was completed or dropped in between: ask again
-        return True
+            return None
+        shard.file = file
+        return file
 
-    def _persist(self, what: str, ask: Callable[[PeerClient, float], _A]) -> _A:
+    def _persist(self, what: str, ask: Callable[[PeerClient, float], _A], *, ahead: bool = False) -> _A:
         """Ask the peer until it succeeds or the time is over."""
         deadline_s = time.monotonic() + self._timeout_s
         pause_s, told = FIRST_PAUSE_S, False
@@ -393,17 +481,23 @@ class Vault:
             left_s = deadline_s - time.monotonic()
             try:
                 return ask(self._peer(), max(min(left_s, ASK_S, self._timeout_s / 3), 0.1))
-            except (NotFoundError, PeerError) as failure:
+            except (NotFoundError, PeerError, NoRoomYet) as failure:
+                if ahead and isinstance(failure, NoRoomYet):
+                    raise
                 if time.monotonic() + pause_s >= deadline_s or self._leaving.wait(pause_s):
-                    raise NotFoundError(
-                        f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}. "
-                        f"Asked: {self._asked()}"
-                    ) from failure
+                    raise self._given_up(what, failure) from failure
                 if not told:
                     _log.warning("waiting up to %.0f s for %s of %s: %s", left_s, what, self._origin.title, failure)
                     told = True
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                self._remind()
+                if not isinstance(failure, NoRoomYet):
+                    self._remind()
+
+    def _given_up(self, what: str, failure: DhtDataError) -> DhtDataError:
+        late = f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}"
+        if isinstance(failure, NoRoomYet):
+            return StoreError(late)
+        return NotFoundError(f"{late}. Asked: {self._asked()}")
 
     def _remind(self) -> None:
         try:
@@ -424,3 +518,16 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
+        raise StoreError(f"{path}: {failure.strerror}") from failure
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return (status.st_size, status.st_mtime_ns, status.st_ino)

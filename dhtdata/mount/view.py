@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +21,10 @@ from dhtdata.formats.contents import Split
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
+from dhtdata.mount.horizon import Horizon, Needs
+from dhtdata.mount.meter import Meter
 from dhtdata.mount.parcels import Parcel, reader_of
+from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
@@ -73,6 +77,7 @@ class View:
         self._complete = False
         self._store: Store | None = store
         self._here: _Here | None = None
+        self.meter = Meter()
 
     @property
     def byte_count(self) -> int:
@@ -83,7 +88,8 @@ class View:
         """These rows, in this order, once they are here."""
         here = self._process()
         if here.gatherer is None:
-            here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows)
+            waiting = partial(self.meter.stalled, _slot())
+            here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows, waiting)
         return reader_of(format)(here.gatherer, dealt, batched)
 
     @contextmanager
@@ -93,9 +99,34 @@ class View:
             yield None
             return
         vault = self._process().vault
-        ahead = Readahead(vault, self.groups, steps, limit_bytes)
-        with vault.fetching(), ahead.running():
-            yield ahead
+        with ExitStack() as ending:
+            horizon = None
+            if self.connect().cache_limit is not None:
+                horizon = self._horizon(vault, steps)
+                ending.callback(horizon.close)
+            ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon)
+            with vault.fetching(), ahead.running():
+                yield ahead
+
+    def note(self, ahead: Readahead) -> None:
+        """Tell those who look what is here ahead of the loop."""
+        self.meter.hold(_slot(), ahead.held_bytes())
+
+    def _horizon(self, vault: Vault, steps: Steps) -> Horizon:
+        from dhtdata.control.reading import Reading
+
+        whose = f"{self.dataset.contents_digest} {self.split.name} {','.join(self.schema.names)}"
+        return Horizon(vault, Reading(self.connect()), whose, self.groups, steps)
+
+    def look_ahead(self, needs: Needs, given: int | None, usual: int) -> int:
+        """Bytes to read ahead, see `Needs.ahead`; the usual if nothing limits the store, or all is here or stays."""
+        limit_bytes = self.connect().cache_limit if not self._complete else None
+        store = self._open_store()
+        if limit_bytes is None or any(
+            entry.pinned and entry.digest == self.dataset.digest for entry in store.manifests()
+        ):
+            return usual if given is None else given
+        return needs.ahead(given, usual, limit_bytes, store.kept_bytes())
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
@@ -199,6 +230,12 @@ class View:
             vault = Vault(self._open_store(), origin, self.connect, self._timeout_s)
             here = self._here = _Here(os.getpid(), vault)
         return here
+
+
+def _slot() -> int:
+    """Where this process writes what it waited for: workers by number."""
+    worker = find_worker()
+    return 0 if worker is None else worker.number + 1
 
 
 def open_view(target: Target, settings: Settings, split: str, columns: Sequence[str] | None, timeout_s: float) -> View:

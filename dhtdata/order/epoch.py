@@ -81,6 +81,7 @@ class EpochOrder:
         self._window = window
         self._lanes: dict[int, _Lane] = {}
         self._shuffled: dict[tuple[int, int], Rows] = {}
+        self._begun: set[int] = set()
         order = (
             permute.permutation(len(pieces), self._key, permute.RANGES)
             if shuffle
@@ -96,11 +97,13 @@ class EpochOrder:
         """Source rows at the lane's positions ``[first, stop)``, in order."""
         if not self._shuffle:
             return np.arange(first, stop, dtype=np.int64)
+        begun = lane in self._begun
+        self._begun.add(lane)
         parts = []
         while first < stop:
             number = self.window_at(lane, first)
             begin, end = self._bounds(lane, number)
-            parts.append(self._shuffled_rows(lane, number)[first - begin : min(stop, end) - begin])
+            parts.append(self._rows(lane, number, first - begin, min(stop, end) - begin, whole=begun))
             first = end
         if len(parts) == 1:
             return parts[0]
@@ -117,9 +120,60 @@ class EpochOrder:
             first, stop = self._bounds(lane, number)
             yield Window(lane, number, first, stop, self._spans(lane, number))
 
+    def sources(self, lane: int) -> tuple[Rows, Rows, Rows]:
+        """Every source span (first row, rows) of a lane, and the lane's positions from and to which it is read.
+
+        A span is read as long as its window is dealt out; the windows that ramp up count as one.
+        """
+        if not self._shuffle:
+            firsts, counts = self.pieces.firsts, self.pieces.counts
+            return np.stack([firsts, counts], axis=1), firsts, firsts + counts
+        bounds = self._lane(lane).bounds[self._lane(lane).heads :]
+        if bounds.size < 1 or not bounds[-1]:
+            return np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        spans = self._source(*self._lane(lane).line)
+        starts = np.cumsum(spans[:, 1]) - spans[:, 1]
+        window = np.searchsorted(bounds, starts, "right")
+        return spans, np.append(0, bounds)[window], bounds[window]
+
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """The same in another epoch."""
+        return EpochOrder(
+            self.pieces,
+            seed=self._key[0],
+            epoch=epoch,
+            shuffle=self._shuffle,
+            window=self._window,
+            lanes=self.lanes,
+        )
+
+    @property
+    def epoch(self) -> int:
+        return self._key[1]
+
+    @property
+    def every_epoch(self) -> tuple[int, bool, int, int]:
+        """What the orders of all epochs of one way through a dataset have in common."""
+        return (self._key[0], self._shuffle, self._window, self.lanes)
+
     def _bounds(self, lane: int, number: int) -> tuple[int, int]:
         bounds = self._lane(lane).bounds
         return int(bounds[number]), int(bounds[number + 1])
+
+    def _rows(self, lane: int, number: int, first: int, stop: int, *, whole: bool) -> Rows:
+        """Rows ``[first, stop)`` of a window.
+
+        Unless ``whole``, only these are shuffled: a loop that begins in the middle of an epoch has its first batch
+        sooner.
+        """
+        if whole or (lane, number) in self._shuffled:
+            return self._shuffled_rows(lane, number)[first:stop]
+        spans = self._spans(lane, number)
+        ends = np.cumsum(spans[:, 1])
+        chosen = permute.part_of_permutation((first, stop), int(ends[-1]), self._key, permute.WINDOWS, lane, number)
+        span = np.searchsorted(ends, chosen, "right")
+        begins: Rows = spans[:, 0] - (ends - spans[:, 1])
+        return begins.take(span) + chosen
 
     def _shuffled_rows(self, lane: int, number: int) -> Rows:
         cached = self._shuffled.get((lane, number))

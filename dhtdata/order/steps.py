@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -87,9 +86,13 @@ class Steps:
         """Position at which the epoch has no further step."""
         return self.position(self.count)
 
-    def turns(self) -> range:
-        """Steps of this worker."""
-        return range(self.share.worker, len(self), self.share.workers)
+    def turns(self, most: int) -> Iterator[range]:
+        """Steps of this worker if workers take turns after every step: 1 to begin with, then 2, 4, ... ``most``."""
+        steps = range(self.share.worker, len(self), self.share.workers)
+        first, size = 0, 1
+        while first < len(steps):
+            yield steps[first : first + size]
+            first, size = first + size, min(2 * size, most)
 
     def parcels(self, most: int) -> Iterator[range]:
         """Consecutive steps that this worker takes together.
@@ -107,15 +110,37 @@ class Steps:
 
     def deal(self, steps: range) -> Dealt:
         """Rows of these steps for this rank."""
-        rows = [self.order.take(*run) for run in self._runs(steps)]
-        sizes = [self._size(step) for step in steps]
+        whole = steps
+        if steps and self.position(steps[-1]) + self.global_batch > self.order.rows:
+            whole = steps[:-1]  # only an epoch's last step is short
+        rows = [self._whole_steps(whole)]
+        bounds = list(range(0, len(whole) * self.batch + 1, self.batch))
+        short = 0
+        for step in steps[len(whole) :]:
+            rows += [self.order.take(*run) for run in self._step_runs(*self._span(step))]
+            short = self.batch - self._size(step)
+            bounds.append(bounds[-1] + self.batch - short)
+            if self.remainder == "pad":
+                rows.append(self._filling(step, self.batch - short))
+                bounds[-1] += short
         if self.remainder != "pad":
-            return Dealt(_joined(rows), (0, *accumulate(sizes)), None)
-        valid = np.ones(len(sizes) * self.batch, np.bool_)
-        if sizes and sizes[-1] < self.batch:  # only an epoch's last step is short
-            valid[valid.size - self.batch + sizes[-1] :] = False
-            rows.append(self._filling(steps[-1], sizes[-1]))
-        return Dealt(_joined(rows), tuple(range(0, valid.size + 1, self.batch)), valid)
+            return Dealt(_joined(rows), tuple(bounds), None)
+        valid = np.ones(bounds[-1], np.bool_)
+        valid[valid.size - short :] = False
+        return Dealt(_joined(rows), tuple(bounds), valid)
+
+    def _whole_steps(self, steps: range) -> Rows:
+        """Rows of steps none of which is short."""
+        if self.order.lanes > 1 or not steps:
+            return _joined([self.order.take(*run) for run in self._runs(steps)])
+        # One lane: this rank's slices lie at equal distances, so nothing is done step by step.
+        first = self.position(steps[0]) + self.share.rank * self.batch
+        apart = steps.step * self.global_batch
+        last = first + (len(steps) - 1) * apart
+        rows = self.order.take(0, first, last + self.batch)
+        if apart == self.batch or len(steps) == 1:
+            return rows
+        return np.lib.stride_tricks.sliding_window_view(rows, self.batch)[::apart].reshape(-1)
 
     def windows(self, after_steps: int = 0) -> Iterator[tuple[int, Window]]:
         """Windows that this rank will need and the epoch position at which it first does, in that order.
@@ -123,13 +148,16 @@ class Steps:
         A short last batch may take a few rows of other lanes' windows besides.
         """
         start = self.position(after_steps)
-        lanes = self.order.lanes
-        share = self.share
-        # Slices of a batch that the lanes do not divide drift by up to one lane: read ahead for the neighbours too.
+        return heapq.merge(*(self._lane_windows(lane, start) for lane in self.lanes), key=lambda item: item[0])
+
+    @property
+    def lanes(self) -> range:
+        """Lanes that this rank's steps take rows of, but for a few of a short last batch."""
+        lanes, share = self.order.lanes, self.share
+        # Slices of a batch that the lanes do not divide drift by up to one lane: the neighbours count, too.
         drift = int(self.global_batch % lanes != 0)
         first = max(share.rank * lanes // share.ranks - drift, 0)
-        stop = min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes)
-        return heapq.merge(*(self._lane_windows(lane, start) for lane in range(first, stop)), key=lambda item: item[0])
+        return range(first, min(-(-(share.rank + 1) * lanes // share.ranks) + drift, lanes))
 
     def _lane_windows(self, lane: int, start: int) -> Iterator[tuple[int, Window]]:
         lanes = self.order.lanes

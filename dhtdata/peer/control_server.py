@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from dhtdata.control import protocol
@@ -27,18 +27,18 @@ _WRITE_S = 30.0
 _BACKLOG = 128
 
 Send = Callable[[Answer], Awaitable[None]]
-Handle = Callable[[Request, Send], Awaitable[Answer]]
+Handle = Callable[[Request, Send, ExitStack], Awaitable[Answer]]
+"""What answers a request. The stack is the connection's: closed, with what was put there, when it ends."""
 Greet = Callable[[Hello], None]
 
 
 class ControlServer:
     """Conversations with programs of this machine. ``network`` is a fingerprint. Use `running`."""
 
-    def __init__(self, store_id: bytes, kind: str, release: str, network: str) -> None:
+    def __init__(self, store_id: bytes, welcome: Welcome, network: str) -> None:
         self.clients = 0
         self._store_id = store_id
-        self._kind = kind
-        self._release = release
+        self._welcome = welcome
         self._network = network
         self._handle: Handle
         self._greet: Greet
@@ -88,20 +88,18 @@ class ControlServer:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         counted = False
+        stay = ExitStack()
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 hello = self._checked(await _read(reader))
                 self._greet(hello)
-                await _send(
-                    writer,
-                    Welcome(protocol=protocol.PROTOCOL, version=self._release, pid=os.getpid(), kind=self._kind),
-                )
+                await _send(writer, self._welcome)
             if hello.keeps_alive:
                 counted = True
                 self._count(1)
             early = b""
             while True:
-                early = await self._serve(await _read(reader, early), reader, writer)
+                early = await self._serve(await _read(reader, early), reader, writer, stay)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             # The program ended, or does not read: there is nobody to tell.
             pass
@@ -109,18 +107,21 @@ class ControlServer:
             with suppress(ConnectionError, TimeoutError):
                 await _send(writer, protocol.to_failure(failure))
         finally:
+            stay.close()
             self._connections -= 1
             if counted:
                 self._count(-1)
             writer.close()
 
-    async def _serve(self, request: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    async def _serve(
+        self, request: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stay: ExitStack
+    ) -> bytes:
         """Answer one request; bytes that came early, of the next one. ConnectionError if the asker left."""
         if not isinstance(request, Request):
             raise FormatError(f"a {type(request).__name__} is no request")
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(_next_byte(reader))
-            work = group.create_task(self._answer(request, writer))
+            work = group.create_task(self._answer(request, writer, stay))
             await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
             if watch.done() and not watch.cancelled() and watch.result():
                 await asyncio.wait({work})
@@ -133,13 +134,13 @@ class ControlServer:
             raise failure
         return early
 
-    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> Exception | None:
+    async def _answer(self, request: Request, writer: asyncio.StreamWriter, stay: ExitStack) -> Exception | None:
         async def send(answer: Answer) -> None:
             await _send(writer, answer)
 
         try:
             try:
-                answer = await self._handle(request, send)
+                answer = await self._handle(request, send, stay)
             except DhtDataError as failure:
                 answer = protocol.to_failure(failure)
             except (ConnectionError, TimeoutError):
@@ -161,7 +162,7 @@ class ControlServer:
             raise FormatError("a conversation starts with hello")
         if hello.protocol != protocol.PROTOCOL:
             raise ConfigError(
-                f"the peer (dhtdata {self._release}) speaks protocol {protocol.PROTOCOL}, this program "
+                f"the peer (dhtdata {self._welcome.version}) speaks protocol {protocol.PROTOCOL}, this program "
                 f"(dhtdata {hello.version}) {hello.protocol}: run dhtdata stop, then try again"
             )
         if hello.uid != os.getuid() or hello.store != self._store_id:
@@ -169,7 +170,7 @@ class ControlServer:
 
         if hello.network not in ("", self._network):
             raise ConfigError(
-                f"the running {self._kind} peer (pid {os.getpid()}) is in network {self._network}, but network "
+                f"the running {self._welcome.kind} peer (pid {os.getpid()}) is in network {self._network}, but network "
                 f"{hello.network} was asked for: run dhtdata stop, then try again, or use another store (--store)"
             )
         return hello

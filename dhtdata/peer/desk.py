@@ -6,12 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from dhtdata.config import LEAST_RATE_BYTES_S, RATES, Settings
 from dhtdata.control.client import text_of
 from dhtdata.control.dht import AskDht, DhtLookup, DhtPing
+from dhtdata.control.foreseeing import Foresee, Learn
 from dhtdata.control.protocol import (
     Announce,
     Answer,
@@ -19,7 +21,6 @@ from dhtdata.control.protocol import (
     AskStatus,
     Done,
     EnsureBlocks,
-    Ensured,
     FetchBlobs,
     FetchDataset,
     HandOver,
@@ -46,6 +47,7 @@ from dhtdata.formats.ticket import LocalName, Target, Ticket, parse_target
 from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.peer.collect import PARALLEL_BLOBS, Collection
 from dhtdata.peer.dht_desk import DhtDesk, gauges
+from dhtdata.peer.ensuring import Ensuring
 from dhtdata.peer.figures import FetchFigures, Figures
 from dhtdata.peer.resolve import Resolver
 from dhtdata.peer.seeder import Seeder
@@ -54,12 +56,10 @@ from dhtdata.peer.tally import Tally
 from dhtdata.store import Store, meaning_of, version_of
 from dhtdata.transfer.answers import ProviderRecord
 from dhtdata.transfer.fetcher import Fetcher
-from dhtdata.transfer.layout import Layout
 from dhtdata.transfer.members import Member
 from dhtdata.transfer.providers import Remotes
 from dhtdata.transfer.rates import Limits
 from dhtdata.transfer.server import Served
-from dhtdata.transfer.swarm import Swarm
 from dhtdata.transfer.uploads import Uploads
 
 LONGEST_S = 7 * 86_400.0
@@ -80,6 +80,7 @@ class Desk:
     resolver: Resolver
     fetcher: Fetcher
     swarms: Swarms
+    ensuring: Ensuring
     remotes: Remotes
     seeder: Seeder | None
     served: Served
@@ -91,7 +92,6 @@ class Desk:
     clients: Callable[[], int]
     stop: asyncio.Event
     started_s: float = field(default_factory=time.monotonic)
-    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def kind(self) -> str:
@@ -102,8 +102,11 @@ class Desk:
         if hello.web_seeds:
             self.swarms.name_web_seeds([WebSeed.parse(url, named=True) for url in hello.web_seeds])
 
-    async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]]) -> Answer:
-        """The answer that ends the request; progress goes out through ``send`` before."""
+    async def handle(self, request: Request, send: Callable[[Answer], Awaitable[None]], stay: ExitStack) -> Answer:
+        """The answer that ends the request; progress goes out through ``send`` before.
+
+        What holds as long as the connection is put on ``stay``.
+        """
         match request:
             case Resolve():
                 target = parse_target(request.target)
@@ -111,7 +114,11 @@ class Desk:
             case FetchBlobs():
                 return await _within(request.timeout_s, self._fetch_blobs(request), "fetching blobs")
             case EnsureBlocks():
-                return await self._ensure(request)
+                return await self.ensuring.ensure(request)
+            case Foresee():
+                return self.ensuring.foresee(request, stay)
+            case Learn():
+                return await self.ensuring.learn(request)
             case FetchDataset():
                 return await self._fetch_dataset(request, send)
             case Seed():
@@ -227,30 +234,6 @@ class Desk:
         if failures:
             raise failures[0]
         return Done()
-
-    async def _ensure(self, request: EnsureBlocks) -> Ensured:
-        swarm = await self._swarm(request.contents, request.shard)
-        fetching = self.fetcher.ensure(swarm, request.shard, request.table, request.blocks, urgent=True)
-        try:
-            async with asyncio.timeout(min(request.timeout_s, LONGEST_S)):
-                reached = await fetching
-        except TimeoutError as failure:
-            raise NotFoundError(
-                f"blocks of shard {request.shard} did not come within {request.timeout_s:.0f} s: {_providers_of(swarm)}"
-            ) from failure
-        path = os.path.relpath(reached.path, self.store.path)
-        return Ensured(path=path, complete=reached.complete)
-
-    async def _swarm(self, contents: Digest, shard: Digest) -> Swarm:
-        """The swarm of some contents, able to read have-maps as far as the indexes here go."""
-        swarm = self.swarms.of(contents)
-        # One at a time: a mount asks for blocks of several shards at once, and a terabyte's layout takes a while.
-        async with self.placing:
-            if swarm.layout is None:
-                swarm.layout = await asyncio.to_thread(Layout.load, self.store, contents)
-            elif swarm.layout.ordinal(shard) is None:
-                await asyncio.to_thread(swarm.layout.place_stored, self.store)
-        return swarm
 
     async def _fetch_dataset(self, request: FetchDataset, send: Callable[[Answer], Awaitable[None]]) -> Answer:
         resolved = await self.resolver.resolve(request.manifest)
@@ -392,8 +375,3 @@ async def _within(timeout_s: float, waiting: Awaitable[_T], what: str) -> _T:
         raise NotFoundError(
             f"{what} did not end within {timeout_s:.0f} s: try again, or with a fresh ticket"
         ) from failure
-
-
-def _providers_of(swarm: Swarm) -> str:
-    usable = len(swarm.usable())
-    return f"providers known of contents {swarm.contents}: {len(swarm.members)}, {usable} of them usable"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from pathlib import Path
 from dhtdata.config import RATES, Settings
 from dhtdata.control.client import RELEASE, answers, ask_running, socket_path
 from dhtdata.control.lock import ELECTION_LOCK, PEER_LOCK, FileLock
-from dhtdata.control.protocol import HandOver, PeerStatus, Seeded
+from dhtdata.control.protocol import PROTOCOL, HandOver, PeerStatus, Seeded, Welcome
 from dhtdata.control.spawn import ELECTION_S
 from dhtdata.dht import DhtNode
 from dhtdata.errors import ConfigError, DhtDataError, NotFoundError, PeerError, StoreError
@@ -34,6 +35,7 @@ from dhtdata.peer.announcer import Announcer
 from dhtdata.peer.control_server import ControlServer
 from dhtdata.peer.desk import Desk
 from dhtdata.peer.dht_desk import DhtDesk
+from dhtdata.peer.ensuring import Ensuring
 from dhtdata.peer.figures import Figures
 from dhtdata.peer.finder import Finder
 from dhtdata.peer.known import Known
@@ -124,7 +126,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
     holdings = Holdings(store, packer)
     limits = Limits(Rates(**{name: getattr(settings, name) for name in RATES}))
     front = BlobServer(holdings, network, limits)
-    control = ControlServer(store.id, "seed" if seed else "private", RELEASE, network.fingerprint)
+    control = ControlServer(store.id, _welcome(store, seed=seed), network.fingerprint)
     failures: list[DhtDataError] = []
     believed = Believed()
     async with (
@@ -158,6 +160,7 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
                         resolver=resolver,
                         fetcher=fetcher,
                         swarms=swarms,
+                        ensuring=Ensuring(store, fetcher, swarms),
                         remotes=remotes,
                         seeder=seeder,
                         served=front.served,
@@ -196,6 +199,16 @@ async def run_peer(settings: Settings, store: Store, *, seed: bool, targets: Seq
         await _save(known)
     if failures:
         raise failures[0]
+
+
+def _welcome(store: Store, *, seed: bool) -> Welcome:
+    return Welcome(
+        protocol=PROTOCOL,
+        version=RELEASE,
+        pid=os.getpid(),
+        kind="seed" if seed else "private",
+        cache_limit=store.cache_limit,
+    )
 
 
 def _leaves(group: BaseExceptionGroup[StoreError]) -> list[DhtDataError]:

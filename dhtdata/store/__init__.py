@@ -7,7 +7,7 @@ from dhtdata.store.catalogue import ManifestEntry
 from dhtdata.store.meaning import meaning_of, name_records, version_of
 from dhtdata.store.packed import NotWorthPacking, PackedFile
 from dhtdata.store.partial import Partial
-from dhtdata.store.room import Completeness, Usage
+from dhtdata.store.room import Completeness, NoRoomYet, Usage
 from dhtdata.store.store import Located, Store
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Completeness",
     "Located",
     "ManifestEntry",
+    "NoRoomYet",
     "NotWorthPacking",
     "PackedFile",
     "Partial",

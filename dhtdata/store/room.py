@@ -4,13 +4,14 @@
 |---|---|
 | packed copies of shards that are here | eviction, before any other; with their shard |
 | led to by a pinned manifest | never, until it is unpinned or removed |
-| led to by a listed manifest | eviction: shards, least recently used first |
+| led to by a listed manifest | eviction: shards no loop needs, least recently used first; then those needed last |
 | led to by none, written or retained within the grace period | nothing: a publish may be about to refer to them |
 | led to by none, older | `gc`, and eviction before any other |
 
 A packed shard whose blob was given up counts as that blob. The cache limit counts everything but what is pinned and
 what is in its grace period, and partial shards at their full size, so that bytes which are on their way have their room
-already. Leaving is ``unlink`` only: whoever has mapped a shard keeps reading it.
+already. Leaving is ``unlink`` only: whoever has mapped a shard keeps reading it. For a shard that is to come nothing
+leaves that is needed sooner (`foresight`): `NoRoomYet` then.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreErro
 from dhtdata.store.blobs import Blobs
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import free_bytes, require_room
+from dhtdata.store.foresight import Foresight, NextUse
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.packed import PackedFile, PackedShards
 from dhtdata.store.partial import PartialEntry, Partials
@@ -32,6 +34,10 @@ from dhtdata.store.reach import Reach, find_table, walk
 
 GRACE_S = 24 * 3600.0
 _BATCH = 32
+
+
+class NoRoomYet(StoreError):
+    """The cache limit is full of what is being fetched or needed sooner: wait until running loops have moved on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +73,34 @@ class _Loose(NamedTuple):
     what: bytes | PartialEntry | PackedFile
     added_s: float
 
+    @property
+    def shard(self) -> bytes:
+        if isinstance(self.what, PartialEntry):
+            return self.what.digest
+        return self.what.shard if isinstance(self.what, PackedFile) else self.what
+
 
 @dataclass
 class _Census:
-    """``cache_bytes`` count against the limit. ``copies``, ``garbage`` and ``shards`` may go, longest unused first."""
+    """``cache_bytes`` count against the limit, ``busy_bytes`` of them are partial shards that somebody fills or serves.
+
+    ``copies``, ``garbage`` and ``shards`` may go, longest unused first; ``needed`` shards, too, needed last first.
+    """
 
     listed: frozenset[tuple[bytes, bool]]
     pinned: set[bytes]
     unmapped: Digest | None
     cache_bytes: int
+    busy_bytes: int
     copies: list[_Loose]
     garbage: list[_Loose]
     shards: list[_Loose]
+    needed: list[tuple[NextUse, _Loose]]
 
-    def evictable(self) -> list[_Loose]:
-        return self.copies + self.garbage + self.shards
+    def evictable(self, later_than: NextUse | None = None) -> list[_Loose]:
+        """What may go, in that order; of what is needed only what is ``later_than`` that."""
+        needed = [item for use, item in self.needed if later_than is None or use > later_than]
+        return self.copies + self.garbage + self.shards + needed
 
 
 class Room:
@@ -101,7 +120,8 @@ class Room:
         self._packed = packed
         self._catalogue = catalogue
         self._database = database
-        self._cache_limit = cache_limit
+        self.cache_limit = cache_limit
+        self.foresight = Foresight()
         self._lock = ProcessLock()
         self._walked: dict[Digest, Reach] = {}
         self._spare_bytes = 0
@@ -161,21 +181,27 @@ class Room:
             cache_bytes=self._census(GRACE_S).cache_bytes,
         )
 
-    def reserve(self, needed_bytes: int, digest: Digest | None = None) -> None:
-        """Make room for bytes that are about to come (for ``digest``, if they are a blob's).
+    def reserve(self, needed_bytes: int, digest: Digest | None = None, *, now: bool = False) -> None:
+        """Make room for bytes that are about to come (for ``digest``, if they are a blob's; ``now``: awaited).
 
-        StoreError says what the limit must be, or how much the disk lacks.
+        StoreError says what the limit must be, or how much the disk lacks; `NoRoomYet` if there will be room in time.
         """
         with self._lock:
             self._require_room(needed_bytes)
-            if self._cache_limit is None:
+            if self.cache_limit is None:
                 return
             if needed_bytes <= self._spare_bytes and self._spare_for == _listed(self._catalogue.manifests()):
                 self._spare_bytes -= needed_bytes
                 return
             census = self._census(GRACE_S)
             if digest is None or digest not in census.pinned:
-                self._reserve_under(self._cache_limit, needed_bytes, census)
+                urgency = self.foresight.urgency(digest or b"", now=now)
+                self._reserve_under(self.cache_limit, needed_bytes, census, urgency)
+
+    def kept_bytes(self) -> int:
+        """Bytes that count against the cache limit and never go to make room: what says where rows are, mostly."""
+        census = self._census(GRACE_S)
+        return census.cache_bytes - census.busy_bytes - sum(item.size for item in census.evictable())
 
     def table_of(self, shard: Digest) -> Digest:
         """Digest of the block table that a listed manifest gives a shard. NotFoundError if none is known to list it."""
@@ -188,19 +214,20 @@ class Room:
         """Make room for a packed copy, for which nothing goes but other copies. StoreError if that does not suffice."""
         with self._lock:
             require_room(self._database.path.parent, needed_bytes)
-            if self._cache_limit is None:
+            if self.cache_limit is None:
                 return
             census = self._census(GRACE_S)
-            excess = census.cache_bytes + needed_bytes - self._cache_limit
+            excess = census.cache_bytes + needed_bytes - self.cache_limit
             if excess > sum(item.size for item in census.copies):
-                raise StoreError(f"no room for a packed copy under the cache limit of {self._cache_limit} bytes")
-            self._evict(census, excess)
+                raise StoreError(f"no room for a packed copy under the cache limit of {self.cache_limit} bytes")
+            self._drop(census, _first(census.copies, excess))
             self._spare_bytes = 0
 
     def evict(self, needed_bytes: int) -> int:
-        """Drop unpinned shards, least recently used first, until ``needed_bytes`` are free; bytes freed."""
+        """Drop unpinned shards, what is needed last first, until ``needed_bytes`` are free; bytes freed."""
         with self._lock:
-            return self._evict(self._census(GRACE_S), needed_bytes)
+            census = self._census(GRACE_S)
+            return self._drop(census, _first(census.evictable(), needed_bytes))
 
     def gc(self, grace_s: float = GRACE_S) -> int:
         """Drop what no listed manifest leads to, but nothing younger than ``grace_s``; bytes freed.
@@ -239,20 +266,30 @@ class Room:
                 self._drop(census, _first(census.copies, lacking))
         require_room(self._database.path.parent, needed_bytes)
 
-    def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census) -> None:
+    def _reserve_under(self, limit_bytes: int, needed_bytes: int, census: _Census, urgency: NextUse) -> None:
         excess = census.cache_bytes + needed_bytes - limit_bytes
         if excess > 0:
-            evictable_bytes = sum(item.size for item in census.evictable())
+            evictable = census.evictable(urgency)
+            evictable_bytes = sum(item.size for item in evictable)
             if evictable_bytes < excess:
-                least = census.cache_bytes - evictable_bytes + needed_bytes
-                raise StoreError(
-                    f"a cache limit of {limit_bytes} bytes is too small: it must be at least {least} bytes "
-                    "(--cache-limit or DHTDATA_CACHE_LIMIT)"
-                )
+                self._refuse(limit_bytes, needed_bytes, census, evictable_bytes)
             # A census of a large store costs a tenth of a second: drop a little more, so that the next need none.
-            excess -= self._evict(census, max(excess, limit_bytes // 32))
+            excess -= self._drop(census, _first(evictable, max(excess, limit_bytes // 32)))
         self._spare_bytes = max(0, -excess)
         self._spare_for = census.listed
+
+    def _refuse(self, limit_bytes: int, needed_bytes: int, census: _Census, evictable_bytes: int) -> None:
+        least = census.cache_bytes - census.busy_bytes - sum(item.size for item in census.evictable()) + needed_bytes
+        if least > limit_bytes:
+            raise StoreError(
+                f"a cache limit of {limit_bytes} bytes is too small: it must be at least {least} bytes "
+                "(--cache-limit or DHTDATA_CACHE_LIMIT)"
+            )
+        raise NoRoomYet(
+            f"a cache limit of {limit_bytes} bytes is full of what is being fetched or is needed sooner; with at least "
+            f"{census.cache_bytes - evictable_bytes + needed_bytes} bytes (--cache-limit or DHTDATA_CACHE_LIMIT) "
+            "there would be room"
+        )
 
     def _adopt_strays(self) -> None:
         held = self._blobs.held()
@@ -282,6 +319,7 @@ class Room:
         oldest_s = self._blobs.now_s() - grace_s
         loose = [row for row in rows if row[2] not in pinned]
         evictable = [_Loose(*row) for row in loose if row[2] in shards]
+        busy_bytes = 0
         kept_bytes = sum(row[1] for row in loose if row[2] in small and row[2] not in shards)
         garbage = [_Loose(*row) for row in loose if row[2] not in shards and row[2] not in small and row[3] <= oldest_s]
         for partial in self._partials.entries():
@@ -289,7 +327,7 @@ class Room:
                 continue
             item = _Loose(partial.used_s, partial.size, partial, partial.used_s)
             if self._partials.in_use(partial):
-                kept_bytes += partial.size
+                busy_bytes += partial.size
             elif partial.digest in shards or partial.used_s > oldest_s:
                 evictable.append(item)
             else:
@@ -304,13 +342,17 @@ class Room:
                 evictable.append(item)
             elif packed.shard not in pinned and packed.added_s <= oldest_s:
                 garbage.append(item)
-        cache_bytes = kept_bytes + sum(item.size for item in (*copies, *evictable, *garbage))
+        cache_bytes = kept_bytes + busy_bytes + sum(item.size for item in (*copies, *evictable, *garbage))
         copies.sort(key=itemgetter(0))
         evictable.sort(key=itemgetter(0))
+        uses = [self.foresight.next_use(item.shard) for item in evictable]
+        unneeded = [item for use, item in zip(uses, evictable, strict=True) if use is None]
+        needed = [(use, item) for use, item in zip(uses, evictable, strict=True) if use is not None]
+        needed.sort(key=itemgetter(0), reverse=True)
         garbage.sort(key=itemgetter(0))
         # Unless all that is pinned is known, what looks like garbage may be pinned.
         garbage = garbage if unmapped is None else []
-        return _Census(_listed(entries), pinned, unmapped, cache_bytes, copies, garbage, evictable)
+        return _Census(_listed(entries), pinned, unmapped, cache_bytes, busy_bytes, copies, garbage, unneeded, needed)
 
     def _reach_so_far(self, manifest: Digest) -> Reach:
         if (known := self._walked.get(manifest)) is not None:
@@ -322,9 +364,6 @@ class Room:
             # A listed manifest that is not well-formed keeps what was read of it, and leads nowhere else.
             return reach
         return reach
-
-    def _evict(self, census: _Census, needed_bytes: int) -> int:
-        return self._drop(census, _first(census.evictable(), needed_bytes))
 
     def _drop(self, census: _Census, chosen: list[_Loose]) -> int:
         """Drop in batches, so that others get the write lock in between; stops if datasets were added or pinned."""

@@ -36,6 +36,7 @@ from dhtdata.formats.records import Signed
 from dhtdata.store.blobs import Blobs, BlobWriter, ScrubResult
 from dhtdata.store.catalogue import Catalogue, ManifestEntry
 from dhtdata.store.filesystem import make_folder, refuse_network, store_errors
+from dhtdata.store.foresight import Foresight
 from dhtdata.store.index import Database, ProcessLock
 from dhtdata.store.packed import NotWorthPacking, PackedFile, PackedShards
 from dhtdata.store.partial import Partial, Partials
@@ -68,6 +69,7 @@ class Store:
         self._places = Places(database)
         self._catalogue = Catalogue(database, clock)
         self._restoring = ProcessLock()
+        self._beginning = ProcessLock()
         self._room = Room(self._blobs, self._partials, self._packed, self._catalogue, database, cache_limit)
         self.id = b""
 
@@ -143,8 +145,12 @@ class Store:
             if self._blobs.has(digest):
                 return self._blobs.path_of(digest)
             found = self._packed.find(digest)
-            self._room.reserve(found.shard_bytes, digest)
+            self._room.reserve(found.shard_bytes, digest, now=True)
             return self._packed.restore(found)
+
+    def place_of(self, digest: Digest) -> Path:
+        """Where a blob's file is, if it is here."""
+        return self._blobs.final_path(digest)
 
     def read(self, digest: Digest, *, limit_bytes: int) -> bytes:
         """A small blob, digested on every read. FormatError if it is larger than ``limit_bytes``."""
@@ -184,11 +190,17 @@ class Store:
 
     # Partial shards
 
-    def partial(self, digest: Digest, table: BlockTable) -> Partial:
-        """A shard to be filled block by block, new or resumed. StoreError if there is no room for a new one."""
-        if not self._partials.known(digest, table):
-            self._room.reserve(table.shard_bytes, digest)
-        return self._partials.open(digest, table)
+    def partial(self, digest: Digest, table: BlockTable, *, now: bool = False) -> Partial:
+        """A shard to be filled block by block, new or resumed; ``now``: somebody waits for it.
+
+        StoreError if there is no room for a new one, `NoRoomYet` if it takes until loops that run have moved on.
+        """
+        if self._partials.known(digest, table):
+            return self._partials.open(digest, table)
+        with self._beginning:  # what was reserved does not count before it has its place
+            if not self._partials.known(digest, table):
+                self._room.reserve(table.shard_bytes, digest, now=now)
+            return self._partials.open(digest, table)
 
     def reuse(self, partial: Partial) -> list[int]:
         """Copy missing blocks that whole shards hold, verified; their positions."""
@@ -284,8 +296,22 @@ class Store:
         return self._room.gc(grace_s)
 
     def evict(self, needed_bytes: int) -> int:
-        """Drop unpinned shards, least recently used first; bytes freed."""
+        """Drop unpinned shards, what is needed last first; bytes freed."""
         return self._room.evict(needed_bytes)
+
+    @property
+    def foresight(self) -> Foresight:
+        """What loops will read, as far as this process knows: `reserve` and `evict` go by it."""
+        return self._room.foresight
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Bytes that unpinned blobs may take, by this process's setting."""
+        return self._room.cache_limit
+
+    def kept_bytes(self) -> int:
+        """Bytes that count against the cache limit and never make room: what says where rows are, mostly."""
+        return self._room.kept_bytes()
 
     def reserve(self, needed_bytes: int, digest: Digest | None = None) -> None:
         """Make room under the cache limit and check the disk. StoreError names the limit that it takes."""

@@ -9,8 +9,10 @@ import torch
 from torch.utils import data as torch_data
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.dataset import Run, StreamingDataset
+from dhtdata.mount.dataset import StreamingDataset
+from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.meter import Held
 from dhtdata.mount.parcels import Items, Parcel
 from dhtdata.mount.transform import Skipped
 
@@ -24,24 +26,40 @@ _OURS = {
 
 
 _Collate = Callable[[Any], Any]
+_NONE = -1
 
 
 class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
-    """One worker's parcels. ``run`` is shared memory: persistent workers read there which epoch comes next."""
+    """One worker's parcels of the run that the loader began.
 
-    def __init__(self, dataset: StreamingDataset, collate: _Collate | None) -> None:
+    ``run`` is set while workers start: those of every iteration have a copy of their own. Persistent workers start only
+    once, so theirs is shared memory, where each iteration's run is written. Without either (somebody built another
+    loader around this dataset) workers agree on the next epoch among themselves.
+    """
+
+    def __init__(self, dataset: StreamingDataset, collate: _Collate | None, *, persistent: bool) -> None:
         self.dataset = dataset
         self._collate = collate
-        self.run = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self.run: Run | None = None
+        self.shared = torch.full((3,), _NONE).share_memory_() if persistent else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Any]:
+        run = self.run
+        if self.shared is not None and int(self.shared[0]) != _NONE:
+            run = Run(*self.shared.tolist())
+        if run is None:
+            items = self.dataset.iterate("torch")
+            return items if self._collate is None else map(self._collate, items)
         worker = torch_data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        steps = self.dataset.steps(Run(*self.run.tolist()), number, workers)
+        steps = self.dataset.steps(run, number, workers)
         return map(self._finished, self.dataset.parcels(steps, "torch"))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
 
     def _finished(self, parcel: Parcel) -> Parcel | list[Any]:
         """A list if its items are made already, because torch knows how to pin a list."""
@@ -60,10 +78,16 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
 
     Workers make a few steps at a time (`dhtdata.mount.parcels`), take turns, and all arrives in order: any number of
     workers yields the same batches. ``prefetch_factor`` counts such parcels; ``collate_fn`` gets one item.
-    ``state_dict()`` tells what this loop has received, not what workers made ahead; ``load_state_dict()`` before an
-    epoch goes on from there, with any number of workers and ranks. Works under fork and spawn, and with
-    ``persistent_workers``; every iteration is the next epoch.
+    ``state_dict()`` tells what the loop has received of the latest iteration, not what workers made ahead;
+    ``load_state_dict()`` before an iteration goes on from there, with any number of workers and ranks. Works under fork
+    and spawn, and with ``persistent_workers``; every iteration is the next epoch.
     """
+
+    _is_accelerate_prepared = True
+    """Accelerate's ``prepare`` leaves the loader as it is: its batches are dealt to ranks already."""
+
+    use_stateful_dataloader = True
+    """Accelerate's ``save_state`` and ``load_state`` keep this loader's state."""
 
     def __init__(self, dataset: StreamingDataset, **options: Any) -> None:
         if not isinstance(dataset, StreamingDataset):
@@ -76,17 +100,37 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
             raise ConfigError("in_order=False would lose count of what the loop has received: leave it out")
         collate = options.pop("collate_fn", None)
         self._streaming = dataset
-        super().__init__(_Turns(dataset, collate), batch_size=None, collate_fn=_as_is, **options)
+        self._turns = _Turns(dataset, collate, persistent=options.get("persistent_workers", False))
+        self._latest: Run | None = None
+        super().__init__(self._turns, batch_size=None, collate_fn=_as_is, **options)
 
     def __iter__(self) -> Any:
-        run = self._streaming.begin(led=True)
-        turns = self.dataset
-        if not isinstance(turns, _Turns):
-            raise ConfigError("the loader's dataset was replaced: make a new loader")
-        turns.run.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
-        # torch's own iterator of the main process adds 10 to 20 microseconds an item, and only pins.
-        parcels = iter(turns) if self.num_workers == 0 and not self.pin_memory else super().__iter__()
+        run = self._latest = self._streaming.begin(led=True)
+        turns = self._turns
+        turns.run = run
+        if turns.shared is not None:
+            turns.shared.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
+        try:
+            # torch's own iterator of the main process adds 10 to 20 microseconds an item, and only pins.
+            parcels = iter(turns) if self.num_workers == 0 and not self.pin_memory else super().__iter__()
+        except BaseException:
+            self._streaming.finish(run)
+            raise
+        finally:
+            turns.run = None
         return self._counted(run, parcels)
+
+    @property
+    def rows_per_item(self) -> int:
+        return self._streaming.rows_per_item
+
+    def held(self) -> Held:
+        """See `dhtdata.StreamingDataset.held`."""
+        return self._streaming.held()
+
+    def standing(self) -> tuple[int, int]:
+        """See `dhtdata.StreamingDataset.standing`."""
+        return self._streaming.standing()
 
     def state_dict(self) -> dict[str, Any]:
         """What the loop has received: small, JSON, the same on every rank."""
@@ -97,6 +141,20 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         self._streaming.load_state_dict(state)
 
     def _counted(self, run: Run, parcels: Iterator[Any]) -> Iterator[Any]:
-        made = (Items(parcel) if isinstance(parcel, list) else parcel for parcel in parcels)
-        yield from self._streaming.counted(run, self._streaming.steps(run), made)
-        self._streaming.finish()
+        try:
+            yield from self._streaming.counted(run, self._streaming.steps(run), self._received(run, parcels))
+        finally:
+            self._streaming.finish(run)
+
+    def _received(self, run: Run, parcels: Iterator[Any]) -> Iterator[Parcel]:
+        for parcel in parcels:
+            self._check_latest(run)
+            yield Items(parcel) if isinstance(parcel, list) else parcel
+        self._check_latest(run)
+
+    def _check_latest(self, run: Run) -> None:
+        if self.persistent_workers and run is not self._latest:
+            raise ConfigError(
+                "a newer iteration of this loader has taken over its persistent workers: give every iteration that "
+                "goes on at the same time a loader of its own, or leave out persistent_workers"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,8 +19,9 @@ class Tensors:
     columns: Mapping[str, Any]
     bounds: tuple[int, ...] | None
 
-    def unpack(self) -> list[Any]:
-        return self._cut(self.columns)
+    def unpack(self) -> Iterator[Any]:
+        """Each item is made when it is asked for."""
+        return iter(self._cut(self.columns))
 
     def pin_memory(self) -> Tensors:
         """The same in page-locked memory: torch's DataLoader asks for it under ``pin_memory=True``."""
@@ -41,18 +42,19 @@ class Tensors:
             target.copy_(tensor)
         return _unpacked, (arena, starts, places, self.bounds)
 
-    def _cut(self, column: Any) -> list[Any]:
+    def _cut(self, column: Any) -> Any:
+        """What each item gets of a column, one after another."""
         if isinstance(column, Mapping):
             names = list(column)
             parts = zip(*map(self._cut, column.values()), strict=True)
-            return [dict(zip(names, values, strict=True)) for values in parts]
+            return (dict(zip(names, values, strict=True)) for values in parts)
         if isinstance(column, torch.Tensor):
             if self.bounds is None:
-                return list(column.unbind())
-            return list(column.split([stop - first for first, stop in pairwise(self.bounds)]))
+                return column.unbind()
+            return column.split([stop - first for first, stop in pairwise(self.bounds)])
         if self.bounds is None:
-            return list(column)
-        return [column[first:stop] for first, stop in pairwise(self.bounds)]
+            return column
+        return (column[first:stop] for first, stop in pairwise(self.bounds))
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,21 @@ class Fetcher:
         self._wake.set()
 
     async def ensure(
-        self, swarm: Swarm, shard: Digest, table: Digest, positions: Sequence[int] = (), *, urgent: bool
+        self,
+        swarm: Swarm,
+        shard: Digest,
+        table: Digest,
+        positions: Sequence[int] = (),
+        *,
+        urgent: bool,
+        now: bool = False,
     ) -> Reached:
         """Wait until these blocks of a shard (all if empty) are verified on disk. The caller sets the deadline.
 
-        StoreError if the disk is full, FormatError if the manifest is at fault.
+        ``urgent``: before all that is not. ``now``: a loop waits, so that room is made for it (`Room`).
+
+        StoreError if the disk is full, `NoRoomYet` if the cache limit is for now, FormatError if the manifest is at
+        fault.
         """
         if (shard, table) in self._refused:
             raise FormatError(self._refused[shard, table])
@@ -109,7 +119,7 @@ class Fetcher:
             pass
         with swarm.interest():
             async with self._using(shard, swarm) as job:
-                partial = await self._opened(job, swarm, table)
+                partial = await self._opened(job, swarm, table, now)
                 if partial is None:
                     return Reached(await asyncio.to_thread(self._store.path_of, shard), complete=True)
                 if any(not 0 <= position < len(partial.table.blocks) for position in positions):
@@ -202,7 +212,7 @@ class Fetcher:
         self._planner.close(job.shard)
         self._holdings.closed(job.shard)
 
-    async def _opened(self, job: Job, swarm: Swarm, table_digest: Digest) -> Partial | None:
+    async def _opened(self, job: Job, swarm: Swarm, table_digest: Digest, now: bool) -> Partial | None:
         """The job's partial file; None if the shard became whole meanwhile."""
         async with job.opening:
             if job.reached is not None:
@@ -213,7 +223,7 @@ class Fetcher:
                 table = BlockTable.decode(encoded)
                 if await asyncio.to_thread(self._store.has, job.shard):
                     return None
-                partial = await asyncio.to_thread(self._store.partial, job.shard, table)
+                partial = await asyncio.to_thread(self._store.partial, job.shard, table, now=now)
                 reused = await asyncio.to_thread(self._store.reuse, partial)
                 job.opened(partial, self._planner.open(job.shard, table))
                 self._holdings.opened(partial)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import typing
+from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dhtdata import errors
-from dhtdata.control import protocol
+from dhtdata.control import foreseeing, protocol
 from dhtdata.control.protocol import HEADER_BYTES, MAX_FRAME_BYTES, Failure, Message, body_length, pack, unpack
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError
@@ -52,3 +53,31 @@ def test_blame_comes_over_too_and_unknown_classes_become_the_base() -> None:
     assert received.culprit == "192.0.2.1:5"
     for kind in ("NoSuchError", "annotations", "Exception", "__name__"):
         assert type(protocol.to_error(Failure(kind=kind, message="x"))) is DhtDataError
+
+
+@given(st.dictionaries(st.from_type(Digest), st.lists(st.integers(0, 1 << 56), max_size=4).map(lambda ends: ends * 2)))
+def test_what_a_loop_will_read_comes_over(spans: dict[Digest, list[int]]) -> None:
+    sent = foreseeing.packed(Digest(bytes(32)), 0, 1 << 57, {shard: array("q", ends) for shard, ends in spans.items()})
+    received = unpack(pack(sent)[HEADER_BYTES:])
+    assert isinstance(received, foreseeing.Learn)
+    assert {shard: ends.tolist() for shard, ends in received.by_shard().items()} == spans
+
+
+@pytest.mark.parametrize(
+    ("shards", "counts", "spans"),
+    [(31, [1], 2), (32, [1, 1], 4), (32, [1], 1), (32, [2], 2), (64, [1, 1 << 31], 4)],
+)
+def test_what_a_loop_will_read_is_refused_if_its_lengths_contradict_each_other(
+    shards: int, counts: list[int], spans: int
+) -> None:
+    message = foreseeing.Learn(
+        order=Digest(bytes(32)), first=0, stop=1,
+        shards=bytes(shards), counts=array("I", counts).tobytes(), spans=bytes(8 * spans),
+    )  # fmt: skip
+    with pytest.raises(FormatError):
+        message.by_shard()
+    cut_off = foreseeing.Learn(
+        order=Digest(bytes(32)), first=0, stop=1, shards=bytes(32), counts=bytes(3), spans=bytes(16)
+    )
+    with pytest.raises(FormatError, match="cut off"):
+        cut_off.by_shard()

@@ -151,6 +151,7 @@ def test_nulls_inside_fixed_size_lists_are_marked_one_by_one() -> None:
 def test_a_null_struct_has_null_fields() -> None:
     array = pa.array([{"a": 1, "b": "x"}, None], pa.struct([("a", pa.int8()), ("b", pa.string())]))
     column = to_numpy(array, array.type)
+    assert isinstance(column, dict)
     assert column["a"].tolist() == [1, None] and column["b"].tolist() == ["x", None]
 
 

@@ -401,3 +401,39 @@ def test_batches_outlive_the_dataset(made: str, home: Path) -> None:
     batch = next(iter(dataset))
     dataset.close()
     assert batch.column("number").to_pylist() == list(range(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"batch_size": 4, "global_batch_size": 8}, "give one of them"),
+        ({"global_batch_size": 50, "rank": 0, "world_size": 8}, "50 rows .* 8 ranks: 48 and 56 do"),
+        ({"global_batch_size": 5, "rank": 0, "world_size": 8}, "the smallest that does is 8"),
+        ({"global_batch_size": 0}, "0 rows"),
+        ({"global_batch_size": 2.5}, "not a whole number"),
+        ({"rank": 3, "world_size": 231, "remainder": "uneven"}, "230 rows, fewer than the 231 ranks"),
+        ({"batch_size": 231, "remainder": "drop"}, "fewer than one global batch of 231"),
+        ({"rank": 3, "world_size": 231, "remainder": "drop"}, "fewer than one global batch of 231"),
+    ],
+)
+def test_sizes_that_leave_a_rank_without_work_are_refused(
+    made: str, home: Path, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        dhtdata.mount(made, home=home, **arguments)
+
+
+def test_with_more_ranks_or_larger_batches_than_rows_padding_keeps_all_ranks_in_step(made: str, home: Path) -> None:
+    seen = []
+    for rank in range(240):
+        dataset = dhtdata.mount(made, home=home, columns=["number"], rank=rank, world_size=240, global_batch_size=480)
+        (batch,) = dataset
+        assert len(batch["number"]) == 2
+        seen += batch["number"][batch["_valid"]].tolist()
+    assert sorted(seen) == list(range(230))
+
+
+def test_a_global_batch_is_dealt_to_the_ranks(made: str, home: Path) -> None:
+    dataset = dhtdata.mount(made, home=home, global_batch_size=48, rank=1, world_size=3)
+    assert dataset.batch_size == 16 and dataset.state_dict()["global_batch"] == 48
+    assert next(iter(dataset))["number"].tolist() == list(range(16, 32))

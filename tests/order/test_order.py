@@ -6,6 +6,7 @@ import itertools
 import json
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from dhtdata.errors import ConfigError
 from dhtdata.order import MAX_PIECE_ROWS, EpochOrder, OrderKey, Pieces, Share, State, Steps
-from dhtdata.order.permutation import permutation
+from dhtdata.order.permutation import part_of_permutation, permutation
 
 _Item = TypeVar("_Item")
 
@@ -82,16 +83,16 @@ def deal_all(
                 order, Share(rank, ranks, worker, workers),
                 global_batch=batch * ranks, remainder=remainder, consumed=consumed,
             )  # fmt: skip
-            turns = steps.turns()
-            dealt = steps.deal(turns)
-            assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
-            for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
-                rows = dealt.rows[first:stop]
-                if dealt.valid is not None:
-                    assert len(rows) == batch
-                    rows = rows[dealt.valid[first:stop]]
-                table[step, rank] = rows.tolist()
-            dealt_steps += len(turns)
+            for turns in steps.turns(5):
+                dealt = steps.deal(turns)
+                assert len(dealt.bounds) == len(turns) + 1 and dealt.bounds[-1] == len(dealt.rows)
+                for step, first, stop in zip(turns, dealt.bounds, dealt.bounds[1:], strict=False):
+                    rows = dealt.rows[first:stop]
+                    if dealt.valid is not None:
+                        assert len(rows) == batch
+                        rows = rows[dealt.valid[first:stop]]
+                    table[step, rank] = rows.tolist()
+                dealt_steps += len(turns)
         assert dealt_steps == len(steps)
         lengths.append(dealt_steps)
     return table, lengths
@@ -171,6 +172,120 @@ def test_an_epoch_resumes_at_any_step_with_other_ranks_workers_and_batches(
     table, _ = deal_all(order, ranks=3, workers=2, batch=2, remainder="uneven", consumed=consumed)
     seen += itertools.chain(*table.values())
     assert sorted(seen) == list(range(sum(counts)))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One start of a run."""
+
+    ranks: int
+    workers: int
+    batch: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.ranks * self.batch
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that is read in two legs, the second from ``taken`` steps of the first on, if there are as many."""
+
+    counts: list[int]
+    shuffle: bool
+    nodes: int
+    window: int
+    remainder: str
+    seed: int
+    epoch: int
+    first: Leg
+    second: Leg
+    taken: int
+
+    def order(self) -> EpochOrder:
+        return order_of(
+            self.counts, shuffle=self.shuffle, seed=self.seed, epoch=self.epoch, window=self.window, lanes=self.nodes
+        )
+
+    def sequence(self) -> list[int]:
+        """Source rows by position of the epoch, in plain Python."""
+        if not self.shuffle:
+            return list(range(sum(self.counts)))
+        return slow_sequence(
+            self.counts, seed=self.seed, epoch=self.epoch, window=self.window, lanes=self.order().lanes
+        )
+
+    def batches(self, leg: Leg, consumed: int) -> list[list[int]]:
+        """Global batches from a position on: known without ranks and workers."""
+        sequence, lanes = self.sequence(), self.order().lanes
+        cut = [
+            sorted(range(first, min(first + leg.global_batch, len(sequence))), key=lambda position: position % lanes)
+            for first in range(consumed, len(sequence), leg.global_batch)
+        ]
+        if self.remainder == "drop" and cut and len(cut[-1]) < leg.global_batch:
+            cut.pop()
+        return [[sequence[position] for position in batch] for batch in cut]
+
+    def dealt(self, leg: Leg, consumed: int) -> list[list[int]]:
+        """The same out of the pieces that all ranks and workers get; sizes and numbers of steps as promised."""
+        table, lengths = deal_all(
+            self.order(),
+            ranks=leg.ranks,
+            workers=leg.workers,
+            batch=leg.batch,
+            remainder=self.remainder,
+            consumed=consumed,
+        )
+        steps = max(lengths)
+        assert min(lengths) >= steps - (self.remainder == "uneven")
+        assert all((step, rank) in table for step in range(steps - 1) for rank in range(leg.ranks))
+        sizes = [[len(table.get((step, rank), ())) for rank in range(leg.ranks)] for step in range(steps)]
+        assert all(of_step == [leg.batch] * leg.ranks for of_step in sizes[: -1 if self.remainder != "drop" else None])
+        assert all(max(of_step) - min(of_step) <= 1 for of_step in sizes)
+        return [
+            list(itertools.chain(*(table.get((step, rank), ()) for rank in range(leg.ranks)))) for step in range(steps)
+        ]
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> Epoch:
+    nodes = draw(st.integers(1, 4))
+    first = Leg(nodes * draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 9)))
+    ranks = draw(st.integers(1, 12))
+    kept = first.global_batch % ranks == 0 and draw(st.booleans())
+    batch = first.global_batch // ranks if kept else draw(st.integers(1, 9))
+    return Epoch(
+        counts=draw(ranges),
+        shuffle=draw(st.booleans()),
+        nodes=nodes,
+        window=draw(st.integers(1, 5)),
+        remainder=draw(remainders),
+        seed=draw(st.integers(0, 99)),
+        epoch=draw(st.integers(0, 9)),
+        first=first,
+        second=Leg(ranks, draw(st.integers(1, 4)), batch),
+        taken=draw(st.integers(0, 30)),
+    )
+
+
+@given(epochs())
+@settings(deadline=None, max_examples=150)
+def test_an_epoch_in_two_legs_is_exact_whatever_the_run_looks_like(run: Epoch) -> None:
+    """Rows, ranges, nodes, ranks, workers, batch, window, remainder, epoch and resume point, all of them at once."""
+    before = run.dealt(run.first, 0)
+    assert before == run.batches(run.first, 0)
+    taken = before[: run.taken]
+    reached = sum(map(len, taken))
+    after = run.dealt(run.second, reached)
+    assert after == run.batches(run.second, reached)
+    if run.second.global_batch == run.first.global_batch:
+        assert taken + after == before
+    seen = list(itertools.chain(*taken, *after))
+    left = sum(run.counts) - reached
+    missing = left % run.second.global_batch if run.remainder == "drop" else 0
+    assert len(set(seen)) == len(seen) == sum(run.counts) - missing
+    if not missing:
+        assert sorted(seen) == list(range(sum(run.counts)))
 
 
 @given(
@@ -344,3 +459,58 @@ def test_what_is_no_state_is_refused() -> None:
 def test_nonsense_is_refused_by_name(build: Callable[[], object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build()
+
+
+@given(ranges, st.booleans(), st.integers(0, 9), st.integers(1, 5), st.integers(1, 7))
+@settings(deadline=None, max_examples=80)
+def test_sources_say_which_rows_are_read_while_and_nothing_else(
+    counts: list[int], shuffle: bool, epoch: int, window: int, lanes: int
+) -> None:
+    order = order_of(counts, shuffle=shuffle, epoch=epoch, window=window, lanes=lanes)
+    for lane in range(order.lanes):
+        spans, firsts, stops = order.sources(lane)
+        taken = order.take(lane, 0, order.lane_rows(lane)).tolist()
+        read = [row for first, count in spans.tolist() for row in range(first, first + count)]
+        assert sorted(read) == sorted(taken)
+        when = dict(zip(taken, range(len(taken)), strict=True))
+        for (first, count), begin, end in zip(spans.tolist(), firsts.tolist(), stops.tolist(), strict=True):
+            assert all(begin <= when[row] < end for row in range(first, first + count))
+        heads = [first for first in set(firsts.tolist()) if first == 0]
+        assert len(heads) == bool(taken)
+        if shuffle:
+            windows = {(w.first, w.stop) for w in order.windows(lane, 0)}
+            ramp = max(
+                stop for first, stop in zip([0, *firsts.tolist()], [0, *stops.tolist()], strict=True) if not first
+            )
+            assert {pair for pair in windows if pair[0] >= ramp} == {
+                pair for pair in zip(firsts.tolist(), stops.tolist(), strict=True) if pair[0]
+            }
+
+
+def test_another_epoch_of_an_order_is_that_epochs_order() -> None:
+    order = order_of([30] * 9, seed=5, epoch=2, window=2, lanes=3)
+    other = order_of([30] * 9, seed=5, epoch=3, window=2, lanes=3)
+    assert order.of_epoch(3).take(1, 0, 90).tolist() == other.take(1, 0, 90).tolist()
+    assert order.every_epoch == other.every_epoch and (order.epoch, other.epoch) == (2, 3)
+
+
+@given(st.integers(1, 3_000), st.integers(0, 99), st.data())
+def test_part_of_a_permutation_is_that_part(count: int, seed: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(first, count))
+    whole = permutation(count, (seed, 3), 2, 5, 7)
+    assert part_of_permutation((first, stop), count, (seed, 3), 2, 5, 7).tolist() == whole[first:stop].tolist()
+
+
+@given(ranges, st.integers(1, 4), st.integers(1, 4), st.data())
+@settings(deadline=None)
+def test_a_loop_that_starts_in_the_middle_of_a_window_takes_the_same_rows(
+    counts: list[int], window: int, lanes: int, data: st.DataObject
+) -> None:
+    rows = order_of(counts, window=window, lanes=lanes).lane_rows(0)
+    start = data.draw(st.integers(0, rows))
+    steps = sorted(data.draw(st.lists(st.integers(start, rows), max_size=4)))
+    resumed, whole = order_of(counts, window=window, lanes=lanes), order_of(counts, window=window, lanes=lanes)
+    expected = whole.take(0, 0, rows).tolist()
+    for first, stop in itertools.pairwise([start, *steps]):
+        assert resumed.take(0, first, stop).tolist() == expected[first:stop]

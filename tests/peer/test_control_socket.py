@@ -135,13 +135,13 @@ def test_a_defect_costs_its_asker_an_error_and_the_peer_nothing(
     store_id = b"0123456789abcdef"
     status = Done()
 
-    async def handle(request: Message, send: object) -> Answer:
+    async def handle(request: Message, send: object, stay: object) -> Answer:
         if isinstance(request, AskStatus):
             raise ZeroDivisionError("a planted defect")
         return status
 
     async def main() -> list[Message]:
-        server = ControlServer(store_id, "seed", "0.1.0", "public")
+        server = ControlServer(store_id, Welcome(protocol=PROTOCOL, version="0.1.0", pid=1, kind="seed"), "public")
         async with asyncio.TaskGroup() as group, server.running(path):
             await server.serve(group, handle, lambda _: None)
             reader, writer = await asyncio.open_unix_connection(str(path))

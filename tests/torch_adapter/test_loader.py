@@ -1,49 +1,22 @@
-"""The torch adapter: real workers, fork and spawn."""
+"""`dhtdata.torch.DataLoader`: real workers, fork and spawn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
 
 import dhtdata
 from dhtdata.errors import ConfigError
-from dhtdata.store import Store
 from dhtdata.torch import DataLoader
 from dhtdata.torch.tensors import to_tensor
-from tests.mount.making import put_dataset
-
-ROWS = 230
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def made(home: Path) -> str:
-    table = pa.table(
-        {
-            "number": pa.array(range(ROWS), pa.int64()),
-            "text": [f"row {number}" for number in range(ROWS)],
-            "vector": pa.FixedSizeListArray.from_arrays(np.arange(ROWS * 3, dtype=np.float32), 3),
-        }
-    )
-    with Store.open(home / "store") as store:
-        return str(put_dataset(store, table, groups=[["number", "vector"], ["text"]]))
-
-
-def batches(items: Iterable[Mapping[str, torch.Tensor]]) -> list[list[int]]:
-    return [batch["number"].tolist() for batch in items]
+from tests.torch_adapter.conftest import ROWS, batches
 
 
 @pytest.mark.timeout(90)
@@ -176,9 +149,3 @@ def test_what_no_tensor_holds_is_a_list_and_nests() -> None:
 def test_nulls_that_no_tensor_holds_are_refused_by_column(column: NDArray[Any]) -> None:
     with pytest.raises(ConfigError, match=r"'s\.x' has nulls"):
         to_tensor("s", {"x": column})
-
-
-def test_torchs_own_loader_is_told_which_one_to_use(made: str, home: Path) -> None:
-    dataset = dhtdata.mount(made, home=home, columns=["number"], batch_size=8)
-    with pytest.raises(ConfigError, match=r"use map_style\(\), or load it with dhtdata.torch.DataLoader"):
-        next(iter(torch.utils.data.DataLoader(dataset, batch_size=None)))

@@ -1,0 +1,56 @@
+"""Strings and binaries of gathered rows, made when they are handed out.
+
+A parcel's worth of them, made at once, would be out of the processor's caches before the loop gets them; and those of a
+worker are made when they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Texts(Sequence[Any]):
+    """``str`` if ``text``, else ``bytes``: bytes ``[starts[i], stops[i])`` of ``memory``, None where in ``nulls``.
+
+    ``maps`` keep the memory mapped. Pickled, it becomes a list.
+    """
+
+    starts: list[int]
+    stops: list[int]
+    nulls: frozenset[int]
+    text: bool
+    memory: memoryview
+    maps: tuple[pa.Buffer, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, key: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Any]: ...
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if not isinstance(key, slice):
+            return self[key : key + 1 or None][0]
+        spans = zip(self.starts[key], self.stops[key], strict=True)
+        memory = self.memory
+        made: list[Any]
+        if self.text:
+            made = [str(memory[start:stop], "utf-8") for start, stop in spans]
+        else:
+            made = [memory[start:stop].tobytes() for start, stop in spans]
+        if self.nulls:
+            for at, row in enumerate(range(*key.indices(len(self)))):
+                if row in self.nulls:
+                    made[at] = None
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self[:],)
