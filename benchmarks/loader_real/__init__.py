@@ -9,9 +9,10 @@ One module per question, each with ``measure(quick, seed) -> Result``, which run
 | ``tokens`` | shuffled batches of 64 x 512 int32, in one process, with threads, with worker processes |
 | ``objects`` | 10 KB binaries and texts as Python objects, in batches and row by row |
 | ``floats`` | many small columns in batches of 1,024 |
+| ``warm`` | these three, one after another |
 | ``cold`` | an epoch that is fetched while it is trained on |
 | ``nodes`` | what each of eight nodes fetches |
 
-The first three are contests (`contest`): `our_loaders` and `peer_loaders` are processes that hold a loader each and run
-it for a while whenever they are asked (`stopwatch`), over the same rows (`rows`).
+The first three are contests (`contest`): `our_loaders` and `peer_loaders` are processes that hold loaders and run
+one for a while whenever they are asked (`stopwatch`), over the same rows (`rows`).
 """

@@ -12,8 +12,8 @@ Files are written just before, so they are in the page cache; every process has 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,23 +50,39 @@ class Standing:
     whole: bool
 
 
+@contextmanager
+def contestants() -> Iterator[dict[str, Worker]]:
+    """Their processes, by name, until the block ends."""
+    python = os.environ.get("DHTDATA_BASELINES_PYTHON")
+    if not python:
+        raise RuntimeError("the other loaders are not installed: run scripts/bench loader")
+    with ExitStack() as stack:
+        theirs = {name: worker("benchmarks.loader_real.peer_loaders", name, python=python, what=name) for name in PEERS}
+        own = {name: worker("benchmarks.loader_real.our_loaders", name, what=name) for name in OWN}
+        processes = {name: stack.enter_context(process) for name, process in {**theirs, **own}.items()}
+        for process in processes.values():
+            process.hear(MOST_S)
+        yield processes
+
+
 def compete(
-    kind: str, effort: Effort, seed: int, leagues: Sequence[str], own: Mapping[str, tuple[str, Sequence[str]]]
+    processes: Mapping[str, Worker],
+    kind: str,
+    effort: Effort,
+    seed: int,
+    leagues: Sequence[str],
+    own: Mapping[str, tuple[str, Sequence[str]]],
 ) -> dict[str, Standing]:
-    """Standings by label. ``own``: by label, process and variants (the fastest counts) of who competes with peers."""
-    with temporary_folder() as folder, ExitStack() as stack:
-        source = folder / "source.arrow"
-        made.write(made.make(kind, effort.rows, seed), source)
-        contestants = {name: stack.enter_context(_start(name, kind, effort, source, folder)) for name in (*PEERS, *OWN)}
-        offered = {name: process.hear(MOST_S)["variants"] for name, process in contestants.items()}
-        os.sync()
+    """Standings by label. ``own``: process and variants (the fastest counts) of who competes with peers."""
+    with temporary_folder() as folder:
+        offered = _prepare(processes, kind, effort, seed, folder)
         entered = {
-            label: (contestants[name], _tried(contestants[name], ways, effort)) for label, (name, ways) in own.items()
+            label: (processes[name], _tried(processes[name], ways, effort)) for label, (name, ways) in own.items()
         }
         for name in PEERS:
             for league in leagues:
                 ways = [way for way in offered[name] if _league_of(way) == league]
-                entered[name + LEAGUES[league]] = (contestants[name], _tried(contestants[name], ways, effort))
+                entered[name + LEAGUES[league]] = (processes[name], _tried(processes[name], ways, effort))
         whole = {
             label: bool(process.ask(MOST_S, variant=way, do="verify", seconds=effort.verify_s)["whole"])
             for label, (process, way) in entered.items()
@@ -75,7 +91,23 @@ def compete(
         for _ in range(effort.rounds):
             for label, (process, way) in entered.items():
                 rates[label] = max(rates[label], _rate(process, way, effort.round_s))
+        for process, way in entered.values():
+            process.ask(MOST_S, variant=way, do="end")
         return {label: Standing(rates[label], way, whole[label]) for label, (_, way) in entered.items()}
+
+
+def _prepare(
+    processes: Mapping[str, Worker], kind: str, effort: Effort, seed: int, folder: Path
+) -> dict[str, list[str]]:
+    """The variants that each process offers for this kind; all make ready side by side."""
+    source = folder / "source.arrow"
+    made.write(made.make(kind, effort.rows, seed), source)
+    for name, process in processes.items():
+        rows = effort.peer_rows if name in PEERS else effort.rows
+        process.tell(do="prepare", kind=kind, rows=rows, source=str(source), folder=str(folder / name))
+    offered = {name: process.hear(MOST_S)["variants"] for name, process in processes.items()}
+    os.sync()
+    return offered
 
 
 def fastest_peer(standings: Mapping[str, Standing], league: str) -> float:
@@ -118,15 +150,3 @@ def _tried(process: Worker, variants: Sequence[str], effort: Effort) -> str:
 def _rate(process: Worker, variant: str, seconds: float) -> float:
     ran = process.ask(MOST_S, variant=variant, do="time", seconds=seconds)
     return float(ran["rows"] / ran["seconds"])
-
-
-def _start(name: str, kind: str, effort: Effort, source: Path, folder: Path) -> AbstractContextManager[Worker]:
-    peer = name in PEERS
-    count = effort.peer_rows if peer else effort.rows
-    arguments = (name, kind, str(count), str(source), str(folder / name))
-    if not peer:
-        return worker("benchmarks.loader_real.our_loaders", *arguments, what=name)
-    python = os.environ.get("DHTDATA_BASELINES_PYTHON")
-    if not python:
-        raise RuntimeError("the other loaders are not installed: run scripts/bench loader")
-    return worker("benchmarks.loader_real.peer_loaders", *arguments, python=python, what=name)

@@ -6,10 +6,13 @@ anything: some take a minute for all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.loader_real.contest import Effort, bars, compete, fastest_peer, figures
+from benchmarks.loader_real.contest import Effort, bars, compete, contestants, fastest_peer, figures
+from benchmarks.mortal import Worker
 
 FULL = Effort(rows=2_000_000, peer_rows=100_000, trial_s=2.0, verify_s=6.0, round_s=2.0, rounds=4)
 QUICK = Effort(rows=262_144, peer_rows=8_192, trial_s=0.12, verify_s=0.3, round_s=0.25, rounds=2)
@@ -17,7 +20,12 @@ OWN = {"ours": ("ours", ("batches",)), "gather": ("floor", ("gather",))}
 
 
 def measure(quick: bool, seed: int) -> Result:
-    standings = compete("floats", QUICK if quick else FULL, seed, ("batches",), OWN)
+    with contestants() as processes:
+        return among(processes, quick, seed)
+
+
+def among(processes: Mapping[str, Worker], quick: bool, seed: int) -> Result:
+    standings = compete(processes, "floats", QUICK if quick else FULL, seed, ("batches",), OWN)
     rates = {label: standing.rows_s for label, standing in standings.items()}
     checks = [
         Check("floats_times_fastest_peer", rates["ours"] / fastest_peer(standings, "batches"), ">=", 50.0),

@@ -7,10 +7,13 @@ conversion of rows that lie in memory as Arrow arrays, the fastest of several wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.loader_real.contest import Effort, bars, compete, fastest_peer, figures
+from benchmarks.loader_real.contest import Effort, bars, compete, contestants, fastest_peer, figures
+from benchmarks.mortal import Worker
 
 EFFORTS = {
     "binary": (
@@ -30,9 +33,14 @@ OWN = {
 
 
 def measure(quick: bool, seed: int) -> Result:
+    with contestants() as processes:
+        return among(processes, quick, seed)
+
+
+def among(processes: Mapping[str, Worker], quick: bool, seed: int) -> Result:
     result = Result({}, [])
     for kind, (full_effort, quick_effort) in EFFORTS.items():
-        standings = compete(kind, quick_effort if quick else full_effort, seed, ("batches", "rows"), OWN)
+        standings = compete(processes, kind, quick_effort if quick else full_effort, seed, ("batches", "rows"), OWN)
         rates = {label: standing.rows_s for label, standing in standings.items()}
         result.bars[kind] = bars(f"{kind.capitalize()} as Python objects", standings)
         result.figures.update(figures(kind, standings))

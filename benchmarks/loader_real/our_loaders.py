@@ -1,8 +1,8 @@
-"""Ours, and what the machine could do: ``python -m benchmarks.loader_real.our_loaders NAME KIND ROWS SOURCE FOLDER``.
+"""Ours, and what the machine could do: ``python -m benchmarks.loader_real.our_loaders NAME``.
 
 ``NAME`` is one of:
 
-*ours*   publishes the first ``ROWS`` rows of ``SOURCE`` (`rows`) into a store in ``FOLDER`` and mounts them, shuffled.
+*ours*   publishes the rows and mounts them, shuffled.
          ``batches``: `dhtdata.torch.DataLoader` without workers, ``batches_threads``: with two threads, ``batches_2``:
          with two worker processes; ``batches_python``: the mount itself, ``format="python"``; ``rows``: row by row.
 *floor*  the same rows in memory, in a random order that is new every epoch. ``gather``: numpy takes a batch's rows of
@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import dhtdata
 import dhtdata.torch
 from benchmarks.loader_real import rows as made
-from benchmarks.loader_real.stopwatch import Variant, begin, serve
+from benchmarks.loader_real.stopwatch import Order, Variant, serve
 from dhtdata.config import load_settings
 from dhtdata.torch.parcels import Tensors
 
@@ -37,9 +36,10 @@ AT_ONCE = 16
 THREADS = 2
 
 
-def ours(kind: str, table: pa.Table, folder: Path) -> dict[str, Variant]:
-    settings = load_settings({"home": str(folder)}, environment={})
-    dhtdata.publish(table, name="rows", settings=settings)
+def ours(order: Order) -> dict[str, Variant]:
+    kind = order.kind
+    settings = load_settings({"home": str(order.folder)}, environment={})
+    dhtdata.publish(order.table(), name="rows", settings=settings)
     batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
 
     def mount(**options: Any) -> dhtdata.StreamingDataset:
@@ -95,15 +95,16 @@ class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed h
 class Unpacked:
     """Batches of parcels."""
 
-    def __init__(self, parcels: Iterable[Tensors]) -> None:
-        self._parcels = parcels
+    def __init__(self, loader: Iterable[Tensors]) -> None:
+        self.loader = loader
 
     def __iter__(self) -> Iterator[Any]:
-        for parcel in self._parcels:
+        for parcel in self.loader:
             yield from parcel.unpack()
 
 
-def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
+def floor(order: Order) -> dict[str, Variant]:
+    kind, table = order.kind, order.table()
     batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
     epochs = partial(Epochs, table.num_rows)
     if kind in ("binary", "text"):
@@ -119,8 +120,8 @@ def floor(kind: str, table: pa.Table, _: Path) -> dict[str, Variant]:
         yield {name: torch.from_numpy(column[numbers]) for name, column in columns.items()}
 
     def ready(at_once: int) -> Any:
-        order = np.random.default_rng(0).permutation(table.num_rows)
-        rows = Ready({name: column[order] for name, column in columns.items()}, batch, at_once)
+        shuffled = np.random.default_rng(0).permutation(table.num_rows)
+        rows = Ready({name: column[shuffled] for name, column in columns.items()}, batch, at_once)
         return DataLoader(rows, batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is)
 
     return {
@@ -171,14 +172,5 @@ def taken(table: pa.Table, batch: int, numbers: NDArray[np.int64]) -> Iterator[A
 LOADERS = {each.__name__: each for each in (ours, floor)}
 
 
-def main() -> None:
-    talk = begin()
-    torch.set_num_threads(1)
-    name, kind, count, source, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
-    folder.mkdir(parents=True)
-    table = made.read(source).slice(0, count).combine_chunks()
-    serve(talk, LOADERS[name](kind, table, folder), lambda: made.Checker(kind, table))
-
-
 if __name__ == "__main__":
-    main()
+    serve(LOADERS[sys.argv[1]])

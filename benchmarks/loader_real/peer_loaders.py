@@ -1,9 +1,7 @@
-"""What users would pick instead, one library a process: ``python -m benchmarks.loader_real.peer_loaders NAME KIND ROWS
-SOURCE FOLDER``.
+"""What users would pick instead, one library a process: ``python -m benchmarks.loader_real.peer_loaders NAME``.
 
 Run by the interpreter that has the libraries, and without dhtdata. ``NAME``: litdata, mosaic, huggingface, webdataset.
-Writes the first ``ROWS`` rows of ``SOURCE`` (`rows`) into ``FOLDER`` as the library wants them, then serves
-(`stopwatch`) every way in which the library hands them out shuffled:
+Writes rows as the library wants them, and serves (`stopwatch`) every way in which the library hands them out shuffled:
 
 ``batches*``  batches of the kind's size as columns: rows collated by torch's DataLoader, and rows read together where
               the library offers that (HF datasets by a list of indices or ``batch()``, WebDataset by ``batched``), as
@@ -17,13 +15,12 @@ A variant that ends in ``_2`` has 2 worker processes, which stay (``persistent_w
 from __future__ import annotations
 
 import glob
+import importlib
 import importlib.util
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from benchmarks.baseline_writers import Unneeded
 from benchmarks.loader_real import rows as made
-from benchmarks.loader_real.stopwatch import Variant, begin, serve
+from benchmarks.loader_real.stopwatch import Order, Variant, serve
 
 SHARD_BYTES = 64 << 20
 SHUFFLED_ROWS = 2_000  # what buffers hold, in libraries that shuffle by a buffer
@@ -40,10 +37,10 @@ SHARDS = 4
 Make = Callable[[int], Any]
 
 
-def each_row(kind: str, table: Any, count: int) -> Iterator[dict[str, Any]]:
+def each_row(order: Order) -> Iterator[dict[str, Any]]:
     """Rows as dicts of numpy and Python values."""
-    columns = made.arrays(table.slice(0, count).combine_chunks())
-    names = made.COLUMNS[kind]
+    columns = made.arrays(order.table())
+    names = made.COLUMNS[order.kind]
     for values in zip(*(columns[name] for name in names), strict=True):
         yield dict(zip(names, values, strict=True))
 
@@ -58,11 +55,11 @@ def torch_loader(rows: Any, workers: int, **options: Any) -> DataLoader[Any]:
 class LitRows:
     """What litdata calls in its worker: all rows, or for its loader of tokens nothing but tokens."""
 
-    def __init__(self, kind: str, source: Path, count: int, plain: bool) -> None:
-        self.kind, self.source, self.count, self.plain = kind, source, count, plain
+    def __init__(self, order: Order, plain: bool) -> None:
+        self.order, self.plain = order, plain
 
     def __call__(self, _: int) -> Iterator[Any]:
-        for row in each_row(self.kind, made.read(self.source), self.count):
+        for row in each_row(self.order):
             if self.plain:
                 yield torch.from_numpy(row["tokens"].copy())
             else:
@@ -72,24 +69,24 @@ class LitRows:
 class AsRows:
     """A loader of bare tokens, in batches as columns."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = batches
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for tokens in self.batches:
+        for tokens in self.loader:
             yield {"tokens": tokens}
 
 
-def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
+def litdata(order: Order) -> dict[str, tuple[Make, str | int | None]]:
     import litdata as lit
 
-    batch = made.BATCH[kind]
-    plain = {"rows": False} | ({"tokens": True} if kind == "tokens" else {})
+    batch = made.BATCH[order.kind]
+    plain = {"rows": False} | ({"tokens": True} if order.kind == "tokens" else {})
     for name, only_tokens in plain.items():
         lit.optimize(
-            fn=LitRows(kind, source, count, only_tokens),
+            fn=LitRows(order, only_tokens),
             inputs=[0],
-            output_dir=str(folder / name),
+            output_dir=str(order.folder / name),
             num_workers=1,
             chunk_bytes=SHARD_BYTES,
             start_method="fork",
@@ -98,22 +95,22 @@ def litdata(kind: str, source: Path, count: int, folder: Path) -> dict[str, tupl
         )
 
     def batches(workers: int) -> Any:
-        data = lit.StreamingDataset(str(folder / "rows"), shuffle=True)
+        data = lit.StreamingDataset(str(order.folder / "rows"), shuffle=True)
         return lit.StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
 
     def tokens(workers: int) -> Any:
         loader = lit.TokensLoader(block_size=made.WIDTH)
-        data = lit.StreamingDataset(str(folder / "tokens"), shuffle=True, item_loader=loader)
+        data = lit.StreamingDataset(str(order.folder / "tokens"), shuffle=True, item_loader=loader)
         return AsRows(
             lit.StreamingDataLoader(data, batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
         )
 
     def single(_: int) -> Any:
-        return lit.StreamingDataset(str(folder / "rows"), shuffle=True)
+        return lit.StreamingDataset(str(order.folder / "rows"), shuffle=True)
 
-    key = made.COLUMNS[kind][0]
+    key = made.COLUMNS[order.kind][0]
     ways: dict[str, tuple[Make, str | int | None]] = {"batches": (batches, key), "rows": (single, None)}
-    return ways | ({"batches_tokens": (tokens, key)} if kind == "tokens" else {})
+    return ways | ({"batches_tokens": (tokens, key)} if order.kind == "tokens" else {})
 
 
 # MosaicML Streaming
@@ -132,21 +129,21 @@ class ByNumber(Dataset[Any]):  # type: ignore[misc]  # torch is not typed here
         return self.rows[number]
 
 
-def mosaic(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
+def mosaic(order: Order) -> dict[str, tuple[Make, str | int | None]]:
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
     types = {"tokens": f"ndarray:int32:{made.WIDTH}", "data": "bytes", "text": "str", "label": "int"}
-    columns = {name: types.get(name, "float32") for name in made.COLUMNS[kind]}
-    with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=SHARD_BYTES) as writer:
-        for row in each_row(kind, made.read(source), count):
+    columns = {name: types.get(name, "float32") for name in made.COLUMNS[order.kind]}
+    with MDSWriter(out=str(order.folder / "mds"), columns=columns, size_limit=SHARD_BYTES) as writer:
+        for row in each_row(order):
             row = {name: int(value) if name == "label" else value for name, value in row.items()}
             writer.write(row)
     clean_stale_shared_memory()
-    batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
+    batch, key = made.BATCH[order.kind], made.COLUMNS[order.kind][0]
 
     def rows() -> Any:
-        return StreamingDataset(local=str(folder / "mds"), batch_size=batch, shuffle=True, shuffle_seed=0)
+        return StreamingDataset(local=str(order.folder / "mds"), batch_size=batch, shuffle=True, shuffle_seed=0)
 
     return {
         "batches": (lambda workers: torch_loader(rows(), workers, batch_size=batch), key),
@@ -182,15 +179,15 @@ class Shuffled:
             yield self.rows[number]
 
 
-def huggingface(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
+def huggingface(order: Order) -> dict[str, tuple[Make, str | int | None]]:
     import datasets
 
     datasets.disable_progress_bars()
-    written = datasets.Dataset(made.read(source).slice(0, count))
-    written.save_to_disk(str(folder / "arrow"), num_shards=SHARDS)
-    stored = datasets.load_from_disk(str(folder / "arrow"))
-    batch, key = made.BATCH[kind], made.COLUMNS[kind][0]
-    objects = kind in ("binary", "text")
+    written = datasets.Dataset(order.table())
+    written.save_to_disk(str(order.folder / "arrow"), num_shards=SHARDS)
+    stored = datasets.load_from_disk(str(order.folder / "arrow"))
+    batch, key = made.BATCH[order.kind], made.COLUMNS[order.kind][0]
+    objects = order.kind in ("binary", "text")
 
     def map_rows(workers: int) -> Any:
         return torch_loader(stored.with_format("torch"), workers, batch_size=batch, shuffle=True)
@@ -262,17 +259,17 @@ def web_parts(kind: str, row: dict[str, Any]) -> dict[str, bytes]:
     return {"row.bin": np.array(tuple(row.values()), _RECORD).tobytes()}
 
 
-def webdataset(kind: str, source: Path, count: int, folder: Path) -> dict[str, tuple[Make, str | int | None]]:
+def webdataset(order: Order) -> dict[str, tuple[Make, str | int | None]]:
     import webdataset as wds
 
     with wds.ShardWriter(
-        str(folder / "%05d.tar"), maxsize=SHARD_BYTES, maxcount=-(-count // SHARDS), verbose=0
+        str(order.folder / "%05d.tar"), maxsize=SHARD_BYTES, maxcount=-(-order.rows // SHARDS), verbose=0
     ) as writer:
-        for number, row in enumerate(each_row(kind, made.read(source), count)):
-            writer.write({"__key__": f"{number:08d}", **web_parts(kind, row)})
-    tars = sorted(glob.glob(str(folder / "*.tar")))
-    record = {"tokens": web_tokens, "binary": web_binary, "text": web_text, "floats": web_floats}[kind]
-    batch = made.BATCH[kind]
+        for number, row in enumerate(each_row(order)):
+            writer.write({"__key__": f"{number:08d}", **web_parts(order.kind, row)})
+    tars = sorted(glob.glob(str(order.folder / "*.tar")))
+    record = {"tokens": web_tokens, "binary": web_binary, "text": web_text, "floats": web_floats}[order.kind]
+    batch = made.BATCH[order.kind]
 
     def rows() -> Any:
         return wds.WebDataset(tars, shardshuffle=SHARDS, empty_check=False).shuffle(SHUFFLED_ROWS).map(record)
@@ -289,26 +286,26 @@ def webdataset(kind: str, source: Path, count: int, folder: Path) -> dict[str, t
     }
 
 
+MODULES = {"litdata": "litdata", "mosaic": "streaming", "huggingface": "datasets", "webdataset": "webdataset"}
 LIBRARIES = {each.__name__: each for each in (litdata, mosaic, huggingface, webdataset)}
 
 
-def main() -> None:
-    talk = begin()
-    warnings.filterwarnings("ignore")
-    if importlib.util.find_spec("torchvision") is None:
-        sys.meta_path.append(Unneeded())
-    torch.set_num_threads(1)
-    name, kind, count, source, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
-    folder.mkdir(parents=True)
-    os.environ["HF_HOME"] = os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder / "cache")
-    ways = LIBRARIES[name](kind, source, count, folder)
+def prepare(name: str, order: Order) -> dict[str, Variant]:
+    named = made.COLUMNS[order.kind] if name == "webdataset" else ()
     variants: dict[str, Variant] = {}
-    named = made.COLUMNS[kind] if name == "webdataset" else ()
-    for way, (make, key) in ways.items():
+    for way, (make, key) in LIBRARIES[name](order).items():
         variants[way] = Variant(partial(make, 0), key, named)
         if way.startswith("batches"):
             variants[f"{way}_2"] = Variant(partial(make, 2), key, named)
-    serve(talk, variants, lambda: made.Checker(kind, made.read(source).slice(0, count).combine_chunks()))
+    return variants
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    if importlib.util.find_spec("torchvision") is None:
+        sys.meta_path.append(Unneeded())
+    importlib.import_module(MODULES[sys.argv[1]])
+    serve(partial(prepare, sys.argv[1]))
 
 
 if __name__ == "__main__":

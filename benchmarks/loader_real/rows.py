@@ -114,6 +114,8 @@ class Checker:
         for name in COLUMNS[self._kind]:
             source, got = self._source[name], columns[name]
             if isinstance(source, list):
+                if not isinstance(got, list | tuple) or {type(value) for value in got} != {type(source[0])}:
+                    raise ValueError(f"{name} is not made of Python objects yet")
                 if [source[number] for number in numbers.tolist()] != list(got):
                     raise ValueError(f"{name} of some row is not what was written")
             elif not np.array_equal(source[numbers], np.asarray(got)):

@@ -1,13 +1,15 @@
-"""One loader in a process: runs for a while whenever it is asked. Needs nothing of dhtdata.
+"""Loaders of one library in a process: each runs for a while whenever it is asked. Needs nothing of dhtdata.
 
-A process makes its loaders ready (`serve`), says which variants it has, and then obeys lines of JSON:
+A process obeys lines of JSON (`serve`):
 
-``{"variant", "do": "time", "seconds"}``: hand out items for so long; says ``rows`` and ``seconds``. An epoch that ends
+``{"do": "prepare", "kind", "rows", "source", "folder"}``: forget all before, make loaders of that kind of rows (`rows`)
+ready, and say which ``variants`` there are.
+``{"do": "time", "variant", "seconds"}``: hand out items for so long; says ``rows`` and ``seconds``. An epoch that ends
 is followed by the next. Some items are taken before the clock starts, so that it shows the pace of a loop that goes on,
 not what workers made while nobody asked.
-``{"variant", "do": "verify", "seconds"}``: begin an epoch and compare every row with the source, for so long at most;
+``{"do": "verify", "variant", "seconds"}``: begin an epoch and compare every row with the source, for so long at most;
 says ``rows`` and whether the epoch ended (``whole``), in which case every row has come exactly once.
-``{"variant", "do": "end"}``: let the loader go, and its workers.
+``{"do": "end", "variant"}``: let the loader go, and its workers.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
 import torch
+from torch.utils.data import DataLoader
 
-from benchmarks.loader_real.rows import Checker
+from benchmarks.loader_real import rows as made
 from benchmarks.mortal import die_with_parent
 
 _TAKEN_FIRST = 8
@@ -50,7 +55,7 @@ class _Running:
     def __init__(self, variant: Variant) -> None:
         self._variant = variant
         self._loader = variant.make()
-        self._items = self._endless()
+        self._items = _endless(self._loader)
 
     def run(self, seconds: float) -> dict[str, float]:
         key, items, rows = self._variant.key, self._items, 0
@@ -64,7 +69,7 @@ class _Running:
             now = time.perf_counter()
         return {"rows": rows, "seconds": now - started}
 
-    def verify(self, checker: Checker, seconds: float) -> dict[str, float]:
+    def verify(self, checker: made.Checker, seconds: float) -> dict[str, float]:
         end = time.perf_counter() + seconds
         rows = 0
         for item in self._loader:
@@ -76,48 +81,75 @@ class _Running:
         checker.end()
         return {"rows": rows, "whole": True}
 
-    def _endless(self) -> Iterator[Any]:
-        while True:
-            yield from self._loader
+    def end(self) -> None:
+        """Let workers go now: torch's wait seconds for them when a loader is found to be garbage."""
+        self._items.close()
+        for loader in (self._loader, getattr(self._loader, "loader", None)):
+            if isinstance(loader, DataLoader) and loader.num_workers and loader._iterator is not None:
+                loader._iterator._shutdown_workers()
 
 
-def wire() -> TextIO:
+def _endless(loader: Iterable[Any]) -> Generator[Any, None, None]:
+    while True:
+        yield from loader
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to make ready: the first ``rows`` rows of ``source``; ``folder`` is new, and for files."""
+
+    kind: str
+    rows: int
+    source: Path
+    folder: Path
+
+    def table(self) -> pa.Table:
+        return made.read(self.source).slice(0, self.rows).combine_chunks()
+
+
+def serve(prepare: Callable[[Order], Mapping[str, Variant]]) -> None:
+    """Obey until standard input is closed."""
+    die_with_parent()
+    talk = _wire()
+    torch.set_num_threads(1)
+    order: Order | None = None
+    variants: Mapping[str, Variant] = {}
+    running: dict[str, _Running] = {}
+    _say(talk, ready=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if asked["do"] == "prepare":
+                running = {}
+                order = Order(asked["kind"], asked["rows"], Path(asked["source"]), Path(asked["folder"]))
+                order.folder.mkdir(parents=True)
+                variants = prepare(order)
+                _say(talk, variants=list(variants))
+                continue
+            name, seconds = asked["variant"], asked.get("seconds", 0.0)
+            if asked["do"] == "end":
+                if name in running:
+                    running.pop(name).end()
+                _say(talk, ended=name)
+                continue
+            if name not in running:
+                running[name] = _Running(variants[name])
+            if asked["do"] == "verify" and order is not None:
+                _say(talk, **running[name].verify(made.Checker(order.kind, order.table()), seconds))
+            else:
+                _say(talk, **running[name].run(seconds))
+        except Exception as failure:
+            _say(talk, failure=f"{asked}: {type(failure).__name__}: {failure}")
+            raise
+
+
+def _wire() -> TextIO:
     """Standard output for what is said to the parent alone: what libraries print goes to standard error."""
     talk = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return talk
 
 
-def serve(talk: TextIO, variants: Mapping[str, Variant], checker: Callable[[], Checker]) -> None:
-    """Obey until standard input is closed."""
-    torch.set_num_threads(1)
-    running: dict[str, _Running] = {}
-    _say(talk, variants=list(variants))
-    for line in sys.stdin:
-        asked = json.loads(line)
-        name = asked["variant"]
-        try:
-            if asked["do"] == "end":
-                running.pop(name, None)
-                _say(talk, ended=name)
-                continue
-            if name not in running:
-                running[name] = _Running(variants[name])
-            if asked["do"] == "verify":
-                _say(talk, **running[name].verify(checker(), asked["seconds"]))
-            else:
-                _say(talk, **running[name].run(asked["seconds"]))
-        except Exception as failure:
-            _say(talk, failure=f"{name}: {type(failure).__name__}: {failure}")
-            raise
-
-
 def _say(talk: TextIO, **values: Any) -> None:
     talk.write(json.dumps(values) + "\n")
     talk.flush()
-
-
-def begin() -> TextIO:
-    """What every such process does first."""
-    die_with_parent()
-    return wire()

@@ -7,10 +7,13 @@ processes and are handed over as ours are, in parcels of 16 batches (and, for co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.dht_real.alone import alone
 from benchmarks.dht_simulated.result import Result
 from benchmarks.harness import Check
-from benchmarks.loader_real.contest import Effort, bars, compete, fastest_peer, figures
+from benchmarks.loader_real.contest import Effort, bars, compete, contestants, fastest_peer, figures
+from benchmarks.mortal import Worker
 
 FULL = Effort(rows=50_000, peer_rows=50_000, trial_s=2.0, verify_s=6.0, round_s=2.0, rounds=5)
 QUICK = Effort(rows=50_000, peer_rows=8_192, trial_s=0.12, verify_s=0.4, round_s=0.25, rounds=2)
@@ -25,7 +28,12 @@ OWN = {
 
 
 def measure(quick: bool, seed: int) -> Result:
-    standings = compete("tokens", QUICK if quick else FULL, seed, ("batches", "batches_2"), OWN)
+    with contestants() as processes:
+        return among(processes, quick, seed)
+
+
+def among(processes: Mapping[str, Worker], quick: bool, seed: int) -> Result:
+    standings = compete(processes, "tokens", QUICK if quick else FULL, seed, ("batches", "batches_2"), OWN)
     rates = {label: standing.rows_s for label, standing in standings.items()}
     checks = [
         Check("tokens_times_fastest_peer", rates["ours"] / fastest_peer(standings, "batches"), ">=", 10.0),
