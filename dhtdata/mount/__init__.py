@@ -12,9 +12,11 @@
 | ``vault`` | shards opened, checked, fetched by the peer |
 | ``readahead`` | blocks asked for before they are needed |
 | ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
+| ``ragged``, ``pictures``, ``shaping`` | lists and images in the shapes that a mount asks for |
 | ``parcels`` | what a few steps take, in four formats |
 | ``transform`` | a user's function on batches or samples |
 | ``view`` | one split and its columns, across processes |
+| ``filtering``, ``scanning`` | the rows of it that a filter keeps |
 | ``map_style`` | random access |
 | ``loop``, ``pipeline`` | how a split is iterated over, and what makes it so |
 | ``dataset`` | `StreamingDataset` |
@@ -25,8 +27,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dhtdata.config import Settings, entering, load_settings, parse_size
 from dhtdata.errors import ConfigError
@@ -39,12 +42,16 @@ from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
 from dhtdata.mount.transform import Transform
-from dhtdata.mount.view import open_view
+from dhtdata.mount.view import View, open_view
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 __all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
 
 DEFAULT_WINDOW = 8
 DEFAULT_TIMEOUT_S = 300.0
+ON_ERROR = ("raise", "skip")
 
 
 def mount(
@@ -52,6 +59,7 @@ def mount(
     *,
     split: str = "train",
     columns: Sequence[str] | None = None,
+    filter: str | pc.Expression | None = None,
     batch_size: int | None = None,
     global_batch_size: int | None = None,
     shuffle: bool = False,
@@ -62,6 +70,8 @@ def mount(
     transform: Callable[[Any], Any] | None = None,
     transform_on: str | None = None,
     on_error: str = "raise",
+    collate: Any = None,
+    decode: Any = None,
     threads: int = 0,
     predownload: int | str | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
@@ -82,14 +92,20 @@ def mount(
     runs. What arrives is verified before a row of it is seen.
 
     ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
+    ``filter``: which rows count, as text such as ``"lang == 'en' and len(text) > 100"`` (see `dhtdata.filters.parse`)
+    or as a ``pyarrow.compute.Expression``; lengths, epochs and row numbers are then those of the rows that it keeps.
+    The first mount with a filter looks at its columns, unless statistics rule rows out; the result stays in the store.
     ``batch_size``: rows a batch *on this rank*, or ``global_batch_size``: on all ranks together; neither iterates over
     rows. ``shuffle_window``: row ranges of about 32 MiB that are shuffled together. ``remainder``: what the last rows
     of an epoch become, "pad" (equal steps on every rank; ``_valid`` marks what counts), "drop" or "uneven"; by default
     "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
-    must survive pickling if workers are spawned. ``on_error="skip"`` leaves out rows on which it fails, and says so in
-    the log. ``threads``: how many gather and transform ahead of the loop; they win where that releases the GIL.
+    must survive pickling if workers are spawned. ``collate``: what becomes of lists of any length in a batch: "list",
+    "padded", ``("padded", value)`` or "jagged", for all or by column; with ``transform_on="sample"``, of those that it
+    returns. ``decode``: which encoded images become arrays, "image" or by column. See `shaping` for both.
+    ``on_error="skip"`` leaves out rows that do not decode or on which ``transform`` fails, and says so in the log.
+    ``threads``: how many gather, decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
     at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
     ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
@@ -103,6 +119,11 @@ def mount(
         None if world_size is None else _whole("world_size", world_size),
         None if lanes is None else _whole("lanes", lanes),
     )
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
+    skips = on_error == "skip"
+    if skips and transform is None and not decode:
+        raise ConfigError("on_error says what becomes of rows that fail: give transform or decode, too")
     rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
         batch_size=rank_batch,
@@ -114,7 +135,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, on_error, batched=rank_batch is not None, split=split),
+        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, split=split),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -133,12 +154,20 @@ def mount(
         settings = replace(settings, **{name: getattr(load_settings(given), name) for name in given})
     meet_torch(StreamingDataset)
     wanted = parse_target(target)
-    view = open_view(wanted, entering(settings, wanted), split, columns, timeout)
+    view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
-        return StreamingDataset(view, loop)
+        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
     except BaseException:
         view.close()
         raise
+
+
+def _maker(filter: str | pc.Expression | None) -> Callable[..., View]:
+    if filter is None:
+        return View
+    from dhtdata.mount.filtering import FilteredView
+
+    return partial(FilteredView, filter=filter)
 
 
 def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:

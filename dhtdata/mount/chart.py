@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.columns import Flat, plain_type
+from dhtdata.mount.columns import Flat, has_own_values, plain_type
 from dhtdata.mount.planes import unit_of
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
@@ -34,25 +34,28 @@ MAX_HOPS = 3
 class Form:
     """How a column's values lie: ``flat`` items one after another, behind offsets of ``offset_bytes`` if not 0.
 
-    ``flat`` is None for strings and binaries: bytes behind offsets.
+    ``flat`` is None for strings and binaries: bytes behind offsets. ``extended``: Python has values of its own for this
+    type, which are not those of its storage.
     """
 
     flat: Flat | None
     offset_bytes: int
     text: bool = False
+    extended: bool = False
 
     @classmethod
     def of(cls, kind: pa.DataType, stored: pa.DataType) -> Form | None:
         """None for what only Arrow reads: structs, maps, unions, decimals, lists of strings or lists."""
+        extended = has_own_values(kind)
         kind = plain_type(kind)
         flat = Flat.of(kind)
         if flat is not None:
-            return cls(flat, 0)
+            return cls(flat, 0, extended=extended)
         offsets = offset_width(stored)
         if pa.types.is_string(stored) or pa.types.is_large_string(stored):
-            return cls(None, offsets, text=True)
+            return cls(None, offsets, text=True, extended=extended)
         if pa.types.is_binary(stored) or pa.types.is_large_binary(stored):
-            return cls(None, offsets)
+            return cls(None, offsets, extended=extended)
         if pa.types.is_list(stored) or pa.types.is_large_list(stored):
             items = Flat.of(kind.value_type)
             if items is not None and items.stored != np.bool_ and items.axes is None:
@@ -235,9 +238,9 @@ class _GroupChart:
 
     def add(self, vault: Vault, wanted: _Wanted, rows: Rows) -> None:
         """Blocks that are here now. ``rows`` are those that a chart of bounded size must keep."""
+        if self._blocks.firsts.size + sum(len(blocks) for _, _, blocks in wanted) > MAX_BLOCKS:
+            self._forget(rows)  # before the maps of what is wanted are kept: no block of theirs is on the chart yet
         fresh = self._located(vault, wanted)
-        if self._blocks.firsts.size + fresh.firsts.size > MAX_BLOCKS:
-            self._forget(rows)
         self._blocks = self._blocks.joined(fresh)
         self._draw()
 

@@ -13,8 +13,9 @@
 
 Nulls: NaN in floats, NaT in dates and times, None in object arrays; integers and bools with nulls are
 `numpy.ma.MaskedArray` (a batch without nulls is a plain array), which no tensor can hold: the torch format refuses
-them by name. A null struct has null fields. ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the
-logical types. Arrays are writable and share memory with nothing but batches of the same few megabytes.
+them by name. A null struct has null fields. Where a mount asks for it, lists and images have other shapes
+(`shaping`). ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the logical types. Arrays are writable and
+overlap with no other; those of a few batches together lie in one piece of memory.
 """
 
 from __future__ import annotations
@@ -38,10 +39,18 @@ Column = Array | Texts | dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A column that is in pieces already, one for each batch."""
+
+    pieces: list[Any]
+
+
+@dataclass(frozen=True)
 class Flat:
     """A type whose values have one width: ``shape`` items of ``stored`` each, shown as ``dtype``.
 
-    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first.
+    ``axes`` reorders the dimensions of a permuted FixedShapeTensor, batch dimension first: dimension i is the stored
+    dimension ``permutation[i]``, as Arrow specifies it (where pyarrow 26 turns three around, its strides overlap).
     """
 
     stored: np.dtype[Any]
@@ -110,6 +119,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
             return kind
 
 
+def has_own_values(kind: pa.DataType) -> bool:
+    """Whether Python's values of a type may be others than those of its storage, as with ``pa.bool8()``."""
+    while pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    return isinstance(kind, pa.BaseExtensionType)
+
+
 @contextmanager
 def held(name: str, kind: pa.DataType) -> Iterator[None]:
     """ConfigError that names the column if a value is none of Python's: years after 9999, nanoseconds, twin fields."""
@@ -148,6 +164,22 @@ def to_numpy(array: pa.Array, kind: pa.DataType) -> Column:
     return np.fromiter(array.to_pylist(), dtype=object, count=len(array))
 
 
+def items_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """What the items of lists of this type are as one array; None if this is no list or they are none."""
+    kind = plain_type(kind)
+    return _array_dtype(kind.value_type) if _is_list(kind) else None
+
+
+def _array_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """None for what becomes an object array or a dict."""
+    kind = plain_type(kind)
+    flat = Flat.of(kind)
+    if flat is not None:
+        return flat.dtype
+    shaped = isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_fixed_size_list(kind)
+    return _array_dtype(kind.value_type) if shaped else None
+
+
 def mark_nulls(values: Array, valid: NDArray[np.bool_] | None) -> Array:
     """NaN, NaT or None where not valid; a masked array of integers or bools."""
     if valid is None or valid.all():
@@ -163,7 +195,7 @@ def mark_nulls(values: Array, valid: NDArray[np.bool_] | None) -> Array:
     elif values.dtype.kind == "O":
         values[null] = None
     else:
-        mask = np.broadcast_to(_spread(null, values.ndim), values.shape)
+        mask = np.broadcast_to(_spread(null, values.ndim), values.shape).copy()
         return np.ma.MaskedArray(values, mask=mask)
     return values
 

@@ -47,6 +47,11 @@ class Crew:
         for _ in self._threads:
             self._jobs.put(None)
 
+    def join(self) -> None:
+        """Wait until closed threads have ended."""
+        for thread in self._threads:
+            thread.join()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
 from dhtdata.mount.epochs import Epochs, Run
+from dhtdata.mount.frames import to_pandas, to_polars
 from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import VALID, Parcel
+from dhtdata.mount.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.mount.readahead import usual_ahead_bytes
-from dhtdata.mount.transform import Skipped
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
+
+if TYPE_CHECKING:
+    from dhtdata.mount.frames import PandasFrame, PolarsFrame
 
 
 class StreamingDataset:
@@ -45,14 +48,15 @@ class StreamingDataset:
             raise ConfigError(
                 f"column {VALID!r} collides with the mark of padding: mount with remainder='drop' or 'uneven'"
             )
-        if loop.remainder == "uneven" and view.split.rows < loop.crew.ranks:
+        kept = f" that filter {view.filter_key} keeps" if view.filter_key else ""
+        if loop.remainder == "uneven" and view.num_rows < loop.crew.ranks:
             raise ConfigError(
-                f"split {view.split.name!r} has {view.split.rows} rows, fewer than the {loop.crew.ranks} ranks, and "
-                "remainder='uneven' would leave some without a step: choose remainder='pad' or fewer ranks"
+                f"split {view.split.name!r} has {view.num_rows} rows{kept}, fewer than the {loop.crew.ranks} ranks, "
+                "and remainder='uneven' would leave some without a step: choose remainder='pad' or fewer ranks"
             )
         if not len(self):
             raise ConfigError(
-                f"split {view.split.name!r} has {view.split.rows} rows, fewer than one global batch of "
+                f"split {view.split.name!r} has {view.num_rows} rows{kept}, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
         ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
@@ -67,8 +71,8 @@ class StreamingDataset:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole split, all ranks together."""
-        return self._view.split.rows
+        """Rows of the whole split, as far as the filter keeps them, all ranks together."""
+        return self._view.num_rows
 
     @property
     def batch_size(self) -> int | None:
@@ -93,7 +97,7 @@ class StreamingDataset:
         return f"<StreamingDataset {self._view.dataset.title} split {split}: {self.num_rows} rows of {columns}>"
 
     def stats(self) -> dict[str, ColumnStatistics]:
-        """Statistics of this split by column, as far as the publisher kept them."""
+        """Statistics of this split by column, as far as the publisher kept them; of all its rows, filter or not."""
         names = set(self.schema.names)
         for split in self._view.statistics().splits:
             if split.name == self._view.split.name:
@@ -120,20 +124,48 @@ class StreamingDataset:
             "mounting, or use dhtdata.torch.DataLoader"
         )
 
+    def iter_numpy(self) -> Iterator[Any]:
+        """The next epoch as numpy arrays, whatever ``format`` the mount has; epochs and state count on.
+
+        Arrays of numbers are contiguous (but those of a permuted FixedShapeTensor) and in native byte order, as
+        ``jax.numpy.asarray`` takes them.
+        """
+        return self.iterate("numpy")
+
+    def iter_arrow(self) -> Iterator[Any]:
+        """The next epoch as Arrow's record batches, or dicts of its scalars, of the types that were published.
+
+        Nothing is collated or decoded. Epochs and state count on.
+        """
+        self._loop.check_transform("arrow")
+        return self.iterate("arrow")
+
     def map_style(self) -> MapStyleDataset:
         """Random access to all rows of the split, in source order."""
-        return MapStyleDataset(self._view, self._loop.format)
+        return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:
-        """The whole split as one table, mapped from disk. Fetches all of it."""
+        """The whole split as one table. Fetches all of it, and maps it from disk unless a filter leaves out rows."""
         from dhtdata.tables.logical import to_logical_table
 
+        if self._view.selection() is not None:
+            at_once = Pipeline(self._view, replace(self._loop, batch_size=None)).steps_at_once
+            cuts = ((first, min(first + at_once, self.num_rows)) for first in range(0, self.num_rows, at_once))
+            return to_logical_table(self._view.stored(cuts), self.schema)
         columns: dict[str, pa.ChunkedArray] = {}
         for group in self._view.groups:
             table = pa.Table.from_batches(list(self._view.batches(group)))
             columns |= dict(zip(table.column_names, table.columns, strict=True))
         table = pa.table({name: columns[name] for name in self.schema.names})
         return to_logical_table(table.to_batches(), self.schema)
+
+    def to_pandas(self, **options: Any) -> PandasFrame:
+        """The whole split as a DataFrame; ``options`` are those of ``pyarrow.Table.to_pandas``. Fetches all of it."""
+        return to_pandas(self.to_arrow(), options)
+
+    def to_polars(self) -> PolarsFrame:
+        """The whole split as a Polars frame. Fetches all of it; what Polars stores as Arrow does stays mapped."""
+        return to_polars(self.to_arrow())
 
     # Where it stands
 
@@ -179,7 +211,7 @@ class StreamingDataset:
 
     def held(self) -> Held:
         """What all processes that read for this dataset waited for, and hold ahead of their loops."""
-        return self._view.meter.total()
+        return self._view.held()
 
     def standing(self) -> tuple[int, int]:
         """Epoch of the latest iteration, and how many items of that epoch this rank has had."""
@@ -279,7 +311,8 @@ class StreamingDataset:
     def _needs(self) -> Needs:
         crew = self._loop.crew
         lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
-        return Needs.of(self._view.groups, self._pieces, self._loop.window if self._loop.shuffle else 1, lanes)
+        window = self._loop.window if self._loop.shuffle else 1
+        return Needs.of(self._view.groups, self._pieces, window, lanes, self._view.selection())
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)
@@ -290,4 +323,4 @@ class StreamingDataset:
         )
 
     def _key(self) -> OrderKey:
-        return self._loop.key(self._view.split.name)
+        return self._loop.key(self._view.split.name, self._view.filter_key)

@@ -10,7 +10,7 @@ in sorted order, which this replaced, reached 0.05 and 0.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dhtdata.mount.chart import Chart, Charts, Form, Places, Waiting
 from dhtdata.mount.columns import Array, Column, Flat, held, mark_nulls, to_numpy
 from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
+from dhtdata.mount.ragged import Ragged
 from dhtdata.mount.runs import GroupRuns
 from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.texts import Texts
@@ -45,9 +46,18 @@ class Gatherer:
             for name in group.columns
         }
 
-    def numpy(self, rows: Rows) -> dict[str, Column]:
-        """Columns as `columns` maps them, in the order of ``rows``."""
-        return self._gathered(rows, _numpy_column, lambda name, array: self._converted(name, array))
+    def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
+        """Columns as `columns` maps them, in the order of ``rows``; those of ``ragged`` end to end."""
+
+        def direct(found: _Located, form: Form) -> Column | Ragged | None:
+            return _ragged_column(found, form) if found.name in ragged else _numpy_column(found, form)
+
+        def through_arrow(name: str, array: pa.Array) -> Column | Ragged:
+            kind = self.logical.field(name).type
+            with held(name, kind):
+                return Ragged.of(array, kind) if name in ragged else to_numpy(array, kind)
+
+        return self._gathered(rows, direct, through_arrow)
 
     def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
         """Columns as sequences of Python's own values, those of ``pyarrow.Array.to_pylist``."""
@@ -85,18 +95,16 @@ class Gatherer:
                 found |= {name: through_arrow(name, batch.column(name)) for name in others}
         return {name: found[name] for name in self.logical.names}
 
-    def _converted(self, name: str, array: pa.Array) -> Column:
-        kind = self.logical.field(name).type
-        with held(name, kind):
-            return to_numpy(array, kind)
-
     def _listed(self, name: str, array: pa.Array) -> list[Any]:
         from dhtdata.tables.logical import to_logical
 
         schema = pa.schema([self.logical.field(name)])
         batch = to_logical(pa.RecordBatch.from_arrays([array], [name]), schema)
         with held(name, schema.field(0).type):
-            values: list[Any] = batch.column(0).to_pylist()
+            column = batch.column(0)
+            if column.type == pa.time64("ns"):  # Arrow drops nanoseconds without a word where pandas is installed
+                column = column.cast(pa.time64("us"))
+            values: list[Any] = column.to_pylist()
             return values
 
 
@@ -182,10 +190,20 @@ def _numpy_column(found: _Located, form: Form) -> Column | None:
     return mark_nulls(lists, found.valid())
 
 
+_BYTES = Flat(np.dtype(np.uint8), np.dtype(np.uint8))
+
+
+def _ragged_column(found: _Located, form: Form) -> Ragged | None:
+    """None if only Arrow can read these rows."""
+    return None if found.awkward else Ragged(*_items(found, form, form.flat or _BYTES))
+
+
 _PLAIN_NUMBERS = frozenset("?bBhHiIlLqQfd")
 
 
 def _python_column(found: _Located, form: Form) -> Sequence[Any] | None:
+    if form.extended:
+        return None
     if form.flat is None:
         return _texts(found, form)
     flat = form.flat

@@ -29,6 +29,7 @@ from dhtdata.order import EpochOrder, Pieces, Steps
 
 if TYPE_CHECKING:
     from dhtdata.control.reading import Reading
+    from dhtdata.filters import Selection
 
 MAX_SPANS = 1 << 18
 """What a part tells at most: about 4 TB of shards. What is needed still later goes first, as if never needed."""
@@ -52,8 +53,8 @@ class Uses:
     stops: Numbers
 
     @classmethod
-    def of(cls, group: GroupShards, order: EpochOrder, lanes: range) -> Uses:
-        found = [_lane_uses(group, order, lane) for lane in lanes]
+    def of(cls, group: GroupShards, order: EpochOrder, lanes: range, selection: Selection | None = None) -> Uses:
+        found = [_lane_uses(group, order, lane, selection) for lane in lanes]
         numbers, firsts, stops = (np.concatenate(columns) for columns in zip(*found, strict=True))
         by_shard = np.lexsort((firsts, numbers))
         numbers, firsts, stops = numbers[by_shard], firsts[by_shard], stops[by_shard]
@@ -68,8 +69,12 @@ class Uses:
         return set(self.numbers[(self.firsts <= position) & (position < self.stops)].tolist())
 
 
-def _lane_uses(group: GroupShards, order: EpochOrder, lane: int) -> tuple[Numbers, Numbers, Numbers]:
+def _lane_uses(
+    group: GroupShards, order: EpochOrder, lane: int, selection: Selection | None
+) -> tuple[Numbers, Numbers, Numbers]:
     spans, firsts, stops = order.sources(lane)
+    if selection is not None:
+        spans = selection.around(spans)
     lowest = np.searchsorted(group.firsts, spans[:, 0], "right") - 1
     counts = np.searchsorted(group.firsts, spans.sum(axis=1), "left") - lowest
     begins = np.cumsum(counts) - counts
@@ -81,15 +86,24 @@ def _lane_uses(group: GroupShards, order: EpochOrder, lane: int) -> tuple[Number
 class Horizon:
     """One loop's. Positions of all its epochs lie on one axis, an epoch of ``rows`` behind the other."""
 
-    def __init__(self, vault: Vault, reading: Reading, whose: str, groups: Sequence[GroupShards], steps: Steps) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        reading: Reading,
+        whose: str,
+        groups: Sequence[GroupShards],
+        steps: Steps,
+        selection: Selection | None = None,
+    ) -> None:
         self._vault = vault
         self._reading = reading
         self._groups = groups
         self._order = steps.order
         self._lanes = steps.lanes
         self._name = _name_of(whose, steps)
-        self._row_bytes = sum(group.byte_count for group in groups) / self._order.rows
-        self._uses = [Uses.of(group, self._order, self._lanes) for group in groups]
+        self._selection = selection
+        self._row_bytes = sum(group.byte_count / int(group.firsts[-1]) for group in groups)
+        self._uses = [Uses.of(group, self._order, self._lanes, selection) for group in groups]
         ends = [ends for uses in self._uses for ends in (uses.firsts, uses.stops)]
         self._bounds = np.unique(np.concatenate(ends))
         self._told = -1
@@ -131,7 +145,7 @@ class Horizon:
         found: dict[Digest, array[int]] = {}
         offset, left = epoch * order.rows, MAX_SPANS // len(self._groups)
         for group in self._groups:
-            uses = Uses.of(group, order, self._lanes)
+            uses = Uses.of(group, order, self._lanes, self._selection)
             chosen = np.sort(np.argsort(uses.firsts, kind="stable")[:left])
             spans = np.stack([uses.firsts, uses.stops], axis=1)[chosen] + offset
             for number, ends in zip(uses.numbers[chosen].tolist(), spans.tolist(), strict=True):
@@ -162,10 +176,21 @@ class Needs:
     lanes: int
 
     @classmethod
-    def of(cls, groups: Sequence[GroupShards], pieces: Pieces, window: int, lanes: int) -> Needs:
+    def of(
+        cls,
+        groups: Sequence[GroupShards],
+        pieces: Pieces,
+        window: int,
+        lanes: int,
+        selection: Selection | None = None,
+    ) -> Needs:
+        spans = np.stack([pieces.firsts, pieces.counts], axis=1)
+        if selection is not None:
+            spans = selection.around(spans)
+        piece_rows = pieces.rows / len(pieces)
         return cls(
-            piece_bytes=sum(group.byte_count for group in groups) / len(pieces),
-            touched_bytes=tuple(_most_touched(group, pieces) for group in groups),
+            piece_bytes=piece_rows * sum(group.byte_count / int(group.firsts[-1]) for group in groups),
+            touched_bytes=tuple(_most_touched(group, spans) for group in groups),
             group_bytes=tuple(group.byte_count for group in groups),
             table_bytes=sum(
                 TABLE_BYTES * len(group) + group.byte_count // SHARD_BYTES_PER_TABLE_BYTE for group in groups
@@ -203,10 +228,10 @@ class Needs:
         return usual
 
 
-def _most_touched(group: GroupShards, pieces: Pieces) -> int:
-    """Bytes of the shards that hold one piece, at most."""
+def _most_touched(group: GroupShards, spans: Numbers) -> int:
+    """Bytes of the shards that hold one of these spans (first row, rows), at most."""
     sizes = np.concatenate([np.asarray(index.sizes, np.int64) for index in group.indexes])
     before = np.append(0, np.cumsum(sizes))
-    low = np.searchsorted(group.firsts, pieces.firsts, "right") - 1
-    high = np.searchsorted(group.firsts, pieces.firsts + pieces.counts, "left")
+    low = np.searchsorted(group.firsts, spans[:, 0], "right") - 1
+    high = np.searchsorted(group.firsts, spans.sum(axis=1), "left")
     return int((before[high] - before[low]).max())

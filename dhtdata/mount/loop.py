@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import reader_of
+from dhtdata.mount.parcels import Reading
 from dhtdata.mount.ranks import Ranks
+from dhtdata.mount.shaping import AS_STORED, Shaping
 from dhtdata.mount.transform import Transform
 from dhtdata.order import REMAINDERS, OrderKey
 
@@ -27,6 +31,7 @@ class Loop:
     crew: Ranks
     threads: int = 0
     transform: Transform | None = None
+    shaping: Shaping = AS_STORED
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -41,9 +46,34 @@ class Loop:
             raise ConfigError("predownload: less than no bytes")
         if not 0 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads: {self.threads} is not in 0 to {MAX_THREADS}")
-        reader_of(self.format)
+        self.reading()
+        self.check_transform(self.format)
+
+    def check_transform(self, format: str) -> None:
+        """ConfigError if the transform cannot work with that format or keep the ranks in step."""
         if self.transform is not None:
-            self.transform.check(self.format, self.batched, self.crew.ranks)
+            self.transform.check(format, self.batched, self.crew.ranks)
+
+    def shaped(self, schema: pa.Schema, collate: Any, decode: Any, skips: bool, split: str) -> Loop:
+        """This with the shapes that arguments of `dhtdata.mount` ask for. ConfigError names what does not fit."""
+        made = self.transform is not None and not self.transform.reads_batches
+        shaping = Shaping.of(schema, self.format, collate, decode, made)
+        if shaping.collates and not self.batched:
+            raise ConfigError("collate says what becomes of lists in a batch: give batch_size, too")
+        in_step = self.crew.ranks > 1
+        if shaping.decodes and skips and in_step and not self.batched:
+            raise ConfigError("on_error='skip' would give ranks unequal steps here: mount with batch_size")
+        return replace(self, shaping=replace(shaping, skips=skips, in_step=in_step, split=split))
+
+    def reading(self, format: str | None = None) -> Reading:
+        """How rows are read, in another format maybe."""
+        return Reading(format or self.format, self.shaping)
+
+    def reading_by_number(self) -> Reading:
+        """For rows asked for by number: no transform changes them, and none that was asked for is left out."""
+        made = self.transform is not None and not self.transform.reads_batches
+        shaping = replace(self.shaping, skips=False, collates={} if made else self.shaping.collates)
+        return Reading(self.format, shaping)
 
     @property
     def batched(self) -> bool:
@@ -53,5 +83,5 @@ class Loop:
     def global_batch(self) -> int:
         return (self.batch_size or 1) * self.crew.ranks
 
-    def key(self, split: str) -> OrderKey:
-        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0)
+    def key(self, split: str, filter: str) -> OrderKey:
+        return OrderKey(split, self.shuffle, self.window if self.shuffle else 0, filter)

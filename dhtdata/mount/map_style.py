@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import reader_of
+from dhtdata.mount.parcels import Reading
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt
 
@@ -19,16 +19,17 @@ Rows = NDArray[np.int64]
 class MapStyleDataset:
     """A split by row number: ``[123]`` and ``[-1]`` are rows, ``[10:20]`` and ``[[3, 1, 2]]`` batches.
 
+    Under a filter the rows that it keeps are numbered.
+
     Fetches the blocks that hold what is asked for. Works as a map-style dataset of torch, with its samplers.
     """
 
-    def __init__(self, view: View, format: str) -> None:
-        reader_of(format)
+    def __init__(self, view: View, reading: Reading) -> None:
         self._view = view
-        self._format = format
+        self._reading = reading
 
     def __len__(self) -> int:
-        return self._view.split.rows
+        return self._view.num_rows
 
     def __getitem__(self, key: int | slice | Sequence[int] | Rows) -> Any:
         """A row for an int, else a batch. IndexError beyond the ends, as lists have it."""
@@ -45,7 +46,8 @@ class MapStyleDataset:
         if not rows.size:
             raise ConfigError(f"no rows are chosen: this split has rows 0 to {len(self) - 1}")
         with self._view.fetching():
-            return self._view.gather(Dealt(rows, (0, rows.size), None), self._format, batched).unpack()
+            dealt = Dealt(self._view.rows(rows), (0, rows.size), None)
+            return self._view.gather(dealt, self._reading, batched)[0].unpack()
 
     def _checked(self, keys: Sequence[int] | Rows) -> Rows:
         rows = np.asarray(keys)

@@ -27,10 +27,14 @@ _BYTES = SLOTS * _FIGURES * 8
 
 @dataclass(frozen=True)
 class Held:
-    """``stalled_s``: how long rows were waited for that were not here. ``ahead_bytes``: here and not yet reached."""
+    """``stalled_s``: how long rows were waited for that were not here. ``ahead_bytes``: here and not yet reached.
+
+    ``stored``: all was here when the dataset was mounted, so that nothing is read ahead.
+    """
 
     stalled_s: float
     ahead_bytes: int
+    stored: bool = False
 
 
 class Meter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import item, part
+from dhtdata.mount.columns import Cut, item, part
 from dhtdata.mount.gather import Gatherer
+from dhtdata.mount.shaping import AS_STORED, Shaping
 from dhtdata.order import Dealt
 
 VALID = "_valid"
@@ -40,10 +42,10 @@ class Arrays:
     count: int
 
     def unpack(self) -> Iterator[Any]:
-        if self.bounds is None:
-            return _zipped(self.columns, lambda column: _rows(column, self.count))
         bounds = self.bounds
-        return _zipped(self.columns, lambda column: (part(column, first, stop) for first, stop in pairwise(bounds)))
+        if bounds is None:
+            return _zipped(self.columns, lambda column: _rows(column, self.count), self.count)
+        return _zipped(self.columns, lambda column: _batches(column, bounds), len(bounds) - 1)
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ class Lists:
 
     columns: Mapping[str, Sequence[Any]]
     bounds: Bounds
+    count: int
 
     def unpack(self) -> Iterator[Any]:
-        if self.bounds is None:
-            return _zipped(self.columns, lambda values: values)
         bounds = self.bounds
-        return _zipped(self.columns, lambda values: (values[first:stop] for first, stop in pairwise(bounds)))
+        if bounds is None:
+            return _zipped(self.columns, lambda values: values, self.count)
+        return _zipped(
+            self.columns, lambda values: (values[first:stop] for first, stop in pairwise(bounds)), len(bounds) - 1
+        )
 
 
 @dataclass(frozen=True)
@@ -96,42 +101,99 @@ class Items:
         return iter(self.items)
 
 
-Read = Callable[[Gatherer, Dealt, bool], Parcel]
-"""Gather what was dealt; the flag says whether in batches."""
+class Skipped(Enum):
+    """Stands for an item that was left out, so that who counts items counts it."""
+
+    ITEM = 0
 
 
-def _numpy(gatherer: Gatherer, dealt: Dealt, batched: bool) -> Parcel:
-    return Arrays(_marked(gatherer.numpy(dealt.rows), dealt), dealt.bounds if batched else None, dealt.rows.size)
+@dataclass(frozen=True)
+class Gapped:
+    """A parcel some of whose steps have no rows left: their items are `Skipped`."""
+
+    parcel: Parcel
+    has_rows: tuple[bool, ...]
+
+    def unpack(self) -> Iterator[Any]:
+        items = self.parcel.unpack()
+        return (next(items) if has_rows else Skipped.ITEM for has_rows in self.has_rows)
+
+    def pin_memory(self) -> Gapped:
+        """See `dhtdata.torch.parcels.Tensors`."""
+        pin = getattr(self.parcel, "pin_memory", None)
+        return self if pin is None else Gapped(pin(), self.has_rows)
 
 
-def _torch(gatherer: Gatherer, dealt: Dealt, batched: bool) -> Parcel:
+def with_gaps(parcel: Parcel, bounds: tuple[int, ...]) -> Parcel:
+    """A parcel with an item for every step, given where the steps begin and end."""
+    has_rows = tuple(first < stop for first, stop in pairwise(bounds))
+    return parcel if all(has_rows) else Gapped(parcel, has_rows)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become parcels: in one of four formats; numpy and torch in the shapes that were asked for."""
+
+    format: str
+    shaping: Shaping = AS_STORED
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"format: {self.format!r} is none of {', '.join(FORMATS)}")
+
+    def read(self, gatherer: Gatherer, dealt: Dealt, batched: bool) -> tuple[Parcel, Dealt]:
+        """Gather what was dealt, in batches or in rows; steps without rows have no item in the parcel.
+
+        The second is what is left of what was dealt, without the rows that do not decode if such are to be skipped.
+        """
+        return FORMATS[self.format](gatherer, dealt, batched, self.shaping)
+
+    def shown(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Arrays as this format has them."""
+        return _tensors(columns) if self.format == "torch" else columns
+
+
+def _numpy(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+    columns, dealt = shaping.arrays(gatherer, dealt, batched)
+    return Arrays(_marked(columns, dealt), _bounds(dealt, batched), dealt.rows.size), dealt
+
+
+def _torch(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     from dhtdata.torch.parcels import Tensors
+
+    columns, dealt = shaping.arrays(gatherer, dealt, batched)
+    return Tensors(_tensors(_marked(columns, dealt)), _bounds(dealt, batched), dealt.rows.size), dealt
+
+
+def _tensors(columns: Mapping[str, Any]) -> dict[str, Any]:
     from dhtdata.torch.tensors import to_tensor
 
-    columns = _marked(gatherer.numpy(dealt.rows), dealt)
-    tensors = {name: to_tensor(name, column) for name, column in columns.items()}
-    return Tensors(tensors, dealt.bounds if batched else None)
+    return {name: to_tensor(name, column) for name, column in columns.items()}
 
 
-def _arrow(gatherer: Gatherer, dealt: Dealt, batched: bool) -> Parcel:
-    return ArrowRows(gatherer.stored(dealt.rows), gatherer.logical, dealt.bounds if batched else None, dealt.valid)
+def _arrow(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+    rows = gatherer.stored(dealt.rows)
+    return ArrowRows(rows, gatherer.logical, _bounds(dealt, batched), dealt.valid), dealt
 
 
-def _python(gatherer: Gatherer, dealt: Dealt, batched: bool) -> Parcel:
+def _python(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     columns = gatherer.python(dealt.rows)
     if dealt.valid is not None:
         columns[VALID] = dealt.valid.tolist()
-    return Lists(columns, dealt.bounds if batched else None)
+    return Lists(columns, _bounds(dealt, batched), dealt.rows.size), dealt
 
 
-FORMATS: Mapping[str, Read] = {"numpy": _numpy, "torch": _torch, "arrow": _arrow, "python": _python}
+FORMATS: Mapping[str, Callable[[Gatherer, Dealt, bool, Shaping], tuple[Parcel, Dealt]]] = {
+    "numpy": _numpy,
+    "torch": _torch,
+    "arrow": _arrow,
+    "python": _python,
+}
 
 
-def reader_of(format: str) -> Read:
-    try:
-        return FORMATS[format]
-    except KeyError:
-        raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}") from None
+def _bounds(dealt: Dealt, batched: bool) -> Bounds:
+    """Where the batches that have rows begin and end."""
+    return tuple(dict.fromkeys(dealt.bounds)) if batched else None
 
 
 def _marked(columns: dict[str, Any], dealt: Dealt) -> dict[str, Any]:
@@ -140,16 +202,27 @@ def _marked(columns: dict[str, Any], dealt: Dealt) -> dict[str, Any]:
     return columns
 
 
-def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
-    """Items as dicts, from what each column is cut into."""
+def _zipped(columns: Mapping[str, Any], cut: Callable[[Any], Iterable[Any]], count: int) -> Iterator[Any]:
+    """``count`` items as dicts, from what each column is cut into. A struct may have no fields."""
     names = list(columns)
+    if not names:
+        return ({} for _ in range(count))
     return (dict(zip(names, values, strict=True)) for values in zip(*map(cut, columns.values()), strict=True))
+
+
+def _batches(column: Any, bounds: tuple[int, ...]) -> Iterable[Any]:
+    """A column's values, batch by batch."""
+    if isinstance(column, Cut):
+        return column.pieces
+    if isinstance(column, dict):
+        return _zipped(column, lambda child: _batches(child, bounds), len(bounds) - 1)
+    return (part(column, first, stop) for first, stop in pairwise(bounds))
 
 
 def _rows(column: Any, count: int) -> Iterator[Any]:
     """A column's values, row by row."""
     if isinstance(column, dict):
-        return _zipped(column, lambda child: _rows(child, count))
+        return _zipped(column, lambda child: _rows(child, count), count)
     if isinstance(column, np.ma.MaskedArray):
         return (item(column, row) for row in range(count))
     values: Iterator[Any] = iter(column)

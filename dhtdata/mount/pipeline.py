@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from dhtdata.mount.crew import Crew
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel
+from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
 
@@ -26,12 +27,12 @@ class Pipeline:
     def __init__(self, view: View, loop: Loop, format: str | None = None) -> None:
         self._view = view
         self._loop = loop
-        self._format = format or loop.format
+        self._reading = loop.reading(format)
 
     @property
     def steps_at_once(self) -> int:
         """How many steps are gathered together: a few megabytes."""
-        row_bytes = max(self._view.byte_count / self._view.split.rows, 1.0)
+        row_bytes = max(self._view.byte_count / self._view.num_rows, 1.0)
         rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
         return max(int(rows / (self._loop.batch_size or 1)), 1)
 
@@ -50,16 +51,18 @@ class Pipeline:
                             self._view.note(ahead)
                             noted_s = time.monotonic()
                     dealt = steps.deal(turn)
+                    dealt = replace(dealt, rows=self._view.rows(dealt.rows))
                     yield partial(self._make, dealt)
 
             yield from _in_order(jobs(), crew, self._loop.threads)
 
     def _make(self, dealt: Dealt) -> Parcel:
         transform = self._loop.transform
+        batched = self._loop.batched if transform is None else transform.reads_batches
+        parcel, dealt = self._view.gather(dealt, self._reading, batched)
         if transform is None:
-            return self._view.gather(dealt, self._format, self._loop.batched)
-        parcel = self._view.gather(dealt, self._format, transform.reads_batches)
-        return transform.apply(parcel, dealt, self._format, self._loop.batched)
+            return with_gaps(parcel, dealt.bounds)
+        return transform.apply(parcel, dealt, self._reading, self._loop.batched)
 
 
 @contextmanager

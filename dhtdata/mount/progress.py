@@ -94,7 +94,7 @@ class _View:
             f"{done:,}/{self._count:,}",
             f"{speed.rows_s:,.0f} rows/s",
             f"waits {speed.waiting:.0%} ({speed.verdict})",
-            f"ahead {held.ahead_bytes / _MIB:,.0f} MiB",
+            "all is stored" if held.stored else f"ahead {held.ahead_bytes / _MIB:,.0f} MiB",
             f"stalled {spoken(held.stalled_s - self._stalled_s)}",
             *([f"{spoken(left_s)} left"] if left_s is not None else []),
         ]

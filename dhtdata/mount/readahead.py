@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dhtdata.errors import DhtDataError
 from dhtdata.mount.horizon import Horizon
@@ -17,8 +21,12 @@ from dhtdata.mount.shards import GroupShards
 from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Steps
 
+if TYPE_CHECKING:
+    from dhtdata.filters import Selection
+
 REQUEST_BYTES = 4 << 20
 MIN_AHEAD_BYTES = 64_000_000
+_BlocksOf = Callable[[OpenShard], Iterable[int]]
 
 
 def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
@@ -40,27 +48,33 @@ class Readahead:
         steps: Steps,
         limit_bytes: int,
         horizon: Horizon | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self._vault = vault
         self._groups = groups
         self._steps = steps
         self._limit_bytes = limit_bytes
         self._horizon = horizon
+        self._selection = selection
         self._ahead: deque[tuple[int, OpenShard, int]] = deque()
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
+        self._thread = threading.Thread(target=self._walk, name="dhtdata-readahead", daemon=True)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._walk, name="dhtdata-readahead", daemon=True)
-        thread.start()
+        self._thread.start()
         try:
             yield
         finally:
             with self._moved:
                 self._ended = True
                 self._moved.notify()
+
+    def join(self) -> None:
+        """Wait for the thread, which may be waiting for blocks."""
+        self._thread.join()
 
     def advance(self, position: int) -> None:
         """The loop needs all rows before this position of the epoch now."""
@@ -116,19 +130,30 @@ class Readahead:
         for position, window in self._steps.windows():
             for first, count in window.spans.tolist():
                 for group in self._groups:
-                    for number in group.shards_of(first, first + count):
+                    for number, blocks_of in self._needed(group, first, first + count):
                         if not self._vault.is_open(group, number):
                             yield None
-                        for shard, block in self._missing(group, number, first, first + count):
+                        for shard, block in self._missing(group, number, blocks_of):
                             yield position, shard, block
         yield None
 
-    def _missing(self, group: GroupShards, number: int, first: int, stop: int) -> Iterator[tuple[OpenShard, int]]:
+    def _needed(self, group: GroupShards, first: int, stop: int) -> Iterator[tuple[int, _BlocksOf]]:
+        """Shards that hold the rows at positions ``[first, stop)``, and which of their blocks do."""
+        if self._selection is not None:
+            rows = self._selection.rows(np.arange(first, stop, dtype=np.int64))
+            for number, local in group.by_shard(rows):
+                yield number, partial(OpenShard.blocks_with, rows=local)
+            return
+        for number in group.shards_of(first, stop):
+            offset = int(group.firsts[number])
+            begin, end = max(first - offset, 0), min(stop - offset, group.entry(number).rows)
+            yield number, partial(OpenShard.blocks_of, first_row=begin, stop_row=end)
+
+    def _missing(self, group: GroupShards, number: int, blocks_of: _BlocksOf) -> Iterator[tuple[OpenShard, int]]:
         if self._vault.is_complete(group, number):
             return
         shard = self._vault.shard(group, number)
-        offset = int(group.firsts[number])
-        for block in shard.blocks_of(max(first - offset, 0), min(stop - offset, shard.entry.rows)):
+        for block in blocks_of(shard):
             if block not in shard.foreseen and shard.missing([block]):
                 shard.foreseen.add(block)
                 yield shard, block

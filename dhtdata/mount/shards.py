@@ -41,6 +41,23 @@ class GroupShards:
         for index in self.indexes:
             yield from index.digests()
 
+    def needed(self, spans: NDArray[np.int64] | None) -> list[int]:
+        """Numbers of the shards that hold rows of these spans (first row, rows) of shape (n, 2); None means all."""
+        if spans is None:
+            return list(range(len(self)))
+        first = np.searchsorted(self.firsts, spans[:, 0], "right") - 1
+        stop = np.searchsorted(self.firsts, spans[:, 0] + spans[:, 1], "left")
+        depth = np.bincount(first, minlength=len(self) + 1) - np.bincount(stop, minlength=len(self) + 1)
+        return np.flatnonzero(np.cumsum(depth)).tolist()
+
+    def by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Ascending rows by the shard that holds them: its number, and the rows counted from its first."""
+        while rows.size:
+            number = int(np.searchsorted(self.firsts, rows[0], "right")) - 1
+            stop = int(np.searchsorted(rows, self.firsts[number + 1], "left"))
+            yield number, rows[:stop] - self.firsts[number]
+            rows = rows[stop:]
+
     def shards_of(self, first_row: int, stop_row: int) -> range:
         """Numbers of the shards that hold rows ``[first_row, stop_row)``."""
         first = int(np.searchsorted(self.firsts, first_row, "right")) - 1

@@ -6,7 +6,7 @@ worker are made when they are sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -51,6 +51,16 @@ class Texts(Sequence[Any]):
                 if row in self.nulls:
                     made[at] = None
         return made
+
+    def __iter__(self) -> Iterator[Any]:
+        memory, text, nulls = self.memory, self.text, self.nulls
+        for row, (start, stop) in enumerate(zip(self.starts, self.stops, strict=True)):
+            if nulls and row in nulls:
+                yield None
+            elif text:
+                yield str(memory[start:stop], "utf-8")
+            else:
+                yield memory[start:stop].tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (self[:],)

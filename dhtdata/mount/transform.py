@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from itertools import pairwise
 from typing import Any
 
@@ -17,19 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import VALID, Items, Parcel
+from dhtdata.mount.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")
-ON_ERROR = ("raise", "skip")
 _NAMED_ROWS = 5
 _log = logging.getLogger("dhtdata")
-
-
-class Skipped(Enum):
-    """Stands for an item that was left out, so that who counts items counts it."""
-
-    ITEM = 0
 
 
 @dataclass(frozen=True)
@@ -43,22 +35,20 @@ class Transform:
 
     @classmethod
     def of(
-        cls, function: Callable[[Any], Any] | None, level: str | None, on_error: str, *, batched: bool, split: str
+        cls, function: Callable[[Any], Any] | None, level: str | None, skips: bool, *, batched: bool, split: str
     ) -> Transform | None:
         """From the arguments of `dhtdata.mount`. ConfigError names what makes no sense."""
-        if on_error not in ON_ERROR:
-            raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
         if level is not None and level not in LEVELS:
             raise ConfigError(f"transform_on: {level!r} is none of {', '.join(LEVELS)}")
         if function is None:
-            if level is not None or on_error == "skip":
-                raise ConfigError("transform_on and on_error say what becomes of a transform: give transform, too")
+            if level is not None:
+                raise ConfigError("transform_on says what becomes of a transform: give transform, too")
             return None
         if not callable(function):
             raise ConfigError(f"transform: {function!r} is not a function")
         if level == "batch" and not batched:
             raise ConfigError("transform_on='batch' needs batches: give batch_size")
-        return cls(function, level or ("batch" if batched else "sample"), on_error == "skip", split)
+        return cls(function, level or ("batch" if batched else "sample"), skips, split)
 
     def check(self, format: str, batched: bool, ranks: int) -> None:
         """ConfigError if this cannot work with that format or keep so many ranks in step."""
@@ -74,20 +64,17 @@ class Transform:
         """Whether it takes batches as the loop would; else rows."""
         return self.level == "batch"
 
-    def apply(self, parcel: Parcel, dealt: Dealt, format: str, batched: bool) -> Items:
-        """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says."""
+    def apply(self, parcel: Parcel, dealt: Dealt, reading: Reading, batched: bool) -> Items:
+        """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says; a step may have no rows left."""
         if batched and not self.reads_batches:
             rows = list(parcel.unpack())
-            return Items([self._joined(rows, dealt, span, format) for span in pairwise(dealt.bounds)])
-        return Items(
-            [self._one(item, dealt.rows[span[0] : span[1]]) for item, span in self._spanned(parcel, dealt, batched)]
-        )
-
-    def _spanned(self, parcel: Parcel, dealt: Dealt, batched: bool) -> Any:
-        bounds = dealt.bounds if batched else range(dealt.rows.size + 1)
-        return zip(parcel.unpack(), pairwise(bounds), strict=True)
+            return Items([self._joined(rows, dealt, span, reading) for span in pairwise(dealt.bounds)])
+        items = zip(with_gaps(parcel, dealt.bounds).unpack(), pairwise(dealt.bounds), strict=True)
+        return Items([self._one(item, dealt.rows[first:stop]) for item, (first, stop) in items])
 
     def _one(self, item: Any, rows: NDArray[np.int64]) -> Any:
+        if item is Skipped.ITEM:
+            return item
         try:
             return self.function(item)
         except Exception as failure:
@@ -96,10 +83,12 @@ class Transform:
             _log.warning("%s: left out", self._failure(failure, rows))
             return Skipped.ITEM
 
-    def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], format: str) -> Any:
+    def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
         """One batch out of its transformed rows."""
         kept, valid = [], []
         first, stop = span
+        if first == stop:
+            return Skipped.ITEM
         for row in range(first, stop):
             sample = {name: value for name, value in rows[row].items() if name != VALID}
             made = self._one(sample, dealt.rows[row : row + 1])
@@ -107,19 +96,19 @@ class Transform:
                 kept.append(made)
                 valid.append(dealt.valid is None or bool(dealt.valid[row]))
         if dealt.valid is None:
-            return collate(kept, format) if kept else Skipped.ITEM
+            return joined(kept, reading) if kept else Skipped.ITEM
         if not kept:
             raise ConfigError(
                 f"transform failed on all {stop - first} rows of a batch of split {self.split!r}: nothing is left to "
                 "keep this rank in step with the others"
             )
         missing = stop - first - len(kept)
-        batch = collate([*kept, *kept[:1] * missing], format)
+        batch = joined([*kept, *kept[:1] * missing], reading)
         if not isinstance(batch, dict):
             raise ConfigError(
                 f"transform returned a {type(kept[0]).__name__}: remainder='pad' needs a dict for {VALID}"
             )
-        return batch | {VALID: collate([*valid, *[False] * missing], format)}
+        return batch | {VALID: collate([*valid, *[False] * missing], reading.format)}
 
     def _failure(self, failure: Exception, rows: NDArray[np.int64]) -> ConfigError:
         named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if rows.size > _NAMED_ROWS else "")
@@ -127,6 +116,24 @@ class Transform:
             f"transform raised {type(failure).__name__}: {failure} (row{'s' * (rows.size > 1)} {named} of split "
             f"{self.split!r})"
         )
+
+
+def joined(samples: Sequence[Any], reading: Reading) -> Any:
+    """Samples as one batch, as `collate` makes it; columns for which a shape was asked have that shape."""
+    shaping = reading.shaping
+    if not shaping.collates:
+        return collate(samples, reading.format)
+    first = samples[0]
+    if not isinstance(first, Mapping) or not shaping.collates.keys() <= first.keys():
+        raise ConfigError(f"collate: the transform returns no dict with {', '.join(sorted(shaping.collates))}")
+    batch: dict[str, Any] = {}
+    for name in first:
+        members = [sample[name] for sample in samples]
+        if name in shaping.collates:
+            batch |= reading.shown(shaping.joined(name, members))
+        else:
+            batch[name] = collate(members, reading.format)
+    return batch
 
 
 def collate(samples: Sequence[Any], format: str) -> Any:

@@ -135,6 +135,12 @@ class OpenShard:
             opened = self.batches[block] = (batch, file.reader.mapped)
         return opened
 
+    def blocks_with(self, rows: NDArray[np.int64]) -> list[int]:
+        """Blocks that hold these ascending rows of the shard."""
+        blocks = np.searchsorted(self.firsts, rows, "right")
+        found: list[int] = blocks[np.append(True, blocks[1:] != blocks[:-1])].tolist()
+        return found
+
     def blocks_of(self, first_row: int, stop_row: int) -> range:
         """Blocks that hold the shard's rows ``[first_row, stop_row)``."""
         first = int(np.searchsorted(self.firsts, first_row, "right")) - 1
@@ -162,6 +168,7 @@ class Vault:
         self._trusted = False
         self._checker: Checker | None = None
         self._crew: Crew | None = None
+        self._closed_crew: Crew | None = None
         self._leaving = threading.Event()
         self._alive: weakref.WeakSet[OpenShard] = weakref.WeakSet()
         self._looked_s = time.monotonic()
@@ -402,9 +409,15 @@ class Vault:
         try:
             yield
         finally:
-            self._crew = None
+            self._crew, self._closed_crew = None, crew
             self._leaving.set()
             crew.close()
+
+    def join(self) -> None:
+        """Wait for threads that finish what they fetch after `fetching`."""
+        if self._closed_crew is not None:
+            self._closed_crew.join()
+            self._closed_crew = None
 
     def close(self) -> None:
         """Give up waiting, unmap all shards."""

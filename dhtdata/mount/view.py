@@ -6,13 +6,15 @@ What is shared are values; store, maps, sockets and threads belong to one proces
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dhtdata.config import Settings
 from dhtdata.digest import Digest
@@ -22,22 +24,24 @@ from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
 from dhtdata.mount.gather import Gatherer
 from dhtdata.mount.horizon import Horizon, Needs
-from dhtdata.mount.meter import Meter
-from dhtdata.mount.parcels import Parcel, reader_of
+from dhtdata.mount.meter import Held, Meter
+from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
 from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
 from dhtdata.mount.vault import Origin, Vault
-from dhtdata.order import Dealt, Steps
+from dhtdata.order import Dealt, EpochOrder, Pieces, Share, Steps
 from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 from dhtdata.tables.schema import to_arrow
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
+    from dhtdata.filters import Selection
 
 REMIND_S = 20.0
+STORED_AHEAD_BYTES = 64_000_000
 ROOT_KEY = "root.key"
 
 
@@ -69,6 +73,9 @@ class View:
         whole = to_arrow(dataset.contents.columns, dataset.contents.metadata)
         self.schema = pa.schema([whole.field(name) for name in columns], whole.metadata)
         self.ranges: tuple[int, ...] = ()
+        """Rows of the row ranges, as far as they are shown."""
+        self.num_rows = split.rows
+        self.filter_key = ""
         self.groups: list[GroupShards] = []
         self._target = target
         self._settings = settings
@@ -78,19 +85,49 @@ class View:
         self._store: Store | None = store
         self._here: _Here | None = None
         self.meter = Meter()
+        self._selected: Selection | None = None
 
     @property
     def byte_count(self) -> int:
-        """Bytes of all shards that hold these columns."""
-        return sum(group.byte_count for group in self.groups)
+        """Bytes of all shards that hold these columns, in proportion to the rows that are shown."""
+        return sum(group.byte_count for group in self.groups) * self.num_rows // self.split.rows
 
-    def gather(self, dealt: Dealt, format: str, batched: bool) -> Parcel:
-        """These rows, in this order, once they are here."""
+    def selection(self) -> Selection | None:
+        """Which rows are shown; None means all."""
+        return self._selected
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the split at these positions among the rows that are shown."""
+        selection = self.selection()
+        return positions if selection is None else selection.rows(positions)
+
+    def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
+        """These rows of the split, in this order, once they are here: see `Reading.read`."""
+        return reading.read(self._gatherer(), dealt, batched)
+
+    def _gatherer(self) -> Gatherer:
         here = self._process()
         if here.gatherer is None:
             waiting = partial(self.meter.stalled, _slot())
             here.gatherer = Gatherer(here.vault, self.groups, self.schema, self.split.rows, waiting)
-        return reader_of(format)(here.gatherer, dealt, batched)
+        return here.gatherer
+
+    def stored(self, cuts: Iterable[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
+        """Rows at positions ``[first, stop)``, for spans one after another, in stored types; fetched ahead."""
+        steps = Steps(
+            EpochOrder(Pieces(self.ranges), seed=0, epoch=0, shuffle=False),
+            Share(),
+            global_batch=1,
+            remainder="uneven",
+        )
+        with self.reading_ahead(steps, STORED_AHEAD_BYTES) as ahead:
+            for first, stop in cuts:
+                if ahead is not None:
+                    ahead.advance(stop)
+                yield self._gatherer().stored(self.rows(np.arange(first, stop, dtype=np.int64)))
+        if ahead is not None:  # all was read, so they end now: no thread may be left when somebody forks
+            ahead.join()
+            self._process().vault.join()
 
     @contextmanager
     def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:
@@ -104,9 +141,13 @@ class View:
             if self.connect().cache_limit is not None:
                 horizon = self._horizon(vault, steps)
                 ending.callback(horizon.close)
-            ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon)
+            ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon, self.selection())
             with vault.fetching(), ahead.running():
                 yield ahead
+
+    def held(self) -> Held:
+        """What all processes waited for, and hold ahead of their loops."""
+        return replace(self.meter.total(), stored=self._complete)
 
     def note(self, ahead: Readahead) -> None:
         """Tell those who look what is here ahead of the loop."""
@@ -115,8 +156,9 @@ class View:
     def _horizon(self, vault: Vault, steps: Steps) -> Horizon:
         from dhtdata.control.reading import Reading
 
-        whose = f"{self.dataset.contents_digest} {self.split.name} {','.join(self.schema.names)}"
-        return Horizon(vault, Reading(self.connect()), whose, self.groups, steps)
+        columns = ",".join(self.schema.names)
+        whose = f"{self.dataset.contents_digest} {self.split.name} {columns} {self.filter_key}"
+        return Horizon(vault, Reading(self.connect()), whose, self.groups, steps, self.selection())
 
     def look_ahead(self, needs: Needs, given: int | None, usual: int) -> int:
         """Bytes to read ahead, see `Needs.ahead`; the usual if nothing limits the store, or all is here or stays."""
@@ -143,6 +185,17 @@ class View:
         for shard in opened:
             for block in range(1, len(shard.table.blocks) - 1):
                 yield vault.batch(shard, block)
+
+    @contextmanager
+    def beside(self, columns: Sequence[str]) -> Iterator[View]:
+        """Other columns of the same split, all rows, to be laid out; they are closed afterwards."""
+        arguments = (self._target, self._settings, self._timeout_s, self._open_store(), self._client)
+        other = View(*arguments, self.dataset, self.split, tuple(columns))
+        try:
+            yield other
+        finally:
+            other.unmap()
+            self._client, other._client, other._store = other._client, None, None
 
     def statistics(self) -> Statistics:
         digest = self.dataset.manifest.statistics
@@ -172,13 +225,18 @@ class View:
             client.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_here": None, "_store": None}
+        return self.__dict__ | {"_here": None, "_store": None, "_selected": None}
 
     # Opening
 
-    def load(self, columns: Sequence[str]) -> None:
-        """Read ranges and indexes, and see whether all shards are here; otherwise a peer is started."""
-        store = self._open_store()
+    def load(self) -> None:
+        """Find the rows, and see whether all their shards are here; otherwise a peer is started."""
+        self.lay_out()
+        self.show(self.selection())
+
+    def lay_out(self) -> None:
+        """Read ranges and indexes."""
+        store, columns = self._open_store(), self.schema.names
         numbers = needed_groups(self.dataset.contents, columns)
         self.ranges, indexes = read_indexes(self.dataset, self.split, numbers, store, self._fetch)
         logical = to_arrow(self.dataset.contents.columns, {})
@@ -186,16 +244,26 @@ class View:
             lay_out(self.dataset.contents, self.split, number, columns, logical, of_group)
             for number, of_group in zip(numbers, indexes, strict=True)
         ]
-        self._complete = self._holds_all(store)
+
+    def show(self, selection: Selection | None) -> None:
+        """Show these rows only."""
+        if selection is not None:
+            self._selected, self.ranges, self.num_rows = selection, selection.range_counts(), selection.count
+        self._complete = self._holds_all(self._open_store())
         if not self._complete:
             self.connect()
 
     def _holds_all(self, store: Store) -> bool:
-        """Whether every shard of these columns is stored. One look is enough where nothing is: a terabyte to come."""
-        if not all(store.has(group.entry(0).digest) for group in self.groups):
+        """Whether every shard of these rows and columns is stored.
+
+        One look is enough where nothing is: a terabyte to come.
+        """
+        spans = None if self._selected is None else self._selected.spans()
+        needed = [[group.entry(number).digest for number in group.needed(spans)] for group in self.groups]
+        if not all(store.has(digests[0]) for digests in needed):
             return False
         missing = set(store.missing_blobs(self.dataset.digest))
-        return not missing or missing.isdisjoint(digest for group in self.groups for digest in group.digests())
+        return not missing or missing.isdisjoint(digest for digests in needed for digest in digests)
 
     def expect_stranger(self) -> None:
         """Most of what comes has to be checked: see `Vault.expect_stranger`."""
@@ -238,8 +306,18 @@ def _slot() -> int:
     return 0 if worker is None else worker.number + 1
 
 
-def open_view(target: Target, settings: Settings, split: str, columns: Sequence[str] | None, timeout_s: float) -> View:
-    """Find a dataset, in the store or by the peer, and read what is needed to find its rows."""
+def open_view(
+    target: Target,
+    settings: Settings,
+    split: str,
+    columns: Sequence[str] | None,
+    timeout_s: float,
+    make: Callable[..., View] = View,
+) -> View:
+    """Find a dataset, in the store or by the peer, and read what is needed to find its rows.
+
+    ``make`` takes the arguments of `View`.
+    """
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(settings.store, cache_limit=settings.cache_limit))
         client = None
@@ -252,11 +330,11 @@ def open_view(target: Target, settings: Settings, split: str, columns: Sequence[
             dataset = find_with_peer(target, store, client, timeout_s)
         chosen = choose_columns(dataset.contents, columns)
         _trust_own(dataset, store, settings)
-        view = View(target, settings, timeout_s, store, client, dataset, find_split(dataset.contents, split), chosen)
+        view = make(target, settings, timeout_s, store, client, dataset, find_split(dataset.contents, split), chosen)
         if client is not None:
             opened.callback(view.unmap)
             view.expect_stranger()
-        view.load(chosen)
+        view.load()
         opened.pop_all()
         return view
 

@@ -14,6 +14,7 @@ goals: network file systems (refused), several users (the folder is 0700), bad m
       partial/          shards of which some blocks are here
       incoming/         temporary files, each locked by its writer
       quarantine/       blobs whose bytes changed on disk
+      filters/          which rows mounts with a filter keep (``dhtdata.filters.kept``); no blobs
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import Items, Parcel
-from dhtdata.mount.transform import Skipped
+from dhtdata.mount.parcels import Items, Parcel, Skipped
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
+
+from dhtdata.mount.columns import Cut
 
 _ALIGNMENT = 64
 
@@ -18,6 +23,7 @@ class Tensors:
 
     columns: Mapping[str, Any]
     bounds: tuple[int, ...] | None
+    count: int
 
     def unpack(self) -> Iterator[Any]:
         """Each item is made when it is asked for."""
@@ -25,27 +31,36 @@ class Tensors:
 
     def pin_memory(self) -> Tensors:
         """The same in page-locked memory: torch's DataLoader asks for it under ``pin_memory=True``."""
-        return Tensors(_mapped(self.columns, lambda tensor: tensor.pin_memory()), self.bounds)
+        return Tensors(_mapped(self.columns, lambda tensor: tensor.pin_memory()), self.bounds, self.count)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Packed into one piece of shared memory, because handing over a piece costs more than filling it.
+        """Packed into one file in memory, without a name, whose descriptor a loader's queue passes on.
 
-        torch passes a file descriptor for each, with a handshake: 0.3 ms, whatever its size.
+        torch would pass a descriptor for each tensor, with a handshake of 0.3 ms whatever its size, and fault a fresh
+        page in for every 4 KB that it copies; writing to a file takes half of that, and needs no room in /dev/shm,
+        which is scarce in containers.
         """
         tensors: list[torch.Tensor] = []
         places = _mapped(self.columns, lambda tensor: _Place.of(tensors, tensor))
         starts = [0, *accumulate(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)]
-        # What torch's own collate does in a worker: a storage that is shared from the start spares a copy.
-        arena = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(starts[-1], 1)))
-        for start, tensor in zip(starts, tensors, strict=False):
-            target = arena[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor)
-        return _unpacked, (arena, starts, places, self.bounds)
+        size = max(starts[-1], 1)
+        file = os.memfd_create("dhtdata-parcel")
+        try:
+            os.truncate(file, size)
+            for start, tensor in zip(starts, tensors, strict=False):
+                _write(file, start, tensor)
+            return _unpacked, (DupFd(file), size, starts, places, self.bounds, self.count)
+        finally:
+            os.close(file)
 
     def _cut(self, column: Any) -> Any:
         """What each item gets of a column, one after another."""
+        if isinstance(column, Cut):
+            return column.pieces
         if isinstance(column, Mapping):
             names = list(column)
+            if not names:  # a struct without fields
+                return [{} for _ in range(self.count if self.bounds is None else len(self.bounds) - 1)]
             parts = zip(*map(self._cut, column.values()), strict=True)
             return (dict(zip(names, values, strict=True)) for values in parts)
         if isinstance(column, torch.Tensor):
@@ -76,16 +91,35 @@ class _Place:
         return arena[start : start + size].view(self.dtype).view(self.shape)
 
 
-def _unpacked(arena: torch.Tensor, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None) -> Tensors:
-    return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds)
+def _write(file: int, start: int, tensor: torch.Tensor) -> None:
+    if tensor.nbytes:
+        left = memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+        while left:
+            written = os.pwrite(file, left, start)
+            left, start = left[written:], start + written
+
+
+def _unpacked(
+    passed: Any, size: int, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None, count: int
+) -> Tensors:
+    file = passed.detach()
+    try:
+        arena = torch.frombuffer(mmap.mmap(file, size, mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
+    finally:
+        os.close(file)
+    return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds, count)
 
 
 def _mapped(column: Any, change: Callable[[Any], Any]) -> Any:
     """A column with its tensors, or places of tensors, changed; lists are walked, too."""
+    if isinstance(column, Cut):
+        return Cut(_mapped(column.pieces, change))
     if isinstance(column, Mapping):
         return {name: _mapped(child, change) for name, child in column.items()}
     if isinstance(column, torch.Tensor | _Place):
         return change(column)
-    if isinstance(column, list) and column and isinstance(column[0], torch.Tensor | _Place | list | Mapping):
-        return [_mapped(child, change) for child in column]
+    if isinstance(column, list):
+        first = next((child for child in column if child is not None), None)  # the others are of its kind
+        if isinstance(first, torch.Tensor | _Place | list | Mapping):
+            return [_mapped(child, change) for child in column]
     return column

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dhtdata.errors import ConfigError
+from dhtdata.mount.columns import Cut
 
 
 def to_tensor(name: str, column: Any) -> Any:
@@ -16,6 +17,8 @@ def to_tensor(name: str, column: Any) -> Any:
 
     ConfigError names a column with nulls that no tensor can hold.
     """
+    if isinstance(column, Cut):
+        return Cut([to_tensor(name, piece) for piece in column.pieces])
     if isinstance(column, dict):
         return {field: to_tensor(f"{name}.{field}", child) for field, child in column.items()}
     if isinstance(column, np.ma.MaskedArray):

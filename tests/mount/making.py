@@ -16,6 +16,7 @@ from dhtdata.store import Store
 from dhtdata.tables.canonical import to_stored
 from dhtdata.tables.ipc import batch_block, footer_block, schema_block
 from dhtdata.tables.schema import stored_schema, to_fields
+from dhtdata.tables.statistics import GroupSummary
 
 Tamper = Callable[[list[bytes]], None]
 
@@ -43,18 +44,28 @@ def put_dataset(
     shard_blocks: int = 3,
     range_rows: int = 25,
     tamper: Tamper | None = None,
+    statistics: bool = False,
 ) -> Digest:
-    """Store a dataset cut by row counts (groups are cut differently); its manifest's digest."""
+    """Store a dataset cut by row counts (groups are cut differently); its manifest's digest.
+
+    ``statistics``: those of shards, too, as publishing makes them.
+    """
     tables = {"train": splits} if isinstance(splits, pa.Table) else dict(splits)
     schema = next(iter(tables.values())).schema
     columns, metadata = to_fields(schema)
     groups = groups or [schema.names]
     made = []
+    figures = []
     for split, table in tables.items():
         of_groups = [
             _put_group(store, table.select(list(names)), block_rows + number, shard_blocks, tamper)
             for number, names in enumerate(groups)
         ]
+        of_shards = [
+            _put_statistics(store, table.select(list(names)), (block_rows + number) * shard_blocks)
+            for number, names in enumerate(groups)
+        ]
+        figures.append(tuple(of_shards) if statistics else ())
         left = table.num_rows
         ranges = [min(range_rows, left - first) for first in range(0, left, range_rows)]
         made.append(Split(name=split, rows=left, ranges=store.put(encode_ranges(ranges)), groups=tuple(of_groups)))
@@ -66,21 +77,35 @@ def put_dataset(
         splits=tuple(made),
         metadata=metadata,
     )
-    statistics = Statistics(
+    whole = Statistics(
         version=1,
         splits=tuple(
-            SplitStatistics(name=split.name, rows=split.rows, sampled=0, columns=(), shards=()) for split in made
+            SplitStatistics(name=split.name, rows=split.rows, sampled=0, columns=(), shards=of_shards)
+            for split, of_shards in zip(made, figures, strict=True)
         ),
     )
     manifest = Manifest(
         version=1,
         name=name,
         contents=store.put(contents.encode()),
-        statistics=store.put(statistics.encode()),
+        statistics=store.put(whole.encode()),
     )
     digest = store.put(manifest.encode())
     store.add_manifest(digest)
     return digest
+
+
+def _put_statistics(store: Store, table: pa.Table, shard_rows: int) -> tuple[Digest]:
+    """Shard statistics of one group, whose shards have so many rows."""
+    stored = stored_schema(table.schema)
+    summary = GroupSummary(stored)
+    firsts = range(0, table.num_rows, shard_rows)
+    for first in firsts:
+        summary.begin_shard()
+        piece = table.slice(first, shard_rows).combine_chunks().to_batches()[0]
+        summary.add(to_stored(piece, stored).columns)
+    summary.end_shard()
+    return (store.put(summary.take_shards(len(firsts))),)
 
 
 def _put_group(store: Store, table: pa.Table, block_rows: int, shard_blocks: int, tamper: Tamper | None) -> GroupShards:

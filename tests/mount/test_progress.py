@@ -63,8 +63,10 @@ def _stall_and_hold(meter: Meter, slot: int) -> None:
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_figures_of_other_processes_are_seen(context: str) -> None:
     meter = Meter()
-    started = {"fork": multiprocessing.get_context("fork"), "spawn": multiprocessing.get_context("spawn")}[context]
-    workers = [started.Process(target=_stall_and_hold, args=(meter, slot)) for slot in (1, 2)]
+    process = (
+        multiprocessing.get_context("fork") if context == "fork" else multiprocessing.get_context("spawn")
+    ).Process
+    workers = [process(target=_stall_and_hold, args=(meter, slot)) for slot in (1, 2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -83,7 +85,7 @@ def test_the_bar_shows_epoch_items_and_rates_of_a_dataset_or_loader(made: str, h
     batches = list(progress(DataLoader(dataset) if loaded else dataset, console=console))
     assert sum(len(batch["number"]) for batch in batches) == ROWS
     text = drawn.getvalue()
-    assert "epoch 3" in text and "23/23" in text and "rows/s" in text and "-bound)" in text and "stalled" in text
+    assert "epoch 3" in text and "23/23" in text and "rows/s" in text and "-bound)" in text and "all is stored" in text
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal_and_a_resumed_epoch_counts_on(made: str, home: Path) -> None:
