@@ -19,8 +19,9 @@ from dhtdata.gather.columns import Flat, has_own_values, plain_type
 from dhtdata.gather.planes import unit_of
 from dhtdata.tables.ipc import ALIGNMENT
 from dhtdata.tables.sizes import offset_width
+from dhtdata.vault.opened import OpenShard
 from dhtdata.vault.shards import GroupShards
-from dhtdata.vault.vault import OpenShard, Vault
+from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.columns import Column, Flat
+from dhtdata.vault.opened import OpenShard
 from dhtdata.vault.shards import GroupShards
-from dhtdata.vault.vault import OpenShard, Vault
+from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
 

@@ -5,7 +5,9 @@
 | ``shards`` | where rows are: the shards of a split's groups |
 | ``blocks`` | their blocks, from block tables or estimated |
 | ``crew`` | threads |
-| ``vault`` | shards opened, checked, fetched by the peer |
+| ``opened`` | a shard's file in memory, and which blocks of it are here |
+| ``trust`` | what must be checked before this process reads it |
+| ``vault`` | shards opened, and fetched by the peer |
 | ``horizon`` | what a loop will read, told to the peer |
 | ``readahead`` | blocks asked for before they are needed |
 """

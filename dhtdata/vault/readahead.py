@@ -18,8 +18,9 @@ import numpy as np
 from dhtdata.errors import DhtDataError
 from dhtdata.order import Steps
 from dhtdata.vault.horizon import Horizon
+from dhtdata.vault.opened import OpenShard
 from dhtdata.vault.shards import GroupShards
-from dhtdata.vault.vault import OpenShard, Vault
+from dhtdata.vault.vault import Vault
 
 if TYPE_CHECKING:
     from dhtdata.filters import Selection
