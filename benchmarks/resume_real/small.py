@@ -111,3 +111,20 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def private_dirty(pid: int) -> int:
+    """Bytes of memory that a process has written to and shares with no other."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"process {pid} has no private memory")
+
+
+def threads(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+
+
+def mapped_files(pid: int) -> int:
+    """Shards that a process has mapped, those that are unlinked included."""
+    return Path(f"/proc/{pid}/maps").read_text().count("/store/")

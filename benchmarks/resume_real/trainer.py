@@ -1,6 +1,7 @@
 """A training run that may be killed at any time: ``python -m benchmarks.resume_real.trainer OPTIONS``.
 
-``OPTIONS``: JSON with ``ticket``, ``home``, ``folder``, ``batch``, ``seed``, ``workers`` (of a DataLoader; 0: numpy).
+``OPTIONS``: JSON with ``ticket``, ``home``, ``folder``, ``batch``, ``seed``, ``workers`` (of a DataLoader; 0: numpy),
+``step_s``: what a step takes besides (nothing).
 After each step it appends a line to ``folder/rows.PID`` (the rows, and how many the epoch has consumed), then replaces
 ``folder/state.json``, as a training script should: what a line says counts if a state as far as that was saved. It
 begins with the state it finds, and ends when the epoch does. A byte on standard output tells of each step.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,11 @@ def main() -> None:
         from dhtdata.torch import DataLoader
 
         loader = DataLoader(dataset, num_workers=given["workers"], multiprocessing_context="fork")
-    train(loader, Path(given["folder"]))
+    train(loader, Path(given["folder"]), given.get("step_s", 0.0))
     os._exit(0)
 
 
-def train(loader: Any, folder: Path) -> None:
+def train(loader: Any, folder: Path, step_s: float) -> None:
     state = folder / "state.json"
     if state.exists():
         loader.load_state_dict(json.loads(state.read_bytes()))
@@ -59,6 +61,7 @@ def train(loader: Any, folder: Path) -> None:
             replace(state, json.dumps(at).encode())
             sys.stdout.buffer.write(b".")
             sys.stdout.buffer.flush()
+            time.sleep(step_s)
 
 
 def check(numbers: list[int], fillings: Iterable[Any]) -> None:
