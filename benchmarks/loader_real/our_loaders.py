@@ -89,7 +89,7 @@ class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed h
             if self._at_once == 1:
                 yield ready
             else:
-                yield Tensors(ready, (*range(0, stop - first, self._batch), stop - first))
+                yield Tensors(ready, (*range(0, stop - first, self._batch), stop - first), stop - first)
 
 
 class Unpacked:
