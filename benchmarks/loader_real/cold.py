@@ -1,6 +1,6 @@
 """Does training on what is not here yet keep pace with fetching it, and how soon does it begin?
 
-A seed with 512 MiB of rows of 512 int32 (quick: 192 MiB), in a process of its own, and a private peer with an empty
+A seed with 512 MiB of rows of 512 int32 (quick: 128 MiB), in a process of its own, and a private peer with an empty
 store in another, both running before a clock starts, as in `benchmarks.transfer_real.one`. In turns, each with an empty
 store, after what the one before left unwritten is on disk:
 
@@ -11,7 +11,7 @@ store, after what the one before left unwritten is on disk:
 *ceiling*  `benchmarks.ceiling`, which tells whether the fetch alone is what the transfer benchmark asks of it.
 *first*    a fresh process of numpy's format, from before ``import dhtdata`` to the first batch.
 
-Medians of 5 turns (quick: 2).
+Medians of 5 turns (quick: 1).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ os._exit(0)
 
 
 def measure(quick: bool, seed_number: int) -> Result:
-    mib, turns = (192, 2) if quick else (512, 5)
+    mib, turns = (128, 1) if quick else (512, 5)
     with world() as folder:
         giver, taker = Machine(folder / "giver", "127.0.0.2"), Machine(folder / "taker", "127.0.0.3")
         dataset = publish_rows(giver, made.make("tokens", mib * MIB // (4 * made.WIDTH), seed_number), "tokens")

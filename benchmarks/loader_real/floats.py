@@ -15,7 +15,7 @@ from benchmarks.loader_real.contest import Effort, bars, compete, contestants, f
 from benchmarks.mortal import Worker
 
 FULL = Effort(rows=2_000_000, peer_rows=100_000, trial_s=2.0, verify_s=6.0, round_s=2.0, rounds=4)
-QUICK = Effort(rows=262_144, peer_rows=8_192, trial_s=0.12, verify_s=0.3, round_s=0.25, rounds=2)
+QUICK = Effort(rows=262_144, peer_rows=8_192, trial_s=0.06, verify_s=0.15, round_s=0.15, rounds=2)
 OWN = {"ours": ("ours", ("batches",)), "gather": ("floor", ("gather",))}
 
 

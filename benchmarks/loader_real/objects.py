@@ -18,11 +18,11 @@ from benchmarks.mortal import Worker
 EFFORTS = {
     "binary": (
         Effort(rows=20_000, peer_rows=20_000, trial_s=1.5, verify_s=5.0, round_s=1.5, rounds=4),
-        Effort(rows=3_000, peer_rows=3_000, trial_s=0.1, verify_s=0.25, round_s=0.2, rounds=2),
+        Effort(rows=3_000, peer_rows=3_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
     ),
     "text": (
         Effort(rows=40_000, peer_rows=40_000, trial_s=1.5, verify_s=5.0, round_s=1.5, rounds=4),
-        Effort(rows=6_000, peer_rows=6_000, trial_s=0.1, verify_s=0.25, round_s=0.2, rounds=2),
+        Effort(rows=6_000, peer_rows=6_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
     ),
 }
 OWN = {
