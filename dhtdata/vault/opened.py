@@ -44,10 +44,15 @@ class MappedFile:
         status = _status(path)
         return status is not None and status.st_ino == self.status.st_ino
 
-    def has_changed(self) -> bool:
-        """Whether somebody wrote into it, or another file has its name. One that is gone has not changed."""
+    def is_replaced(self) -> bool:
+        """Whether another file has its name now: it was dropped, or set aside as damaged, and fetched again."""
         status = _status(self.path)
-        return status is not None and _identity(status) != _identity(self.status)
+        return status is not None and status.st_ino != self.status.st_ino
+
+    def is_changed(self) -> bool:
+        """Whether somebody wrote into it, or cut it off."""
+        status = _status(self.path)
+        return status is not None and status.st_ino == self.status.st_ino and _times(status) != _times(self.status)
 
     def holds(self, blocks: Iterable[int]) -> bool:
         """Whether blocks were ever written: a partial shard may have been dropped and begun anew meanwhile."""
@@ -117,5 +122,5 @@ def _status(path: Path) -> os.stat_result | None:
         raise StoreError(f"{path}: {failure.strerror}") from failure
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+def _times(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_size, status.st_mtime_ns)

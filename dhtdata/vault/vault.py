@@ -125,10 +125,11 @@ class Vault:
         if time.monotonic() - self._looked_s > LOOK_S:
             with self._lock:
                 self._looked_s = time.monotonic()
-                changed = [shard for shard in self._alive if shard.complete and shard.file and shard.file.has_changed()]
+                whole = [(shard, shard.file) for shard in self._alive if shard.complete and shard.file is not None]
+                changed = [shard for shard, file in whole if file.is_changed()]
                 for shard in changed:
                     _log.warning("shard %s was changed on disk while it was read", shard.entry.digest)
-                self._close(changed)
+                self._close([*changed, *(shard for shard, file in whole if file.is_replaced())])
         return self._closings
 
     def release(self, wanted: Collection[Digest]) -> None:
