@@ -83,10 +83,15 @@ class _File:
         status = _status(path)
         return status is not None and status.st_ino == self.status.st_ino
 
-    def has_changed(self) -> bool:
-        """Whether somebody wrote into it, or another file has its name. One that is gone has not changed."""
+    def is_replaced(self) -> bool:
+        """Whether another file has its name now: it was dropped, or set aside as damaged, and fetched again."""
         status = _status(self.path)
-        return status is not None and _identity(status) != _identity(self.status)
+        return status is not None and status.st_ino != self.status.st_ino
+
+    def is_changed(self) -> bool:
+        """Whether somebody wrote into it, or cut it off."""
+        status = _status(self.path)
+        return status is not None and status.st_ino == self.status.st_ino and _times(status) != _times(self.status)
 
     def holds(self, blocks: Iterable[int]) -> bool:
         """Whether blocks were ever written: a partial shard may have been dropped and begun anew meanwhile."""
@@ -210,10 +215,11 @@ class Vault:
         if time.monotonic() - self._looked_s > LOOK_S:
             with self._lock:
                 self._looked_s = time.monotonic()
-                changed = [shard for shard in self._alive if shard.complete and shard.file and shard.file.has_changed()]
+                whole = [(shard, shard.file) for shard in self._alive if shard.complete and shard.file is not None]
+                changed = [shard for shard, file in whole if file.is_changed()]
                 for shard in changed:
                     _log.warning("shard %s was changed on disk while it was read", shard.entry.digest)
-                self._close(changed)
+                self._close([*changed, *(shard for shard, file in whole if file.is_replaced())])
         return self._closings
 
     def release(self, wanted: Collection[Digest]) -> None:
@@ -392,10 +398,7 @@ class Vault:
             asked = [(shard, blocks, self.ask(shard, blocks, ahead=False)) for shard, blocks in left]
             left = []
             for shard, blocks, futures in asked:
-                try:
-                    for future in futures:
-                        future.result()
-                except NoRoomYet:  # they had been asked for ahead of need
+                if any(map(_lacked_room, futures)):
                     left.append((shard, blocks))
 
     @contextmanager
@@ -441,6 +444,8 @@ class Vault:
                 whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
             if whole:  # from now on it is read as a stored shard: checked once, remembered for every process
                 self._fetch_blocks(shard, list(range(len(shard.table.blocks))), ahead)
+        except NoRoomYet as failure:  # nobody raises it; its frames would keep the shard mapped
+            done.set_exception(failure.with_traceback(None))
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)
         else:
@@ -533,6 +538,14 @@ class Vault:
             return self._client
 
 
+def _lacked_room(asked: Future[None]) -> bool:
+    """Whether blocks that were asked for ahead of need found no room; raises any other failure."""
+    if isinstance(asked.exception(), NoRoomYet):
+        return True
+    asked.result()
+    return False
+
+
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
@@ -542,5 +555,5 @@ def _status(path: Path) -> os.stat_result | None:
         raise StoreError(f"{path}: {failure.strerror}") from failure
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+def _times(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_size, status.st_mtime_ns)
