@@ -11,23 +11,22 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
+from dhtdata.gather.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.frames import to_pandas, to_polars
-from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import VALID, Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
-from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps
+from dhtdata.vault.horizon import Needs
+from dhtdata.vault.readahead import usual_ahead_bytes
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
+    from dhtdata.mount.frames import PandasFrame, PolarsFrame
 
 
 class StreamingDataset:
@@ -160,11 +159,11 @@ class StreamingDataset:
         table = pa.table({name: columns[name] for name in self.schema.names})
         return to_logical_table(table.to_batches(), self.schema)
 
-    def to_pandas(self, **options: Any) -> pd.DataFrame:
+    def to_pandas(self, **options: Any) -> PandasFrame:
         """The whole split as a DataFrame; ``options`` are those of ``pyarrow.Table.to_pandas``. Fetches all of it."""
         return to_pandas(self.to_arrow(), options)
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self) -> PolarsFrame:
         """The whole split as a Polars frame. Fetches all of it; what Polars stores as Arrow does stays mapped."""
         return to_polars(self.to_arrow())
 

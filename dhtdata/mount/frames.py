@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
+    import pandas
+    import polars
+
+    PandasFrame: TypeAlias = pandas.DataFrame
+    PolarsFrame: TypeAlias = polars.DataFrame
 
 _Convert = Callable[[pa.Table], Any]
 
 
-def to_pandas(table: pa.Table, options: Mapping[str, Any]) -> pd.DataFrame:
+def to_pandas(table: pa.Table, options: Mapping[str, Any]) -> PandasFrame:
     """``options`` are those of ``pyarrow.Table.to_pandas``. ConfigError if pandas is missing or has no such type."""
     try:
-        import pandas
+        import pandas  # noqa: F401  # pyarrow imports it, but does not say what is missing
     except ImportError as failure:
         raise _missing("pandas", failure) from failure
     refusals = (pa.ArrowException, ValueError, OverflowError)
-    frame: pandas.DataFrame = _converted(table, "pandas", lambda part: part.to_pandas(**options), refusals)
+    frame: PandasFrame = _converted(table, "pandas", lambda part: part.to_pandas(**options), refusals)
     return frame
 
 
-def to_polars(table: pa.Table) -> pl.DataFrame:
+def to_polars(table: pa.Table) -> PolarsFrame:
     """Pieces of the table stay pieces, none are joined. ConfigError if Polars is missing or has no such type."""
     try:
         import polars
     except ImportError as failure:
         raise _missing("polars", failure) from failure
     refusals = (polars.exceptions.PolarsError, polars.exceptions.PanicException)
-    frame: pl.DataFrame = _converted(table, "Polars", lambda part: polars.from_arrow(part, rechunk=False), refusals)
+    frame: PolarsFrame = _converted(table, "Polars", lambda part: polars.from_arrow(part, rechunk=False), refusals)
     return frame
 
 

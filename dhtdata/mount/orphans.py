@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from multiprocessing.connection import wait
 
 _watching: set[int] = set()
 
@@ -25,5 +24,7 @@ def end_with_parent() -> None:
 
 
 def _watch(sentinel: int) -> None:
+    from multiprocessing.connection import wait  # it brings subprocess along, which a mount does without
+
     wait([sentinel])
     os._exit(1)

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from dhtdata.mount.crew import Crew
+from dhtdata.gather.parcels import Parcel, with_gaps
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.orphans import end_with_parent
-from dhtdata.mount.parcels import Parcel, with_gaps
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
+from dhtdata.vault.crew import Crew
 
 NOTED_S = 0.25
 GATHER_BYTES = 2 << 20

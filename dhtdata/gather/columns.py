@@ -13,8 +13,9 @@
 
 Nulls: NaN in floats, NaT in dates and times, None in object arrays; integers and bools with nulls are
 `numpy.ma.MaskedArray` (a batch without nulls is a plain array), which no tensor can hold: the torch format refuses
-them by name. A null struct has null fields. ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the
-logical types. Arrays are writable and share memory with nothing but batches of the same few megabytes.
+them by name. A null struct has null fields. Where a mount asks for it, lists and images have other shapes
+(`shaping`). ``python`` has what ``pyarrow.Array.to_pylist`` gives, ``arrow`` the logical types. Arrays are writable and
+overlap with no other; those of a few batches together lie in one piece of memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.texts import Texts
+from dhtdata.gather.texts import Texts
 
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]

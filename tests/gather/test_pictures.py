@@ -21,7 +21,7 @@ from PIL import Image
 
 import dhtdata
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.mount.pictures import decode_picture
+from dhtdata.gather.pictures import decode_picture
 from dhtdata.store import Store
 from dhtdata.torch import DataLoader
 from tests.mount.making import put_dataset
@@ -305,7 +305,7 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 20_000, 2_000_000])
 def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
     with pytest.raises(FormatError, match="pixels"):
