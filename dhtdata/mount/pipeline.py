@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from dhtdata.mount.crew import Crew
+from dhtdata.gather.parcels import Parcel, with_gaps
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel, with_gaps
+from dhtdata.mount.orphans import end_with_parent
+from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Steps
+from dhtdata.vault.crew import Crew
 
 NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
@@ -38,6 +40,8 @@ class Pipeline:
 
     def parcels(self, steps: Steps, turns: Iterable[range]) -> Iterator[Parcel]:
         """What these steps take, a parcel for each range of them."""
+        if find_worker() is not None:
+            end_with_parent()
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))
             ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))

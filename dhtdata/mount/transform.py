@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
+from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")

@@ -59,6 +59,10 @@ def test_positions_lead_to_kept_rows_in_any_order(
     ends = np.cumsum(ranges)
     counts = [int(kept[end - count : end].sum()) for end, count in zip(ends, ranges, strict=True)]
     assert found.range_counts() == tuple(count for count in counts if count)
+    if found.count:
+        low, high = sorted(positions[[0, -1]].tolist())
+        ((first, count),) = found.around(np.array([[low, high - low + 1]])).tolist()
+        assert first <= expected[low] and expected[high] < first + count
     inside = np.zeros(kept.size, np.bool_)
     for first, count in found.spans().tolist():
         inside[first : first + count] = True

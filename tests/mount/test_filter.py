@@ -273,6 +273,22 @@ def test_what_the_filter_leaves_out_is_not_fetched(
 
 @pytest.mark.slow_e2e
 @pytest.mark.timeout(60)
+def test_a_store_smaller_than_what_is_kept_does(tmp_path: Path, published: tuple[Path, Digest]) -> None:
+    """Eviction by next use knows which shards the kept rows lie in."""
+    home = tmp_path / "reader"
+    with peer_of(home), seed(*published) as (ticket, _):
+        with dhtdata.mount(
+            ticket, home=home, filter="other < 90", batch_size=10, shuffle=True, shuffle_window=2, predownload=0,
+            cache_limit=3_000_000, timeout=20,
+        ) as dataset:  # fmt: skip
+            expected = sorted_table(3_000).filter(pc.field("other") < 90)["number"].to_pylist()
+            for _ in range(2):
+                assert sorted(numbers_of(dataset)) == expected
+            assert settled_status(home).bytes_fetched > 3_000_000
+
+
+@pytest.mark.slow_e2e
+@pytest.mark.timeout(60)
 def test_of_wide_rows_only_the_kept_ones_are_fetched(tmp_path: Path) -> None:
     """A row a block: between kept rows lie blocks that nobody needs."""
     table = sorted_table(600)
