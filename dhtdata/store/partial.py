@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from threading import Lock
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from dhtdata.digest import Buffer, Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
@@ -43,6 +43,8 @@ class Partial:
         self, digest: Digest, table: BlockTable, path: Path, descriptor: int, blobs: Blobs, database: Database
     ) -> None:
         self._descriptor = descriptor
+        # Not __del__: while that lets other threads run, `Partials` would hand out an object with a closed descriptor.
+        finalize(self, os.close, descriptor).atexit = False  # type: ignore[misc]  # documented, typeshed has no setter
         self._writing = Lock()
         self._promised_bytes = 0
         self.digest = digest
@@ -54,9 +56,6 @@ class Partial:
         self._held = bytearray(len(table.blocks))
         with store_errors(path):
             self._resume()
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
     @property
     def complete(self) -> bool:

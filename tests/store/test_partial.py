@@ -254,6 +254,27 @@ def test_one_object_stands_for_a_partial_while_somebody_holds_it(tmp_path: Path)
         assert store.partial(sample.digest, sample.table) is partial
 
 
+def test_a_partial_that_is_being_let_go_is_not_handed_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = shard(19)
+    close, dying = os.close, -1
+    opened: list[Partial] = []
+
+    def closing(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor == dying and not opened:  # what another thread may do while a descriptor is closed
+            opened.append(store.partial(sample.digest, sample.table))
+
+    with Store.open(tmp_path) as store:
+        monkeypatch.setattr(os, "close", closing)
+        partial = store.partial(sample.digest, sample.table)
+        dying = partial._descriptor
+        del partial
+        opened[0].accept(0, sample.blocks[0])
+        assert opened[0].has(0)
+
+
 def test_a_partial_that_was_dropped_meanwhile_says_so(tmp_path: Path) -> None:
     sample = shard(18)
     with Store.open(tmp_path) as store, Store.open(tmp_path) as other:
