@@ -134,7 +134,7 @@ def count_rows(name: str, target: str) -> int:
     return sum(int(chunk["chunk_size"]) for chunk in index["chunks"])
 
 
-class _Unneeded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Unneeded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Stands in for torchvision: MDS imports its data set classes before its writer, which needs none of them."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
@@ -154,7 +154,7 @@ class _Unneeded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def main() -> None:
     if importlib.util.find_spec("torchvision") is None:
-        sys.meta_path.append(_Unneeded())
+        sys.meta_path.append(Unneeded())
     name, source, target, processes = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     if name == "mds":
         import streaming  # noqa: F401  (imports are not what is measured)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Arguments, Check, draw_lines, report, run_child
+from benchmarks.harness import Arguments, Check, draw_bars, draw_lines, report, run_child
 
 SEED = 1
 
@@ -33,6 +33,7 @@ class Answer:
     figures: dict[str, float | str]
     checks: list[Check]
     curves: dict[str, dict[str, Any]]
+    bars: dict[str, dict[str, Any]]
 
 
 def ask(question: Question, quick: bool) -> Answer:
@@ -44,10 +45,10 @@ def ask(question: Question, quick: bool) -> Answer:
         print(failure, file=sys.stderr, flush=True)
         # The last line of a group of errors is but its frame.
         said = [line for line in str(failure).splitlines() if any(map(str.isalpha, line))]
-        return Answer({f"{question.name}_failure": said[-1]}, [Check(f"{question.name}_answered", 0, "==", 1)], {})
+        return Answer({f"{question.name}_failure": said[-1]}, [Check(f"{question.name}_answered", 0, "==", 1)], {}, {})
     checks = [Check(each["name"], each["value"], each["op"], each["bar"]) for each in child.result["checks"]]
     figures = {**child.result["figures"], f"{question.name}_took_s": child.seconds}
-    return Answer(figures, checks, child.result.get("curves", {}))
+    return Answer(figures, checks, child.result.get("curves", {}), child.result.get("bars", {}))
 
 
 def tell(benchmark: str, given: Arguments, answers: Sequence[Answer]) -> None:
@@ -58,6 +59,8 @@ def tell(benchmark: str, given: Arguments, answers: Sequence[Answer]) -> None:
                 lines = {label: [(x, y) for x, y in line] for label, line in curves["lines"].items()}
                 axes = (curves["title"], curves["x_label"], curves["y_label"])
                 draw_lines(given.plot, f"{benchmark}_{name}", *axes, lines, curves["log_x"])
+            for name, bars in answer.bars.items():
+                draw_bars(given.plot, f"{benchmark}_{name}", bars["title"], bars["values"])
     figures = {name: value for answer in answers for name, value in answer.figures.items()}
     checks = [check for answer in answers for check in answer.checks]
     report(benchmark, SEED, 1, figures, checks, given.json)

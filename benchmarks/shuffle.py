@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Check, arguments, draw_lines, draw_points, report
 from dhtdata.mount import DEFAULT_WINDOW
-from dhtdata.mount.blocks import GroupBlocks
 from dhtdata.mount.plan import Job, make_plan
 from dhtdata.order import EpochOrder, Pieces, Share, Steps
+from dhtdata.vault.blocks import GroupBlocks
 
 Rows = NDArray[np.int64]
 Sequence = Callable[[int], Rows]

@@ -23,12 +23,14 @@ def alone(measure: Callable[[bool, int], Result]) -> None:
     result = measure(given.quick, given.seed)
     checks = [{**dataclasses.asdict(check), "ok": check.ok} for check in result.checks]
     curves = {name: dataclasses.asdict(each) for name, each in result.curves.items()}
+    bars = {name: dataclasses.asdict(each) for name, each in result.bars.items()}
     seconds = time.perf_counter() - started
     for name, value in result.figures.items():
         print(f"  {name}  {value}")
     for check in result.checks:
         print(f"  {check.name}  {check.value:.6g} {check.op} {check.bar:.6g}  {'ok' if check.ok else 'MISSED'}")
-    print(json.dumps({"figures": result.figures, "checks": checks, "curves": curves, "seconds": seconds}))
+    answer = {"figures": result.figures, "checks": checks, "curves": curves, "bars": bars, "seconds": seconds}
+    print(json.dumps(answer))
 
 
 def distribution(seconds: Sequence[float]) -> list[tuple[float, float]]:

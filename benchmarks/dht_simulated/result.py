@@ -28,12 +28,21 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """For `benchmarks.harness.draw_bars`: values by label."""
+
+    title: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Result:
     """Figures by name, with the sizes they were measured at; what was asked of them; pictures by file name."""
 
     figures: dict[str, float | str]
     checks: list[Check]
     curves: dict[str, Curves] = field(default_factory=dict)
+    bars: dict[str, Bars] = field(default_factory=dict)
 
 
 def simulate(story: Coroutine[Any, Any, _T]) -> _T:

@@ -39,9 +39,9 @@ from dhtdata.formats.ticket import parse_target
 from dhtdata.store import Store
 
 if TYPE_CHECKING:
-    from dhtdata.mount.blocks import GroupBlocks
     from dhtdata.mount.plan import Job, Plan
-    from dhtdata.mount.shards import GroupShards
+    from dhtdata.vault.blocks import GroupBlocks
+    from dhtdata.vault.shards import GroupShards
 
 BATCH_ROWS = 64
 MOST_TABLES = 2_048
@@ -107,7 +107,7 @@ def plan(
     """
     from dhtdata.mount import DEFAULT_WINDOW
     from dhtdata.mount.plan import Job, make_plan
-    from dhtdata.mount.readahead import usual_ahead_bytes
+    from dhtdata.vault.readahead import usual_ahead_bytes
 
     ranks = nodes if ranks is None else ranks
     global_batch = BATCH_ROWS * ranks if global_batch is None else global_batch
@@ -182,10 +182,10 @@ def _step_s(step_time: str | None, rows_per_second: float | None, global_batch: 
 
 def _laid(asked: _Asked, entry: Held, split: str, columns: list[str]) -> _Laid:
     """Row ranges and blocks of a split; what is not in the store is fetched, but no shard and no block table."""
-    from dhtdata.mount.blocks import lay_blocks
     from dhtdata.mount.resolve import read_dataset, read_indexes
-    from dhtdata.mount.shards import find_split, lay_out, needed_groups
     from dhtdata.tables.schema import to_arrow
+    from dhtdata.vault.blocks import lay_blocks
+    from dhtdata.vault.shards import find_split, lay_out, needed_groups
 
     blobs, contents = asked.blobs, contents_of(entry)
     part = find_split(contents, split)

@@ -2,26 +2,25 @@
 
 | module | part |
 |---|---|
-| ``columns`` | what every Arrow type becomes in numpy, torch and Python |
-| ``ranks`` | which rank and worker this process is |
-| ``plain`` | what torch's own DataLoader needs |
-| ``epochs`` | which epoch comes next, across processes |
-| ``shards`` | where rows are |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
-| ``crew`` | threads |
-| ``vault`` | shards opened, checked, fetched by the peer |
-| ``readahead`` | blocks asked for before they are needed |
-| ``planes``, ``chart``, ``runs``, ``texts``, ``gather`` | rows gathered by column |
-| ``ragged``, ``pictures``, ``shaping`` | lists and images in the shapes that a mount asks for |
-| ``parcels`` | what a few steps take, in four formats |
-| ``transform`` | a user's function on batches or samples |
+| ``ranks`` | which rank this process is, and which worker |
 | ``view`` | one split and its columns, across processes |
-| ``filtering``, ``scanning`` | the rows of it that a filter keeps |
+| ``filtering``, ``scanning`` | the rows that a filter keeps, and how long looking for them takes |
+| ``loop`` | how a split is iterated over |
+| ``epochs`` | which epoch comes next, agreed on by all processes |
+| ``orphans`` | workers end with the process that started them |
+| ``transform`` | a user's function on batches or samples |
+| ``pipeline`` | from steps to what the loop gets |
 | ``map_style`` | random access |
-| ``loop``, ``pipeline`` | how a split is iterated over, and what makes it so |
+| ``frames`` | whole splits for pandas and Polars |
+| ``meter``, ``speed``, ``progress`` | what loops wait for, and the bar that shows it |
+| ``plain`` | what torch's own DataLoader is told |
+| ``plan`` | a run reckoned before it begins |
 | ``stream`` | what is iterated over, whatever it is made of |
 | ``dataset`` | `StreamingDataset` |
 | ``mixed``, ``mix_modes``, ``mix`` | several datasets as one: `Mix` |
+
+Shards are the business of `dhtdata.vault`, rows that of `dhtdata.gather`, their order that of `dhtdata.order`.
 """
 
 from __future__ import annotations

@@ -10,18 +10,18 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.formats.statistics import ColumnStatistics
+from dhtdata.gather.parcels import VALID
 from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.frames import to_pandas, to_polars
-from dhtdata.mount.horizon import Needs
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import VALID
 from dhtdata.mount.pipeline import Pipeline, Single
-from dhtdata.mount.readahead import usual_ahead_bytes
 from dhtdata.mount.stream import Stream
 from dhtdata.mount.view import View
 from dhtdata.order import EpochOrder, OrderKey, Pieces, Share, State, Steps, Turns
+from dhtdata.vault.horizon import Needs
+from dhtdata.vault.readahead import usual_ahead_bytes
 
 if TYPE_CHECKING:
     from dhtdata.mount.frames import PandasFrame, PolarsFrame

@@ -22,9 +22,9 @@ from dhtdata.filters.tree import tree_of
 from dhtdata.formats.statistics import MAX_SHARD_STATISTICS_BYTES, ShardStatistics
 from dhtdata.mount.resolve import read_indexes
 from dhtdata.mount.scanning import scanning
-from dhtdata.mount.shards import GroupShards, needed_groups
 from dhtdata.mount.view import View
 from dhtdata.tables.schema import stored_schema, to_arrow
+from dhtdata.vault.shards import GroupShards, needed_groups
 
 _log = logging.getLogger("dhtdata")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import Reading
+from dhtdata.gather.parcels import Reading
+from dhtdata.gather.shaping import AS_STORED, Shaping
 from dhtdata.mount.ranks import Ranks
-from dhtdata.mount.shaping import AS_STORED, Shaping
 from dhtdata.mount.transform import Transform
 from dhtdata.order import REMAINDERS, OrderKey
 

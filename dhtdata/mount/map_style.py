@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import Reading
+from dhtdata.gather.parcels import Reading
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt
 

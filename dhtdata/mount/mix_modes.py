@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import plain_type
+from dhtdata.gather.columns import plain_type
+from dhtdata.gather.shaping import Shaping
 from dhtdata.mount.dataset import StreamingDataset
-from dhtdata.mount.shaping import Shaping
 from dhtdata.mount.transform import ON_ERROR, Transform
 
 PLACE = "the mix"

@@ -14,12 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dhtdata.mount.crew import Crew
+from dhtdata.gather.parcels import Parcel, Reading, with_gaps
 from dhtdata.mount.loop import Loop
-from dhtdata.mount.parcels import Parcel, Reading, with_gaps
-from dhtdata.mount.readahead import Readahead
+from dhtdata.mount.orphans import end_with_parent
+from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.view import View
 from dhtdata.order import Dealt, Turns
+from dhtdata.vault.crew import Crew
+from dhtdata.vault.readahead import Readahead
 
 NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
@@ -74,6 +76,8 @@ class Pipeline:
 
     def parcels(self, steps: Turns, turns: Iterable[range]) -> Iterator[Parcel]:
         """What these steps take, a parcel for each range of them."""
+        if find_worker() is not None:
+            end_with_parent()
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))
             aheads = [

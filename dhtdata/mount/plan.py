@@ -1,6 +1,6 @@
 """What a run will fetch, hold and wait for, reckoned before it begins. Pure: values in, values out.
 
-The order of the run's first epoch is walked as the reader ahead walks it (`dhtdata.mount.readahead`), a lane per node,
+The order of the run's first epoch is walked as the reader ahead walks it (`dhtdata.vault.readahead`), a lane per node,
 and every block is counted where a node needs it first. On top of that time is reckoned as flows: each node receives at
 the given bandwidth, windows in the order of need, never more ahead of the loop than it may; the loop takes a global
 batch in ``step_s`` and enters a window when all of it is here; all nodes wait for the slowest, as ranks do that
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.blocks import GroupBlocks, Numbers
 from dhtdata.order import MAX_LANES, EpochOrder, Pieces
+from dhtdata.vault.blocks import GroupBlocks, Numbers
 
 FINE_WINDOWS, COARSE_WINDOWS = 1 << 10, 1 << 15
 """In source order there is a window for every block: the first are taken as they are, the others by row range."""

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from dhtdata.errors import ConfigError
+from dhtdata.gather.parcels import Parcel, Skipped
 from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import Parcel, Skipped
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
+from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")

@@ -23,19 +23,19 @@ from dhtdata.errors import NotFoundError
 from dhtdata.formats.contents import Split
 from dhtdata.formats.statistics import MAX_STATISTICS_BYTES, Statistics
 from dhtdata.formats.ticket import Target
-from dhtdata.mount.gather import Gatherer
-from dhtdata.mount.horizon import Horizon, Needs
+from dhtdata.gather.gatherer import Gatherer
+from dhtdata.gather.parcels import Parcel, Reading
 from dhtdata.mount.meter import Held, Meter
-from dhtdata.mount.parcels import Parcel, Reading
 from dhtdata.mount.ranks import find_worker
-from dhtdata.mount.readahead import Readahead
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
-from dhtdata.mount.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
-from dhtdata.mount.vault import Origin, Vault
 from dhtdata.order import Dealt, EpochOrder, Path, Pieces, Share, Steps
 from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 from dhtdata.tables.schema import to_arrow
+from dhtdata.vault.horizon import Horizon, Needs
+from dhtdata.vault.readahead import Readahead
+from dhtdata.vault.shards import GroupShards, choose_columns, find_split, lay_out, needed_groups
+from dhtdata.vault.vault import Origin, Vault
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient

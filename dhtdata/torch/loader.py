@@ -9,10 +9,10 @@ import torch
 from torch.utils import data as torch_data
 
 from dhtdata.errors import ConfigError
+from dhtdata.gather.parcels import Items, Parcel, Skipped
 from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
-from dhtdata.mount.parcels import Items, Parcel, Skipped
 from dhtdata.mount.stream import Stream
 
 _OURS = {
@@ -75,7 +75,7 @@ def _as_is(item: Any) -> Any:
 class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     """Loads a mounted dataset; takes torch's keywords but those that `dhtdata.mount` decides. Always yields tensors.
 
-    Workers make a few steps at a time (`dhtdata.mount.parcels`), take turns, and all arrives in order: any number of
+    Workers make a few steps at a time (`dhtdata.gather.parcels`), take turns, and all arrives in order: any number of
     workers yields the same batches. ``prefetch_factor`` counts such parcels; ``collate_fn`` gets one item.
     ``state_dict()`` tells what the loop has received of the latest iteration, not what workers made ahead;
     ``load_state_dict()`` before an iteration goes on from there, with any number of workers and ranks. Works under fork

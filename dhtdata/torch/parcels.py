@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dhtdata.mount.columns import Cut
+from dhtdata.gather.columns import Cut
 
 _ALIGNMENT = 64
 

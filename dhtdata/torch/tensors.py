@@ -1,4 +1,4 @@
-"""Columns as tensors (door of ``torch``). The mapping is in `dhtdata.mount.columns`."""
+"""Columns as tensors (door of ``torch``). The mapping is in `dhtdata.gather.columns`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Cut
+from dhtdata.gather.columns import Cut
 
 
 def to_tensor(name: str, column: Any) -> Any:

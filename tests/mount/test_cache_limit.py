@@ -146,7 +146,7 @@ def test_workers_share_a_store_that_holds_no_more_than_a_window(home: Path, publ
             ticket, home=home, batch_size=10, shuffle=True, shuffle_window=2, predownload=0, timeout=30,
             cache_limit=published.limit(2),
         )  # fmt: skip
-        loader = DataLoader(dataset, num_workers=2, multiprocessing_context=context)
+        loader = DataLoader(dataset, num_workers=2, multiprocessing_context="fork")
         for _ in range(2):
             assert sorted(number for batch in loader for number in batch["number"].tolist()) == list(range(ROWS))
         dataset.close()

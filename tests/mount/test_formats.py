@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 import dhtdata
 from dhtdata.errors import ConfigError
-from dhtdata.mount import gather, planes
+from dhtdata.gather import gatherer, planes
 from dhtdata.store import Store
 from dhtdata.torch import DataLoader
+from tests.gather.tables import table_of_every_type
 from tests.mount.making import put_dataset
-from tests.mount.tables import table_of_every_type
 
 ROWS = 60
 FORMATS = ("numpy", "torch", "arrow", "python")
@@ -144,7 +144,7 @@ def test_values_of_one_width_are_copied_once(
         gathered.append(planes.values_at(*arguments))
         return gathered[-1]
 
-    monkeypatch.setattr(gather, "values_at", watched)
+    monkeypatch.setattr(gatherer, "values_at", watched)
     batch = dhtdata.mount(every, home=home, columns=[name], format=format).map_style()[[3, 50, 3, 8]]
     column = batch[name].numpy() if format == "torch" else batch[name]
     assert len(gathered) == 1 and np.shares_memory(column, gathered[0])

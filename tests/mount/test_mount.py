@@ -19,10 +19,10 @@ import dhtdata
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, FormatError, NotFoundError
 from dhtdata.store import Store
+from tests.gather.test_columns import ALL_TYPES
 from tests.mount.conftest import ROWS, sample_table
 from tests.mount.making import Tamper, put_dataset
 from tests.mount.swarm import peer_of
-from tests.mount.test_columns import ALL_TYPES
 
 
 def numbers(dataset: Iterable[Any]) -> list[int]:

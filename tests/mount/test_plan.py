@@ -20,13 +20,13 @@ from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.formats.index import MAX_SHARDS, Index, ShardEntry
-from dhtdata.mount.blocks import GroupBlocks, lay_blocks
 from dhtdata.mount.plan import Job, Plan, make_plan
-from dhtdata.mount.shards import GroupShards
 from dhtdata.order import EpochOrder, Pieces, Share, Steps
 from dhtdata.store import Store
 from dhtdata.tables.cutting import Cutter, row_ranges
 from dhtdata.tables.cutting import GroupBlocks as CutBlocks
+from dhtdata.vault.blocks import GroupBlocks, lay_blocks
+from dhtdata.vault.shards import GroupShards
 from tests.cli.machine import Machine
 from tests.mount.making import put_dataset
 from tests.mount.swarm import peer_of, seed, settled_status

@@ -17,9 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Cut, item, part
-from dhtdata.mount.gather import Gathers
-from dhtdata.mount.shaping import AS_STORED, Shaping
+from dhtdata.gather.columns import Cut, item, part
+from dhtdata.gather.gatherer import Gathers
+from dhtdata.gather.shaping import AS_STORED, Shaping
 from dhtdata.order import Dealt
 
 VALID = "_valid"

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 import dhtdata
 from dhtdata.errors import ConfigError
-from dhtdata.mount import ragged
-from dhtdata.mount.gather import Gatherer
-from dhtdata.mount.ragged import Ragged
+from dhtdata.gather import ragged
+from dhtdata.gather.gatherer import Gatherer
+from dhtdata.gather.ragged import Ragged
 from dhtdata.store import Store
 from dhtdata.torch import DataLoader
+from tests.gather.tables import array_of
 from tests.mount.making import put_dataset
-from tests.mount.tables import array_of
 
 ROWS = 230
 RAGGED = ["tokens", "large", "pairs", "flags", "days", "halves", "text", "blob"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dhtdata.formats.blocks import BlockTable
-from dhtdata.mount.shards import GroupShards
+from dhtdata.vault.shards import GroupShards
 
 Numbers = NDArray[np.int64]
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Array, Cut, part, plain_type, to_numpy
+from dhtdata.gather.columns import Array, Cut, part, plain_type, to_numpy
 
 MAX_ITEMS = np.iinfo(np.int32).max
 Rows = NDArray[np.int64]
@@ -86,7 +86,7 @@ class Ragged:
         if values.shape[0] == shape[0] * longest:
             return values.reshape(shape)
         # Comparing 32 bits takes half the time, and half of it all.
-        counted = np.int32 if longest <= MAX_ITEMS else np.int64
+        counted: np.dtype[Any] = np.dtype("i4" if longest <= MAX_ITEMS else "i8")
         filled = np.arange(longest, dtype=counted) < lengths.astype(counted)[:, None]
         if not isinstance(values, np.ma.MaskedArray):
             return _spread(values, filled, shape, fill)

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.columns import Flat, has_own_values, plain_type
-from dhtdata.mount.planes import unit_of
-from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.vault import OpenShard, Vault
+from dhtdata.gather.columns import Flat, has_own_values, plain_type
+from dhtdata.gather.planes import unit_of
 from dhtdata.tables.ipc import ALIGNMENT
 from dhtdata.tables.sizes import offset_width
+from dhtdata.vault.opened import OpenShard
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
 

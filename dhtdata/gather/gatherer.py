@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dhtdata.mount.chart import Chart, Charts, Form, Places, Waiting
-from dhtdata.mount.columns import Array, Column, Flat, held, mark_nulls, to_numpy
-from dhtdata.mount.planes import bits_at, plane, unit_of, values_at
-from dhtdata.mount.ragged import Ragged
-from dhtdata.mount.runs import GroupRuns
-from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.texts import Texts
-from dhtdata.mount.vault import Vault
+from dhtdata.gather.chart import Chart, Charts, Form, Places, Waiting
+from dhtdata.gather.columns import Array, Column, Flat, held, mark_nulls, to_numpy
+from dhtdata.gather.planes import bits_at, plane, unit_of, values_at
+from dhtdata.gather.ragged import Ragged
+from dhtdata.gather.runs import GroupRuns
+from dhtdata.gather.texts import Texts
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
 

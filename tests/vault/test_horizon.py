@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError
 from dhtdata.formats.index import Index, ShardEntry
-from dhtdata.mount.horizon import Needs, Uses
-from dhtdata.mount.shards import GroupShards
 from dhtdata.order import EpochOrder, Pieces, Share, Steps
+from dhtdata.vault.horizon import Needs, Uses
+from dhtdata.vault.shards import GroupShards
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=10)
 

@@ -26,10 +26,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.mount.columns import Cut, items_dtype, objects, plain_type
-from dhtdata.mount.gather import Gathers
-from dhtdata.mount.pictures import MODES, decode_picture, require_pillow
-from dhtdata.mount.ragged import Ragged
+from dhtdata.gather.columns import Cut, items_dtype, objects, plain_type
+from dhtdata.gather.gatherer import Gathers
+from dhtdata.gather.pictures import MODES, decode_picture, require_pillow
+from dhtdata.gather.ragged import Ragged
 from dhtdata.order import Dealt
 
 KINDS = ("list", "padded", "jagged")

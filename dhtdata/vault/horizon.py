@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError
-from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.vault import Vault
 from dhtdata.order import EpochOrder, Path, Pieces
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.vault import Vault
 
 if TYPE_CHECKING:
     from dhtdata.control.reading import Reading
@@ -62,7 +62,7 @@ class Uses:
         apart = numbers * (order.rows + 1)
         reached = np.maximum.accumulate(stops + apart) - apart
         begins = np.flatnonzero((np.diff(numbers, prepend=-1) != 0) | (firsts > np.append(-1, reached[:-1])))
-        return cls(numbers[begins], firsts[begins], reached[np.append(begins[1:], numbers.size) - 1])
+        return cls(numbers[begins], firsts[begins], reached[np.append(begins, numbers.size)[1:] - 1])
 
     def at(self, position: int) -> set[int]:
         """Shards that are read at this position."""
@@ -100,6 +100,7 @@ class Horizon:
         self._vault = vault
         self._reading = reading
         self._groups = groups
+        self._told = -1
         self._first_epoch = path.order.epoch
         self._lanes = path.lanes
         self._name = _name_of(whose, path)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhtdata.errors import DhtDataError
-from dhtdata.mount.horizon import Horizon
-from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.vault import OpenShard, Vault
 from dhtdata.order import Path
+from dhtdata.vault.horizon import Horizon
+from dhtdata.vault.opened import OpenShard
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.vault import Vault
 
 if TYPE_CHECKING:
     from dhtdata.filters import Selection

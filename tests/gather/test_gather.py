@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import dhtdata
-from dhtdata.mount import chart
-from dhtdata.mount.columns import item
+from dhtdata.gather import chart
+from dhtdata.gather.columns import item
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.store import Store
+from tests.gather.tables import BLOCK_ROWS, WIDE, table_of_every_type
+from tests.gather.test_columns import expected, plain
 from tests.mount.making import put_dataset
 from tests.mount.swarm import peer_of, seed
-from tests.mount.tables import BLOCK_ROWS, WIDE, table_of_every_type
-from tests.mount.test_columns import expected, plain
 
 ROWS = 120
 FORMATS = ("numpy", "torch", "arrow", "python")
@@ -128,7 +128,7 @@ def views(digest: str, home: Path) -> dict[str, MapStyleDataset]:
 
 
 def test_the_table_has_rows_that_no_plane_has_items_for() -> None:
-    from dhtdata.mount.planes import WIDE_BYTES
+    from dhtdata.gather.planes import WIDE_BYTES
 
     assert WIDE.list_size * 4 > WIDE_BYTES
 
@@ -166,7 +166,7 @@ def test_python_values_are_those_of_arrow(views: dict[str, MapStyleDataset], row
 def holdable() -> tuple[str, ...]:
     """Columns that tensors can hold: no nulls in integers, bools, dates and times."""
     from dhtdata.errors import ConfigError
-    from dhtdata.mount.columns import to_numpy
+    from dhtdata.gather.columns import to_numpy
     from dhtdata.tables.canonical import to_stored
     from dhtdata.tables.schema import stored_schema
     from dhtdata.torch.tensors import to_tensor

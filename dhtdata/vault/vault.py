@@ -1,9 +1,7 @@
 """Shards as a mount sees them: opened when first read, checked before that, fetched by the peer if they are not here.
 
 The vault asks the peer for blocks and maps the file in which they arrive; a block is read only after the peer said that
-it is verified, or from a whole shard in the store. A whole shard is checked once (`check_shard`), and that is
-remembered. Until one shard of a publisher has passed whole, every block of theirs is checked in a process of its own
-(`Checker`) before this one reads it.
+it is verified, or from a whole shard in the store, and after it has passed what `Trust` asks of it.
 
 When nobody has what is missing, or there is no room for it yet, the vault waits, says so, and gives up after
 ``timeout_s``.
@@ -18,7 +16,6 @@ Threads exist inside `fetching` only, and nothing of this is shared with a forke
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -26,26 +23,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from dhtdata.digest import Digest
 from dhtdata.errors import DhtDataError, FormatError, IntegrityError, NotFoundError, PeerError, StoreError
 from dhtdata.formats.blocks import MAX_TABLE_BYTES, BlockTable
 from dhtdata.formats.index import ShardEntry
-from dhtdata.mount.crew import Crew
-from dhtdata.mount.shards import GroupShards
 from dhtdata.store import NoRoomYet, Store
-from dhtdata.tables.reader import ShardReader
+from dhtdata.vault.crew import Crew
+from dhtdata.vault.opened import MappedFile, OpenShard
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.trust import Trust
 
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
-    from dhtdata.tables.check import Checker
 
 FETCHERS = 4
 OPEN_SHARDS = 256
@@ -54,9 +50,11 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 LOOK_S = 0.5
 """A look at 256 files takes half a millisecond."""
-_MARK_BYTES = 4
-"""Blocks begin with a magic or a continuation marker (`dhtdata.tables.ipc`), never with zeros."""
 _log = logging.getLogger("dhtdata")
+
+
+_Job = Callable[[], None]
+_A = TypeVar("_A")
 
 
 @dataclass(frozen=True)
@@ -70,87 +68,6 @@ class Origin:
     """Tell a new peer again where to look."""
 
 
-@dataclass(frozen=True)
-class _File:
-    """A shard's file as it was when it was mapped; pages of one that was unlinked stay readable."""
-
-    path: Path
-    reader: ShardReader
-    status: os.stat_result
-
-    def is_at(self, path: Path) -> bool:
-        """Whether the file of this name is this one still."""
-        status = _status(path)
-        return status is not None and status.st_ino == self.status.st_ino
-
-    def has_changed(self) -> bool:
-        """Whether somebody wrote into it, or another file has its name. One that is gone has not changed."""
-        status = _status(self.path)
-        return status is not None and _identity(status) != _identity(self.status)
-
-    def holds(self, blocks: Iterable[int]) -> bool:
-        """Whether blocks were ever written: a partial shard may have been dropped and begun anew meanwhile."""
-        return all(any(memoryview(self.reader.bytes_of(block))[:_MARK_BYTES]) for block in blocks)
-
-
-@dataclass(eq=False)
-class OpenShard:
-    """One shard: ``file`` once it can be mapped, ``here`` where blocks may be read (all in ``file`` if ``complete``).
-
-    ``asked`` are blocks on their way, ``foreseen`` those that a reader ahead has seen to. ``closed``: its file is not
-    to be read any more; who keeps blocks of it opens the shard anew.
-    """
-
-    entry: ShardEntry
-    group: GroupShards
-    table: BlockTable
-    firsts: NDArray[np.int64]
-    file: _File | None = None
-    complete: bool = False
-    closed: bool = False
-    here: dict[int, _File] = field(default_factory=dict)
-    asked: dict[int, Future[None]] = field(default_factory=dict)
-    foreseen: set[int] = field(default_factory=set)
-    batches: dict[int, tuple[pa.RecordBatch, pa.Buffer]] = field(default_factory=dict)
-
-    def missing(self, blocks: Iterable[int]) -> list[int]:
-        return [] if self.complete else [block for block in blocks if block not in self.here]
-
-    def envelope(self, fresh: list[int]) -> list[int]:
-        """Schema and footer, if with ``fresh`` every other block is here or coming: then the shard becomes whole."""
-        left = set(range(len(self.table.blocks))).difference(self.here, self.asked, fresh)
-        return sorted(left) if left <= {0, len(self.table.blocks) - 1} else []
-
-    def batch(self, block: int) -> tuple[pa.RecordBatch, pa.Buffer]:
-        """Columns that were asked for of a block that is here, and the whole file that they lie in.
-
-        Of that file, blocks that are not here must not be read.
-        """
-        opened = self.batches.get(block)
-        if opened is None:
-            file = self.file if self.complete else self.here.get(block)
-            if file is None:
-                raise StoreError(f"shard {self.entry.digest} was read before it was fetched")
-            batch = file.reader.batch(block - 1).select(list(self.group.columns))
-            opened = self.batches[block] = (batch, file.reader.mapped)
-        return opened
-
-    def blocks_with(self, rows: NDArray[np.int64]) -> list[int]:
-        """Blocks that hold these ascending rows of the shard."""
-        blocks = np.searchsorted(self.firsts, rows, "right")
-        found: list[int] = blocks[np.append(True, blocks[1:] != blocks[:-1])].tolist()
-        return found
-
-    def blocks_of(self, first_row: int, stop_row: int) -> range:
-        """Blocks that hold the shard's rows ``[first_row, stop_row)``."""
-        first = int(np.searchsorted(self.firsts, first_row, "right")) - 1
-        return range(first + 1, int(np.searchsorted(self.firsts, stop_row, "left")) + 1)
-
-
-_Job = Callable[[], None]
-_A = TypeVar("_A")
-
-
 class Vault:
     """The shards of one dataset that this process has open."""
 
@@ -159,14 +76,12 @@ class Vault:
         self._origin = origin
         self._connect = connect
         self._timeout_s = timeout_s
+        self._trust = Trust(store, origin.publisher, origin.title)
         self._client: PeerClient | None = None
         self._shards: OrderedDict[Digest, OpenShard] = OrderedDict()
         self._lock = threading.RLock()
         self._connecting = threading.Lock()
-        self._checking = threading.Lock()
         self._opening: dict[Digest, threading.Lock] = {}
-        self._trusted = False
-        self._checker: Checker | None = None
         self._crew: Crew | None = None
         self._closed_crew: Crew | None = None
         self._leaving = threading.Event()
@@ -210,10 +125,11 @@ class Vault:
         if time.monotonic() - self._looked_s > LOOK_S:
             with self._lock:
                 self._looked_s = time.monotonic()
-                changed = [shard for shard in self._alive if shard.complete and shard.file and shard.file.has_changed()]
+                whole = [(shard, shard.file) for shard in self._alive if shard.complete and shard.file is not None]
+                changed = [shard for shard, file in whole if file.is_changed()]
                 for shard in changed:
                     _log.warning("shard %s was changed on disk while it was read", shard.entry.digest)
-                self._close(changed)
+                self._close([*changed, *(shard for shard, file in whole if file.is_replaced())])
         return self._closings
 
     def release(self, wanted: Collection[Digest]) -> None:
@@ -253,7 +169,7 @@ class Vault:
                 lambda client, wait_s: client.fetch_blobs(self._origin.contents, wanted, wait_s),
             )
             encoded = self._store.read(entry.table, limit_bytes=MAX_TABLE_BYTES)
-        with self._blaming(entry):
+        with self._trust.blaming(entry):
             table = BlockTable.decode(encoded)
             if (table.row_count, table.shard_bytes) != (entry.rows, entry.size):
                 raise FormatError(
@@ -277,8 +193,8 @@ class Vault:
         if path is None:
             return False
         try:
-            self._check(shard, path)
-            shard.file = self._map(shard, path, checked=True)
+            self._trust.check(shard, path)
+            shard.file = MappedFile.open(path, shard.table, shard.group.stored, checked=True)
         except StoreError:
             if path.exists():
                 raise
@@ -286,71 +202,9 @@ class Vault:
         shard.complete = True
         return True
 
-    def _map(self, shard: OpenShard, path: Path, *, checked: bool = False) -> _File:
-        before = _status(path)
-        reader = ShardReader(path, shard.table, shard.group.stored, checked=checked)
-        if before is None or (after := _status(path)) is None or before.st_ino != after.st_ino:
-            raise StoreError(f"{path} was replaced while it was opened: try again")
-        return _File(path, reader, before)
-
-    def _check(self, shard: OpenShard, path: Path) -> None:
-        digest, schema = shard.entry.digest, shard.group.schema_digest
-        if self._store.is_checked(digest, schema):
-            return
-        if not self._trusts():
-            with self._checking:
-                if not self._trusts():
-                    with self._blaming(shard.entry):
-                        self._stranger_checker().check(path, shard.table, shard.group.stored)
-                    self._store.mark_checked(digest, schema)
-                    self._store.trust_publisher(self._origin.publisher)
-                    self._end_checker()
-                    return
-        from dhtdata.tables.check import check_shard
-
-        with self._blaming(shard.entry):
-            check_shard(path, shard.table, shard.group.stored)
-        self._store.mark_checked(digest, schema)
-
     def expect_stranger(self) -> None:
-        """Start the process that a stranger's blocks are checked in, so that it is ready when the first one is here."""
-        if not self._trusts():
-            with self._checking:
-                self._stranger_checker()
-
-    def _stranger_checker(self) -> Checker:
-        from dhtdata.tables.check import Checker
-
-        if self._checker is None:
-            self._checker = Checker()
-        return self._checker
-
-    def _end_checker(self) -> None:
-        checker, self._checker = self._checker, None
-        if checker is not None:
-            checker.close()
-
-    def _pass(self, shard: OpenShard, path: Path, blocks: list[int]) -> None:
-        """Check a stranger's blocks, so that this process may read them. StoreError if the file has gone meanwhile."""
-        if self._trusts():
-            return
-        with self._checking, self._blaming(shard.entry):
-            if not self._trusts():
-                self._stranger_checker().check(path, shard.table, shard.group.stored, blocks)
-
-    def _trusts(self) -> bool:
-        self._trusted = self._trusted or self._store.trusts(self._origin.publisher)
-        return self._trusted
-
-    @contextmanager
-    def _blaming(self, entry: ShardEntry) -> Iterator[None]:
-        try:
-            yield
-        except FormatError as failure:
-            raise FormatError(
-                f"shard {entry.digest} of {self._origin.title} is refused: {failure}. Its publisher signed these "
-                "bytes: do not use this dataset, and tell the publisher"
-            ) from failure
+        """Be ready to check a stranger's blocks when the first one is here."""
+        self._trust.expect_stranger()
 
     # Reading
 
@@ -360,7 +214,7 @@ class Vault:
 
     def opened(self, shard: OpenShard, block: int) -> tuple[pa.RecordBatch, pa.Buffer]:
         """The same, and the map in which they lie."""
-        with self._blaming(shard.entry):
+        with self._trust.blaming(shard.entry):
             return shard.batch(block)
 
     # Fetching
@@ -392,10 +246,7 @@ class Vault:
             asked = [(shard, blocks, self.ask(shard, blocks, ahead=False)) for shard, blocks in left]
             left = []
             for shard, blocks, futures in asked:
-                try:
-                    for future in futures:
-                        future.result()
-                except NoRoomYet:  # they had been asked for ahead of need
+                if any(map(_lacked_room, futures)):
                     left.append((shard, blocks))
 
     @contextmanager
@@ -424,8 +275,7 @@ class Vault:
         self._leaving.set()
         with self._lock:
             self._shards.clear()
-        with self._checking:
-            self._end_checker()
+        self._trust.close()
 
     def _submit(self, job: _Job) -> None:
         if self._crew is None:
@@ -441,6 +291,8 @@ class Vault:
                 whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
             if whole:  # from now on it is read as a stored shard: checked once, remembered for every process
                 self._fetch_blocks(shard, list(range(len(shard.table.blocks))), ahead)
+        except NoRoomYet as failure:  # nobody raises it; its frames would keep the shard mapped
+            done.set_exception(failure.with_traceback(None))
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)
         else:
@@ -450,7 +302,7 @@ class Vault:
                 for block in blocks:
                     shard.asked.pop(block, None)
 
-    def _fetch_blocks(self, shard: OpenShard, blocks: list[int], ahead: bool) -> _File:
+    def _fetch_blocks(self, shard: OpenShard, blocks: list[int], ahead: bool) -> MappedFile:
         """The file in which these blocks are now."""
         entry = shard.entry
         whole = len(blocks) == len(shard.table.blocks)
@@ -469,16 +321,16 @@ class Vault:
                 return file
         raise StoreError(f"shard {entry.digest} is dropped as fast as it is fetched: raise the store's cache limit")
 
-    def _open_partial(self, shard: OpenShard, path: Path, blocks: list[int]) -> _File | None:
+    def _open_partial(self, shard: OpenShard, path: Path, blocks: list[int]) -> MappedFile | None:
         """The partial file, mapped and (a stranger's) checked. None if it has gone meanwhile: ask again."""
         file = shard.file
         try:
             if file is None or not file.is_at(path):
-                with self._blaming(shard.entry):
-                    file = self._map(shard, path)
+                with self._trust.blaming(shard.entry):
+                    file = MappedFile.open(path, shard.table, shard.group.stored)
             if not file.holds(blocks):
                 return None
-            self._pass(shard, path, blocks)
+            self._trust.check_blocks(shard, path, blocks)
         except StoreError:
             if path.exists():
                 raise
@@ -533,14 +385,9 @@ class Vault:
             return self._client
 
 
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as failure:
-        raise StoreError(f"{path}: {failure.strerror}") from failure
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return (status.st_size, status.st_mtime_ns, status.st_ino)
+def _lacked_room(asked: Future[None]) -> bool:
+    """Whether blocks that were asked for ahead of need found no room; raises any other failure."""
+    if isinstance(asked.exception(), NoRoomYet):
+        return True
+    asked.result()
+    return False

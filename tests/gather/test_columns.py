@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from dhtdata.mount.columns import Flat, item, part, to_numpy
+from dhtdata.gather.columns import Flat, item, part, to_numpy
 
 DAY = datetime.date(2024, 2, 29)
 NOON = datetime.datetime(2024, 2, 29, 12, 30, 1, 5000)

@@ -21,7 +21,7 @@ from PIL import Image
 
 import dhtdata
 from dhtdata.errors import ConfigError, FormatError
-from dhtdata.mount.pictures import decode_picture
+from dhtdata.gather.pictures import decode_picture
 from dhtdata.store import Store
 from dhtdata.torch import DataLoader
 from tests.mount.making import put_dataset

@@ -14,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.mount.columns import Column, Flat
-from dhtdata.mount.shards import GroupShards
-from dhtdata.mount.vault import OpenShard, Vault
+from dhtdata.gather.columns import Column, Flat
+from dhtdata.vault.opened import OpenShard
+from dhtdata.vault.shards import GroupShards
+from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
 
