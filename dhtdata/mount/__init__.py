@@ -123,6 +123,7 @@ def mount(
     skips = on_error == "skip"
     if skips and transform is None and not decode:
         raise ConfigError("on_error says what becomes of rows that fail: give transform or decode, too")
+    place = f"split {split!r}"
     rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
         batch_size=rank_batch,
@@ -134,7 +135,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, split=split),
+        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, place=place),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -155,7 +156,7 @@ def mount(
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
-        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
+        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, place))
     except BaseException:
         view.close()
         raise

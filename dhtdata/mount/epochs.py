@@ -29,7 +29,7 @@ from typing import Any
 
 from dhtdata.errors import ConfigError
 from dhtdata.mount.ranks import Worker, find_worker
-from dhtdata.order import Steps
+from dhtdata.order import Turns
 
 TABLE_BYTES = 4_096
 MAX_WORKERS = 1_024
@@ -83,12 +83,16 @@ class _Table:
 
 
 class Epochs:
-    """The next run, and where the latest one stands. ``first``: the first run; its lanes are those of later epochs."""
+    """The next run, and where the latest one stands. ``first``: the first run; its lanes are those of later epochs.
 
-    def __init__(self, first: Run) -> None:
+    With ``keeps_lanes`` these are, after a state was loaded, the lanes of that state.
+    """
+
+    def __init__(self, first: Run, *, keeps_lanes: bool = False) -> None:
         self._first = first
+        self._keeps_lanes = keeps_lanes
         self._current: Run | None = None
-        self._at: Run | tuple[Run, Steps, int] = first
+        self._at: Run | tuple[Run, Turns, int] = first
         self._works = False
         self._led = False
         self._seen = 0
@@ -125,7 +129,7 @@ class Epochs:
         self._led = led
         return run
 
-    def moved(self, run: Run, steps: Steps, done: int) -> None:
+    def moved(self, run: Run, steps: Turns, done: int) -> None:
         """``done`` of an iteration's steps, of those of its worker, are handed out: heard if it is the latest one."""
         if run is self._current:
             self._at = (run, steps, done)
@@ -173,7 +177,11 @@ class Epochs:
 
     def after(self, run: Run) -> Run:
         """The whole epoch that follows."""
-        return Run(run.epoch + 1, 0, self._first.lanes)
+        return Run(run.epoch + 1, 0, run.lanes if self._keeps_lanes else self._first.lanes)
+
+    def start_of(self, epoch: int) -> Run:
+        """A whole epoch."""
+        return Run(epoch, 0, self.at.lanes if self._keeps_lanes else self._first.lanes)
 
     # In workers
 

@@ -49,7 +49,8 @@ the number of ranks, so a run that goes from one rank to two would refuse its ow
 
 from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
 from dhtdata.order.state import MAX_LANES, OrderKey, State
-from dhtdata.order.steps import REMAINDERS, Dealt, Share, Steps
+from dhtdata.order.steps import Steps
+from dhtdata.order.turns import REMAINDERS, Dealt, Path, Share, Turns
 
 __all__ = [
     "MAX_LANES",
@@ -58,9 +59,11 @@ __all__ = [
     "Dealt",
     "EpochOrder",
     "OrderKey",
+    "Path",
     "Pieces",
     "Share",
     "State",
     "Steps",
+    "Turns",
     "Window",
 ]
