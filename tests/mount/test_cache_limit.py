@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import dhtdata
-from dhtdata.errors import ConfigError
+from dhtdata.errors import ConfigError, StoreError
 from dhtdata.formats.contents import MAX_CONTENTS_BYTES, Contents
 from dhtdata.formats.index import MAX_INDEX_BYTES, Index
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -200,6 +200,23 @@ def test_two_loops_in_different_orders_share_a_store_that_holds_both_their_windo
                 for numbers, batch in zip(seen, batches, strict=True):
                     numbers += batch["number"].tolist()
             assert sorted(seen[0]) == sorted(seen[1]) == list(range(ROWS)) and seen[0] != seen[1]
+
+
+def test_of_two_loops_that_do_not_fit_one_waits_and_says_what_the_limit_must_be(
+    home: Path, published: Published
+) -> None:
+    mounted = partial(
+        dhtdata.mount, home=home, batch_size=25, shuffle=True, shuffle_window=2, predownload=0,
+        cache_limit=published.limit(2),
+    )  # fmt: skip
+    with seed(published.home, published.target) as (ticket, _):
+        with mounted(ticket, seed=1, timeout=30) as first, mounted(ticket, seed=2, timeout=3) as second:
+            items = iter(first)
+            seen = [number for _ in range(5) for number in next(items)["number"].tolist()]
+            with pytest.raises(StoreError, match=r"within 3 s: .* with at least \d+ bytes"):
+                list(second)
+            seen += [number for batch in items for number in batch["number"].tolist()]
+            assert sorted(seen) == list(range(ROWS))
 
 
 def test_a_loop_that_was_killed_keeps_nothing(home: Path, published: Published, tmp_path: Path) -> None:
