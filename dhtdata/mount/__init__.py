@@ -16,7 +16,9 @@
 | ``meter``, ``speed``, ``progress`` | what loops wait for, and the bar that shows it |
 | ``plain`` | what torch's own DataLoader is told |
 | ``plan`` | a run reckoned before it begins |
+| ``stream`` | what is iterated over, whatever it is made of |
 | ``dataset`` | `StreamingDataset` |
+| ``mixed``, ``mix_modes``, ``mix`` | several datasets as one: `Mix` |
 
 Shards are the business of `dhtdata.vault`, rows that of `dhtdata.gather`, their order that of `dhtdata.order`.
 """
@@ -38,19 +40,19 @@ from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.mix import Mix
 from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
-from dhtdata.mount.transform import Transform
+from dhtdata.mount.transform import ON_ERROR, Transform
 from dhtdata.mount.view import View, open_view
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
 
-__all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
+__all__ = ["MapStyleDataset", "Mix", "StreamingDataset", "mount"]
 
 DEFAULT_WINDOW = 8
 DEFAULT_TIMEOUT_S = 300.0
-ON_ERROR = ("raise", "skip")
 
 
 def mount(

@@ -57,7 +57,7 @@ class StreamingDataset(Stream):
                 f"split {view.split.name!r} has {view.num_rows} rows{kept}, fewer than one global batch of "
                 f"{loop.global_batch}, and remainder={loop.remainder!r} leaves none: choose a smaller batch_size"
             )
-        ahead_bytes = view.look_ahead(self._needs(), loop.predownload_bytes, self._usual_ahead())
+        ahead_bytes = view.look_ahead(self.needs(), loop.predownload_bytes, self._usual_ahead())
         self._loop = replace(loop, predownload_bytes=ahead_bytes)
 
     # What it is
@@ -129,6 +129,21 @@ class StreamingDataset(Stream):
     def steps(self, run: Run, worker: int = 0, workers: int = 1) -> Steps:
         return self._cut(self.order(run.epoch, run.lanes), self._share(worker, workers), run.rows)
 
+    @property
+    def view(self) -> View:
+        """What is read."""
+        return self._view
+
+    @property
+    def loop(self) -> Loop:
+        """How it is read."""
+        return self._loop
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of an epoch that begins here."""
+        return self._lanes
+
     def order(self, epoch: int, lanes: int) -> EpochOrder:
         """Which rows come when."""
         loop = self._loop
@@ -137,6 +152,10 @@ class StreamingDataset(Stream):
         )
 
     def state_at(self, run: Run) -> dict[str, Any]:
+        return self.state_of(run).as_dict()
+
+    def state_of(self, run: Run) -> State:
+        """The state of who stands there."""
         return State(
             contents=str(self._view.dataset.contents_digest),
             key=self._key(),
@@ -145,7 +164,7 @@ class StreamingDataset(Stream):
             rows=run.rows,
             global_batch=self._loop.global_batch,
             lanes=run.lanes,
-        ).as_dict()
+        )
 
     def read_state(self, state: Mapping[str, Any]) -> State:
         """A state of this dataset. ConfigError names what does not fit."""
@@ -168,7 +187,8 @@ class StreamingDataset(Stream):
         window = self._loop.window if self._loop.shuffle else 0
         return usual_ahead_bytes(self._view.byte_count, len(self._view.ranges), window)
 
-    def _needs(self) -> Needs:
+    def needs(self) -> Needs:
+        """What a loop over this must hold at once."""
         crew = self._loop.crew
         lanes = min(-(-crew.nodes * crew.local // crew.ranks), self._lanes)
         window = self._loop.window if self._loop.shuffle else 1

@@ -19,6 +19,7 @@ from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")
+ON_ERROR = ("raise", "skip")
 _log = logging.getLogger("dhtdata")
 
 

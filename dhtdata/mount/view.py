@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,13 +164,24 @@ class View:
 
     def look_ahead(self, needs: Needs, given: int | None, usual: int) -> int:
         """Bytes to read ahead, see `Needs.ahead`; the usual if nothing limits the store, or all is here or stays."""
+        room = self.room()
+        if room is None:
+            return usual if given is None else given
+        return needs.ahead(given, usual, *room)
+
+    def room(self) -> tuple[int, int] | None:
+        """Limit of the store, and how much of it never makes room; None if nothing here is ever dropped."""
         limit_bytes = self.connect().cache_limit if not self._complete else None
         store = self._open_store()
         if limit_bytes is None or any(
             entry.pinned and entry.digest == self.dataset.digest for entry in store.manifests()
         ):
-            return usual if given is None else given
-        return needs.ahead(given, usual, limit_bytes, store.kept_bytes())
+            return None
+        return limit_bytes, store.kept_bytes()
+
+    @property
+    def store_path(self) -> FilePath:
+        return self._settings.store
 
     @contextmanager
     def fetching(self) -> Iterator[None]:

@@ -33,9 +33,9 @@ lane, and nearly every block of it would be fetched twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -85,12 +85,17 @@ class Mixing:
             self.rows = min(self._place(source, size) for source, size in enumerate(sizes))
         else:
             self.rows = max(self._place(source, size - 1) for source, size in enumerate(sizes)) + 1
-        self.taken = self.before(0, self.rows)
+        self.taken = self._counted(self.pattern.before(self.rows // self.rows_a_turn), self.rows, pattern.sources)
         """Rows that an epoch of the mix takes of each source."""
 
     def starts(self, epoch: int) -> list[int]:
         """Where each source's stream stands when this epoch of the mix begins."""
         return [epoch * rows for rows in self.taken]
+
+    def streams(self, epoch: int, position: int) -> list[tuple[int, int]]:
+        """Epoch of each source, and row of that epoch, at which its stream stands at this position."""
+        standing = zip(self.starts(epoch), self.before(epoch, position), self.sizes, strict=True)
+        return [divmod(start + rows, size) for start, rows, size in standing]
 
     def sources(self, epoch: int, first: int, stop: int) -> Sources:
         """Sources of the rows at the positions ``[first, stop)`` of this epoch."""
@@ -111,15 +116,20 @@ class Mixing:
 
     def before(self, epoch: int, position: int) -> list[int]:
         """Rows of each source before this position of this epoch."""
-        turn, rest = divmod(position, self.rows_a_turn)
+        turn = position // self.rows_a_turn
         span = turn // SPAN * SPAN if self._shuffled else turn
         turns = self.pattern.before(span)
         if span < turn:
             more = np.bincount(self._turns(epoch, span, turn), minlength=len(turns))
             turns = [count + added for count, added in zip(turns, more.tolist(), strict=True)]
+        return self._counted(turns, position, partial(self._turns, epoch))
+
+    def _counted(self, turns: list[int], position: int, sources: Callable[[int, int], Sources]) -> list[int]:
+        """Rows of each source before a position, given the whole turns before it."""
         counts = [count * self.rows_a_turn for count in turns]
+        turn, rest = divmod(position, self.rows_a_turn)
         if rest:
-            counts[int(self._turns(epoch, turn, turn + 1)[0])] += rest
+            counts[int(sources(turn, turn + 1)[0])] += rest
         return counts
 
     def _place(self, source: int, number: int) -> int:
@@ -205,19 +215,11 @@ class MixSteps(Turns):
         self._starts = mixing.starts(epoch)
         self._opened: dict[tuple[int, int], EpochOrder] = {}
 
-    def streams(self, position: int) -> list[tuple[int, int]]:
-        """Epoch of each source, and the row of that epoch, at which its stream stands at this position."""
-        before = self.mixing.before(self.epoch, position)
-        return [
-            divmod(start + rows, size)
-            for start, rows, size in zip(self._starts, before, self.mixing.sizes, strict=True)
-        ]
-
     @cached_property
     def _parts(self) -> list[Part]:
-        stops = self.streams(self.rows)
+        stops = self.mixing.streams(self.epoch, self.rows)
         parts = []
-        for source, (epoch, first) in enumerate(self.streams(self.consumed)):
+        for source, (epoch, first) in enumerate(self.mixing.streams(self.epoch, self.consumed)):
             order = self._orders[source].of_epoch(epoch)
             stop = (stops[source][0] - epoch) * order.rows + stops[source][1]
             parts.append(Part(order, lanes_of(order, self.share, self.global_batch), first, stop))
@@ -227,10 +229,8 @@ class MixSteps(Turns):
         return self._parts
 
     def reached(self, position: int) -> Sequence[int]:
-        return [
-            (epoch - part.order.epoch) * part.order.rows + row
-            for part, (epoch, row) in zip(self._parts, self.streams(position), strict=True)
-        ]
+        streams = zip(self._parts, self.mixing.streams(self.epoch, position), strict=True)
+        return [(epoch - part.order.epoch) * part.order.rows + row for part, (epoch, row) in streams]
 
     def deal(self, steps: range) -> MixDealt:
         dealt = super().deal(steps)

@@ -86,6 +86,8 @@ def _lane_uses(
 class Horizon:
     """One loop's. Positions of all its epochs lie on one axis, an epoch of ``rows`` behind the other."""
 
+    _told: int
+
     def __init__(
         self,
         vault: Vault,

@@ -276,7 +276,7 @@ def test_what_is_read_ahead_covers_what_the_coming_steps_need_before_they_need_i
                     for row in range(first, first + count):
                         announced[source].setdefault((position // part.order.rows, row), position)
         for step in range((steps.rows - consumed) // (batch * ranks)):
-            stood, reached = (steps.streams(steps.position(number)) for number in (step, step + 1))
+            stood, reached = (steps.mixing.streams(1, steps.position(number)) for number in (step, step + 1))
             limits = steps.reached(steps.position(step + 1))
             sources, rows = split(steps.deal(range(step, step + 1)).rows)
             for source, row in zip(sources.tolist(), rows.tolist(), strict=True):
@@ -360,11 +360,11 @@ def test_a_step_far_into_a_huge_mix_is_found_without_counting_up_to_it(
     given = steps.deal(range(2))
     sources, rows = split(given.rows)
     before = made.before(3, consumed)
-    assert sum(before) == consumed and steps.streams(consumed) == [
+    assert sum(before) == consumed and made.streams(3, consumed) == [
         divmod(3 * n + done, size) for n, done, size in zip(made.taken, before, sizes, strict=True)
     ]
     for source in np.unique(sources).tolist():
-        assert abs(int(rows[sources == source][0]) - steps.streams(consumed)[source][1]) < 512 or sizes[source] < 512
+        assert abs(int(rows[sources == source][0]) - made.streams(3, consumed)[source][1]) < 512 or sizes[source] < 512
 
 
 def test_a_golden_mix_never_changes() -> None:
