@@ -2,8 +2,9 @@
 
 1. Every variant runs for a moment. Of each peer the fastest of a *league* goes on: batches without workers
    (``batches``), with two worker processes (``batches_2``), single rows (``rows``).
-2. Each of these begins an epoch of which every row is compared with the source, for a while or, where it is fast
-   enough, to the end, when all rows must have come. Nothing is told of one that yields a wrong row: the question fails.
+2. Each of these begins an epoch of which every row is compared with the source: of ours and the floors to its end, of a
+   peer for a while or, where it is fast enough, to its end. At the end all rows must have come. Nothing is told of one
+   that yields a wrong row: the question fails.
 3. They run in turns, round by round. The best round of each counts, as rows a second.
 
 Files are written just before, so they are in the page cache; every process has one thread of torch's.
@@ -84,7 +85,7 @@ def compete(
                 ways = [way for way in offered[name] if _league_of(way) == league]
                 entered[name + LEAGUES[league]] = (processes[name], _tried(processes[name], ways, effort))
         whole = {
-            label: bool(process.ask(MOST_S, variant=way, do="verify", seconds=effort.verify_s)["whole"])
+            label: _verified(process, way, MOST_S if label in own else effort.verify_s)
             for label, (process, way) in entered.items()
         }
         rates = dict.fromkeys(entered, 0.0)
@@ -145,6 +146,11 @@ def _tried(process: Worker, variants: Sequence[str], effort: Effort) -> str:
         rates[variant] = _rate(process, variant, effort.trial_s)
         process.ask(MOST_S, variant=variant, do="end")
     return max(rates, key=lambda variant: rates[variant])
+
+
+def _verified(process: Worker, variant: str, seconds: float) -> bool:
+    """Whether a whole epoch was compared with the source."""
+    return bool(process.ask(MOST_S, variant=variant, do="verify", seconds=seconds)["whole"])
 
 
 def _rate(process: Worker, variant: str, seconds: float) -> float:

@@ -1,7 +1,7 @@
 """How fast do binaries and texts become Python objects of the loop's own?
 
-Binaries of 8,000 to 12,000 bytes as ``bytes`` with a label (20,000 rows, quick: 3,000), texts of 200 to 4,000
-characters as ``str`` (40,000 rows, quick: 6,000): shuffled batches of 64, and row by row. The floor is the bare
+Binaries of 8,000 to 12,000 bytes as ``bytes`` with a label (20,000 rows, quick: 2,000), texts of 200 to 4,000
+characters as ``str`` (40,000 rows, quick: 4,000): shuffled batches of 64, and row by row. The floor is the bare
 conversion of rows that lie in memory as Arrow arrays, the fastest of several ways.
 """
 
@@ -18,11 +18,11 @@ from benchmarks.mortal import Worker
 EFFORTS = {
     "binary": (
         Effort(rows=20_000, peer_rows=20_000, trial_s=1.5, verify_s=5.0, round_s=1.5, rounds=4),
-        Effort(rows=3_000, peer_rows=3_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
+        Effort(rows=2_000, peer_rows=2_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
     ),
     "text": (
         Effort(rows=40_000, peer_rows=40_000, trial_s=1.5, verify_s=5.0, round_s=1.5, rounds=4),
-        Effort(rows=6_000, peer_rows=6_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
+        Effort(rows=4_000, peer_rows=4_000, trial_s=0.06, verify_s=0.12, round_s=0.12, rounds=2),
     ),
 }
 OWN = {

@@ -13,6 +13,7 @@
 | ``pipeline`` | from steps to what the loop gets |
 | ``map_style`` | random access |
 | ``frames`` | whole splits for pandas and Polars |
+| ``page`` | memory that processes share |
 | ``meter``, ``speed``, ``progress`` | what loops wait for, and the bar that shows it |
 | ``plain`` | what torch's own DataLoader is told |
 | ``plan`` | a run reckoned before it begins |
@@ -108,10 +109,11 @@ def mount(
     ``on_error="skip"`` leaves out rows that do not decode or on which ``transform`` fails, and says so in the log.
     ``threads``: how many gather, decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
-    at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
-    ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
-    the settings of `dhtdata.config`. ``network``: file with the secret of a private network; a ticket may carry the
-    secret instead. ``web_seeds``: URLs of mirrors to fetch from as well, of any that this machine reaches.
+    at least 64 MB, less where the cache limit holds less. ``timeout``: seconds to wait for what nobody has. ``rank``
+    and ``world_size``: see `ranks`. ``lanes``: runs of the epoch that nodes take, the number of nodes by default.
+    ``store`` and those after it override the settings of `dhtdata.config`. ``network``: file with the secret of a
+    private network; a ticket may carry the secret instead. ``web_seeds``: URLs of mirrors to fetch from as well, of any
+    that this machine reaches.
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """

@@ -25,7 +25,7 @@ from dhtdata.vault.vault import Vault
 if TYPE_CHECKING:
     from dhtdata.filters import Selection
 
-REQUEST_BYTES = 4 << 20
+REQUEST_BYTES, MOST_REQUEST_BYTES = 4 << 20, 32 << 20
 MIN_AHEAD_BYTES = 64_000_000
 _BlocksOf = Callable[[OpenShard], Iterable[int]]
 
@@ -102,7 +102,8 @@ class Readahead:
                     continue
                 position, shard, block = request
                 size = shard.table.blocks[block].length
-                if batch.size + size > REQUEST_BYTES:
+                # As much again as is on its way: what is needed soon comes in small requests, the rest in few.
+                if batch.size + size > min(max(ahead_bytes - batch.size, REQUEST_BYTES), MOST_REQUEST_BYTES):
                     batch.send()
                 with self._moved:
                     while not self._ended:
