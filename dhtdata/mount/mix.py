@@ -18,7 +18,7 @@ from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import VALID
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Epochs, Run
-from dhtdata.mount.loop import Loop
+from dhtdata.mount.loop import Loop, whole
 from dhtdata.mount.meter import Held
 from dhtdata.mount.mix_modes import PLACE, Modes, check_alike, fitting_ahead, pairs_of
 from dhtdata.mount.mixed import MixSupply, TurnPipeline
@@ -79,13 +79,15 @@ class Mix(Stream):
         self._loop = Loop(
             batch_size=first.batch_size,
             shuffle=any(source.loop.shuffle for source in self._sources),
-            seed=seed,
+            seed=whole("seed", seed),
             window=1,
             remainder=remainder if remainder is not None else ("uneven" if ranks == 1 else "pad"),
             format=first.format,
             predownload_bytes=None,
             crew=first.crew,
-            threads=threads if threads is not None else max(source.loop.threads for source in self._sources),
+            threads=whole("threads", threads)
+            if threads is not None
+            else max(source.loop.threads for source in self._sources),
             transform=mixed.transform(own),
             shaping=mixed.shaping(),
         )

@@ -155,7 +155,7 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
                 # torch raises what happened in a worker from a frame that refers to it, below one that refers to its
                 # iterator. Such a circle ends when the collector comes by, which takes the workers' queues first: then
                 # nobody tells the workers to end, and 5 seconds are waited for each.
-                raise failure.with_traceback(None)
+                raise failure.with_traceback(None) from failure.__cause__
             self._check_latest(run)
             if parcel is None:
                 return

@@ -369,6 +369,13 @@ def test_an_epoch_that_makes_no_sense_is_named(made: str, home: Path, epoch: Any
         dhtdata.mount(made, home=home).set_epoch(epoch)
 
 
+@pytest.mark.parametrize("how", [{"seed": "one"}, {"threads": 1.5}])
+def test_a_mix_names_its_arguments_too(made: str, home: Path, how: dict[str, Any]) -> None:
+    sources = [(dhtdata.mount(made, home=home, batch_size=4), 1) for _ in range(2)]
+    with pytest.raises(ConfigError, match=f"{next(iter(how))}: .* is not a whole number"):
+        dhtdata.Mix(sources, **how)
+
+
 def test_an_unknown_name_is_told_with_the_store_and_a_torn_ticket_as_such(made: str, home: Path) -> None:
     with pytest.raises(NotFoundError, match=f"no dataset called 'nothing' is in the store {home / 'store'}"):
         dhtdata.mount("nothing", home=home)
