@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         PeerError,
         StoreError,
     )
-    from dhtdata.mount import MapStyleDataset, StreamingDataset, mount
+    from dhtdata.mount import MapStyleDataset, Mix, StreamingDataset, mount
     from dhtdata.mount.progress import progress
     from dhtdata.publish import Published, publish
 
@@ -41,6 +41,7 @@ __all__ = [
     "FormatError",
     "IntegrityError",
     "MapStyleDataset",
+    "Mix",
     "NotFoundError",
     "PeerError",
     "Published",
@@ -65,7 +66,7 @@ _HOMES = {
         "PeerError",
         "StoreError",
     ),
-    "mount": ("MapStyleDataset", "StreamingDataset", "mount"),
+    "mount": ("MapStyleDataset", "Mix", "StreamingDataset", "mount"),
     "mount.progress": ("progress",),
     "publish": ("Published", "publish"),
 }

@@ -9,6 +9,7 @@
 | ``ragged`` | lists of any length: padded, jagged |
 | ``runs`` | what only Arrow reads, block by block |
 | ``gatherer`` | rows gathered by these ways |
+| ``weave`` | rows gathered from several datasets, put into the order of a mix |
 | ``pictures`` | encoded images (door of ``PIL``) |
 | ``shaping`` | what ``collate`` and ``decode`` ask for |
 | ``parcels`` | what a few steps take, handed out one by one |

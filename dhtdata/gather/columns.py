@@ -30,11 +30,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
-from dhtdata.gather.texts import Texts
+from dhtdata.gather.texts import Texts, Woven
 
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
-Column = Array | Texts | dict[str, Any]
+Column = Array | Texts | Woven | dict[str, Any]
 """One column of a batch; a dict for a struct."""
 
 
@@ -207,7 +207,7 @@ def part(column: Any, first: int, stop: int) -> Any:
     if isinstance(column, np.ma.MaskedArray):
         piece = column[first:stop]
         return piece if np.ma.getmaskarray(piece).any() else np.asarray(piece.data)
-    if isinstance(column, Texts):
+    if isinstance(column, Texts | Woven):
         return objects(column[first:stop])
     return column[first:stop]
 

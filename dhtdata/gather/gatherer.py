@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,25 @@ from dhtdata.vault.shards import GroupShards
 from dhtdata.vault.vault import Vault
 
 Rows = NDArray[np.int64]
+
+
+class Gathers(Protocol):
+    """Reads rows by column; ``logical`` is the schema."""
+
+    @property
+    def logical(self) -> pa.Schema: ...
+
+    def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
+        """Columns as `columns` maps them, in the order of ``rows``; those of ``ragged`` end to end."""
+        ...
+
+    def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
+        """Columns as sequences of Python's own values, those of ``pyarrow.Array.to_pylist``."""
+        ...
+
+    def stored(self, rows: Rows) -> pa.RecordBatch:
+        """Columns in their stored types, in the order of ``rows``."""
+        ...
 
 
 class Gatherer:
@@ -47,8 +66,6 @@ class Gatherer:
         }
 
     def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
-        """Columns as `columns` maps them, in the order of ``rows``; those of ``ragged`` end to end."""
-
         def direct(found: _Located, form: Form) -> Column | Ragged | None:
             return _ragged_column(found, form) if found.name in ragged else _numpy_column(found, form)
 
@@ -60,11 +77,9 @@ class Gatherer:
         return self._gathered(rows, direct, through_arrow)
 
     def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
-        """Columns as sequences of Python's own values, those of ``pyarrow.Array.to_pylist``."""
         return self._gathered(rows, _python_column, lambda name, array: self._listed(name, array))
 
     def stored(self, rows: Rows) -> pa.RecordBatch:
-        """Columns in their stored types, in the order of ``rows``."""
         found: dict[str, pa.Array] = {}
         for group, _, _ in self._charts.covering(rows):
             batch = GroupRuns(self._vault, group, rows).arrow(group.columns)

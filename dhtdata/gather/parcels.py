@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.columns import Cut, item, part
-from dhtdata.gather.gatherer import Gatherer
+from dhtdata.gather.gatherer import Gathers
 from dhtdata.gather.shaping import AS_STORED, Shaping
 from dhtdata.order import Dealt
 
@@ -141,7 +141,7 @@ class Reading:
         if self.format not in FORMATS:
             raise ConfigError(f"format: {self.format!r} is none of {', '.join(FORMATS)}")
 
-    def read(self, gatherer: Gatherer, dealt: Dealt, batched: bool) -> tuple[Parcel, Dealt]:
+    def read(self, gatherer: Gathers, dealt: Dealt, batched: bool) -> tuple[Parcel, Dealt]:
         """Gather what was dealt, in batches or in rows; steps without rows have no item in the parcel.
 
         The second is what is left of what was dealt, without the rows that do not decode if such are to be skipped.
@@ -153,12 +153,12 @@ class Reading:
         return _tensors(columns) if self.format == "torch" else columns
 
 
-def _numpy(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _numpy(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     columns, dealt = shaping.arrays(gatherer, dealt, batched)
     return Arrays(_marked(columns, dealt), _bounds(dealt, batched), dealt.rows.size), dealt
 
 
-def _torch(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _torch(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     from dhtdata.torch.parcels import Tensors
 
     columns, dealt = shaping.arrays(gatherer, dealt, batched)
@@ -171,19 +171,19 @@ def _tensors(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_tensor(name, column) for name, column in columns.items()}
 
 
-def _arrow(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _arrow(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     rows = gatherer.stored(dealt.rows)
     return ArrowRows(rows, gatherer.logical, _bounds(dealt, batched), dealt.valid), dealt
 
 
-def _python(gatherer: Gatherer, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _python(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
     columns = gatherer.python(dealt.rows)
     if dealt.valid is not None:
         columns[VALID] = dealt.valid.tolist()
     return Lists(columns, _bounds(dealt, batched), dealt.rows.size), dealt
 
 
-FORMATS: Mapping[str, Callable[[Gatherer, Dealt, bool, Shaping], tuple[Parcel, Dealt]]] = {
+FORMATS: Mapping[str, Callable[[Gathers, Dealt, bool, Shaping], tuple[Parcel, Dealt]]] = {
     "numpy": _numpy,
     "torch": _torch,
     "arrow": _arrow,

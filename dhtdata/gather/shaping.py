@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.gather.columns import Cut, items_dtype, objects, plain_type
-from dhtdata.gather.gatherer import Gatherer
+from dhtdata.gather.gatherer import Gathers
 from dhtdata.gather.pictures import MODES, decode_picture, require_pillow
 from dhtdata.gather.ragged import Ragged
 from dhtdata.order import Dealt
@@ -93,7 +93,7 @@ class Shaping:
     decodes: Mapping[str, str] = field(default_factory=dict)
     skips: bool = False
     in_step: bool = False
-    split: str = ""
+    place: str = ""
 
     @classmethod
     def of(cls, schema: pa.Schema, format: str, collate: Any, decode: Any, made_by_transform: bool) -> Shaping:
@@ -115,7 +115,7 @@ class Shaping:
             require_pillow()
         return cls(collates, decodes)
 
-    def arrays(self, gatherer: Gatherer, dealt: Dealt, batched: bool) -> tuple[dict[str, Any], Dealt]:
+    def arrays(self, gatherer: Gathers, dealt: Dealt, batched: bool) -> tuple[dict[str, Any], Dealt]:
         """Columns of what was dealt, in their shapes, and what was dealt without the rows that are skipped."""
         ragged = self.collates if batched else ()
         columns = gatherer.numpy(dealt.rows, ragged)
@@ -155,8 +155,7 @@ class Shaping:
         good = np.ones(dealt.rows.size, np.bool_)
         for name, values in pictures.items():
             for row in (row for row, value in enumerate(values) if isinstance(value, FormatError)):
-                number = dealt.rows[row]
-                told = f"column {name!r} of row {number} of split {self.split!r} is no picture: {values[row]}"
+                told = f"column {name!r} of {dealt.named(row, row + 1)} of {self.place} is no picture: {values[row]}"
                 if not self.skips:
                     raise FormatError(f"{told} (on_error='skip' leaves such rows out)")
                 _log.warning("%s: left out", told)
@@ -170,7 +169,7 @@ class Shaping:
             left = first + np.flatnonzero(good[first:stop])
             if self.in_step and not left.size:
                 raise ConfigError(
-                    f"no picture of a batch of {stop - first} rows of split {self.split!r} decodes: nothing is left to "
+                    f"no picture of a batch of {stop - first} rows of {self.place} decodes: nothing is left to "
                     "keep this rank in step with the others"
                 )
             if dealt.valid is not None and left.size:
@@ -181,7 +180,7 @@ class Shaping:
             bounds.append(bounds[-1] + left.size)
         positions = np.concatenate(kept)
         marks = None if dealt.valid is None else np.concatenate([np.empty(0, np.bool_), *valid])
-        return positions, Dealt(dealt.rows[positions], tuple(bounds), marks)
+        return positions, replace(dealt, rows=dealt.rows[positions], bounds=tuple(bounds), valid=marks)
 
 
 AS_STORED = Shaping()

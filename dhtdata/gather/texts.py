@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,46 @@ class Texts(Sequence[Any]):
                 yield str(memory[start:stop], "utf-8")
             else:
                 yield memory[start:stop].tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self[:],)
+
+
+@dataclass(frozen=True)
+class Woven(Sequence[Any]):
+    """Values of several columns as one, made when they are handed out: value i is ``parts[which[i]][at[i]]``.
+
+    Each part's values are taken in order. Pickled, it becomes a list.
+    """
+
+    parts: tuple[Sequence[Any], ...]
+    which: NDArray[np.uint16]
+    at: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.which.size
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])
+
+    @overload
+    def __getitem__(self, key: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Any]: ...
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if not isinstance(key, slice):
+            return self.parts[self.which[key]][int(self.at[key])]
+        which, at = self.which[key], self.at[key]
+        made = np.empty(which.size, dtype=object)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(which == number)
+            if mine.size:
+                first = int(at[mine[0]])
+                made[mine] = np.fromiter(part[first : first + mine.size], dtype=object, count=mine.size)
+        values: list[Any] = made.tolist()
+        return values
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (self[:],)

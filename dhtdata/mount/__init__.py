@@ -13,10 +13,13 @@
 | ``pipeline`` | from steps to what the loop gets |
 | ``map_style`` | random access |
 | ``frames`` | whole splits for pandas and Polars |
+| ``page`` | memory that processes share |
 | ``meter``, ``speed``, ``progress`` | what loops wait for, and the bar that shows it |
 | ``plain`` | what torch's own DataLoader is told |
 | ``plan`` | a run reckoned before it begins |
+| ``stream`` | what is iterated over, whatever it is made of |
 | ``dataset`` | `StreamingDataset` |
+| ``mixed``, ``mix_modes``, ``mix`` | several datasets as one: `Mix` |
 
 Shards are the business of `dhtdata.vault`, rows that of `dhtdata.gather`, their order that of `dhtdata.order`.
 """
@@ -38,19 +41,19 @@ from dhtdata.formats.web_seeds import WebSeed
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
+from dhtdata.mount.mix import Mix
 from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.ranks import find_ranks
-from dhtdata.mount.transform import Transform
+from dhtdata.mount.transform import ON_ERROR, Transform
 from dhtdata.mount.view import View, open_view
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
 
-__all__ = ["MapStyleDataset", "StreamingDataset", "mount"]
+__all__ = ["MapStyleDataset", "Mix", "StreamingDataset", "mount"]
 
 DEFAULT_WINDOW = 8
 DEFAULT_TIMEOUT_S = 300.0
-ON_ERROR = ("raise", "skip")
 
 
 def mount(
@@ -106,10 +109,11 @@ def mount(
     ``on_error="skip"`` leaves out rows that do not decode or on which ``transform`` fails, and says so in the log.
     ``threads``: how many gather, decode and transform ahead of the loop; they win where that releases the GIL.
     ``predownload``: bytes to fetch ahead of the loop, besides the window that is being shuffled; by default a window,
-    at least 64 MB. ``timeout``: seconds to wait for what nobody has. ``rank`` and ``world_size``: see `ranks`.
-    ``lanes``: runs of the epoch that nodes take, the number of nodes by default. ``store`` and those after it override
-    the settings of `dhtdata.config`. ``network``: file with the secret of a private network; a ticket may carry the
-    secret instead. ``web_seeds``: URLs of mirrors to fetch from as well, of any that this machine reaches.
+    at least 64 MB, less where the cache limit holds less. ``timeout``: seconds to wait for what nobody has. ``rank``
+    and ``world_size``: see `ranks`. ``lanes``: runs of the epoch that nodes take, the number of nodes by default.
+    ``store`` and those after it override the settings of `dhtdata.config`. ``network``: file with the secret of a
+    private network; a ticket may carry the secret instead. ``web_seeds``: URLs of mirrors to fetch from as well, of any
+    that this machine reaches.
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
@@ -123,6 +127,7 @@ def mount(
     skips = on_error == "skip"
     if skips and transform is None and not decode:
         raise ConfigError("on_error says what becomes of rows that fail: give transform or decode, too")
+    place = f"split {split!r}"
     rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
         batch_size=rank_batch,
@@ -134,7 +139,7 @@ def mount(
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
         threads=_whole("threads", threads),
-        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, split=split),
+        transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, place=place),
     )
     if not timeout > 0:
         raise ConfigError(f"timeout: {timeout} seconds are none")
@@ -155,7 +160,7 @@ def mount(
     wanted = parse_target(target)
     view = open_view(wanted, entering(settings, wanted), split, columns, timeout, _maker(filter))
     try:
-        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, split))
+        return StreamingDataset(view, loop.shaped(view.schema, collate, decode, skips, place))
     except BaseException:
         view.close()
         raise

@@ -54,7 +54,7 @@ class Loop:
         if self.transform is not None:
             self.transform.check(format, self.batched, self.crew.ranks)
 
-    def shaped(self, schema: pa.Schema, collate: Any, decode: Any, skips: bool, split: str) -> Loop:
+    def shaped(self, schema: pa.Schema, collate: Any, decode: Any, skips: bool, place: str) -> Loop:
         """This with the shapes that arguments of `dhtdata.mount` ask for. ConfigError names what does not fit."""
         made = self.transform is not None and not self.transform.reads_batches
         shaping = Shaping.of(schema, self.format, collate, decode, made)
@@ -63,7 +63,7 @@ class Loop:
         in_step = self.crew.ranks > 1
         if shaping.decodes and skips and in_step and not self.batched:
             raise ConfigError("on_error='skip' would give ranks unequal steps here: mount with batch_size")
-        return replace(self, shaping=replace(shaping, skips=skips, in_step=in_step, split=split))
+        return replace(self, shaping=replace(shaping, skips=skips, in_step=in_step, place=place))
 
     def reading(self, format: str | None = None) -> Reading:
         """How rows are read, in another format maybe."""

@@ -4,66 +4,113 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
-from dhtdata.gather.parcels import Parcel, with_gaps
+import numpy as np
+from numpy.typing import NDArray
+
+from dhtdata.gather.parcels import Parcel, Reading, with_gaps
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.orphans import end_with_parent
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.view import View
-from dhtdata.order import Dealt, Steps
+from dhtdata.order import Dealt, Turns
 from dhtdata.vault.crew import Crew
+from dhtdata.vault.readahead import Readahead
 
 NOTED_S = 0.25
 GATHER_BYTES = 2 << 20
 MAX_GATHER_ROWS = 8_192
 
 
-class Pipeline:
-    """Makes parcels of a view as a loop wants them. ``format`` overrides the loop's."""
+class Supply(Protocol):
+    """Rows of a dataset, or of several as one."""
 
-    def __init__(self, view: View, loop: Loop, format: str | None = None) -> None:
-        self._view = view
+    @property
+    def row_bytes(self) -> float:
+        """Of a row, on average."""
+        ...
+
+    @property
+    def views(self) -> Sequence[tuple[View, int]]:
+        """What is read, and how many bytes ahead, in the order of `Turns.paths`."""
+        ...
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `View.rows`."""
+        ...
+
+    def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
+        """See `View.gather`."""
+        ...
+
+
+class Single:
+    """The supply of one dataset."""
+
+    def __init__(self, view: View, loop: Loop) -> None:
+        self.views = [(view, loop.predownload_bytes or 0)]
+        self.row_bytes = view.byte_count / view.num_rows
+        self.rows = view.rows
+        self.gather = view.gather
+
+
+class Pipeline:
+    """Makes parcels of a supply as a loop wants them. ``format`` overrides the loop's."""
+
+    def __init__(self, supply: Supply, loop: Loop, format: str | None = None) -> None:
+        self._supply = supply
         self._loop = loop
         self._reading = loop.reading(format)
 
     @property
     def steps_at_once(self) -> int:
         """How many steps are gathered together: a few megabytes."""
-        row_bytes = max(self._view.byte_count / self._view.num_rows, 1.0)
-        rows = min(GATHER_BYTES / row_bytes, MAX_GATHER_ROWS)
+        rows = min(GATHER_BYTES / max(self._supply.row_bytes, 1.0), MAX_GATHER_ROWS)
         return max(int(rows / (self._loop.batch_size or 1)), 1)
 
-    def parcels(self, steps: Steps, turns: Iterable[range]) -> Iterator[Parcel]:
+    def parcels(self, steps: Turns, turns: Iterable[range]) -> Iterator[Parcel]:
         """What these steps take, a parcel for each range of them."""
         if find_worker() is not None:
             end_with_parent()
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))
-            ahead = opened.enter_context(self._view.reading_ahead(steps, self._loop.predownload_bytes or 0))
+            aheads = [
+                (view, opened.enter_context(view.reading_ahead(path, limit_bytes)))
+                for (view, limit_bytes), path in zip(self._supply.views, steps.paths(), strict=True)
+            ]
 
             def jobs() -> Iterator[Callable[[], Parcel]]:
                 noted_s = 0.0
                 for turn in turns:
-                    if ahead is not None:
-                        ahead.advance(steps.position(turn[-1] + 1))
-                        if time.monotonic() - noted_s >= NOTED_S:
-                            self._view.note(ahead)
-                            noted_s = time.monotonic()
+                    noted_s = self._advance(aheads, steps, turn[-1] + 1, noted_s)
                     dealt = steps.deal(turn)
-                    dealt = replace(dealt, rows=self._view.rows(dealt.rows))
+                    dealt = replace(dealt, rows=self._supply.rows(dealt.rows))
                     yield partial(self._make, dealt)
 
             yield from _in_order(jobs(), crew, self._loop.threads)
 
+    def _advance(
+        self, aheads: Sequence[tuple[View, Readahead | None]], steps: Turns, done: int, noted_s: float
+    ) -> float:
+        """The loop gets to so many steps. Returns when it was last noted what is here ahead of it."""
+        due = time.monotonic() - noted_s >= NOTED_S
+        for (view, ahead), reached in zip(aheads, steps.reached(steps.position(done)), strict=True):
+            if ahead is not None:
+                ahead.advance(reached)
+                if due:
+                    view.note(ahead)
+        return time.monotonic() if due else noted_s
+
     def _make(self, dealt: Dealt) -> Parcel:
         transform = self._loop.transform
         batched = self._loop.batched if transform is None else transform.reads_batches
-        parcel, dealt = self._view.gather(dealt, self._reading, batched)
+        parcel, dealt = self._supply.gather(dealt, self._reading, batched)
         if transform is None:
             return with_gaps(parcel, dealt.bounds)
         return transform.apply(parcel, dealt, self._reading, self._loop.batched)

@@ -7,35 +7,38 @@ on, and where ranks must make equal steps the row is replaced by one of its batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")
-_NAMED_ROWS = 5
+ON_ERROR = ("raise", "skip")
 _log = logging.getLogger("dhtdata")
 
 
 @dataclass(frozen=True)
 class Transform:
-    """``function`` on every ``level``: "batch" is what the loop would get, "sample" a row of it, put together again."""
+    """``function`` on every ``level``: "batch" is what the loop would get, "sample" a row of it, put together again.
+
+    ``place`` says in messages where the rows are; ``then`` takes what this one makes.
+    """
 
     function: Callable[[Any], Any]
     level: str
     skips: bool
-    split: str
+    place: str
+    then: Transform | None = None
 
     @classmethod
     def of(
-        cls, function: Callable[[Any], Any] | None, level: str | None, skips: bool, *, batched: bool, split: str
+        cls, function: Callable[[Any], Any] | None, level: str | None, skips: bool, *, batched: bool, place: str
     ) -> Transform | None:
         """From the arguments of `dhtdata.mount`. ConfigError names what makes no sense."""
         if level is not None and level not in LEVELS:
@@ -48,7 +51,7 @@ class Transform:
             raise ConfigError(f"transform: {function!r} is not a function")
         if level == "batch" and not batched:
             raise ConfigError("transform_on='batch' needs batches: give batch_size")
-        return cls(function, level or ("batch" if batched else "sample"), skips, split)
+        return cls(function, level or ("batch" if batched else "sample"), skips, place)
 
     def check(self, format: str, batched: bool, ranks: int) -> None:
         """ConfigError if this cannot work with that format or keep so many ranks in step."""
@@ -68,19 +71,24 @@ class Transform:
         """What the loop gets. ``parcel`` has batches or rows, as `reads_batches` says; a step may have no rows left."""
         if batched and not self.reads_batches:
             rows = list(parcel.unpack())
-            return Items([self._joined(rows, dealt, span, reading) for span in pairwise(dealt.bounds)])
-        items = zip(with_gaps(parcel, dealt.bounds).unpack(), pairwise(dealt.bounds), strict=True)
-        return Items([self._one(item, dealt.rows[first:stop]) for item, (first, stop) in items])
+            made = [self._joined(rows, dealt, span, reading) for span in pairwise(dealt.bounds)]
+        else:
+            made = self._each(with_gaps(parcel, dealt.bounds).unpack(), dealt)
+        return Items(made if self.then is None else self.then._each(made, dealt))
 
-    def _one(self, item: Any, rows: NDArray[np.int64]) -> Any:
+    def _each(self, items: Iterable[Any], dealt: Dealt) -> list[Any]:
+        return [self._one(item, dealt, span) for item, span in zip(items, pairwise(dealt.bounds), strict=True)]
+
+    def _one(self, item: Any, dealt: Dealt, span: tuple[int, int]) -> Any:
         if item is Skipped.ITEM:
             return item
         try:
             return self.function(item)
         except Exception as failure:
+            told = f"transform raised {type(failure).__name__}: {failure} ({dealt.named(*span)} of {self.place})"
             if not self.skips:
-                raise self._failure(failure, rows) from failure
-            _log.warning("%s: left out", self._failure(failure, rows))
+                raise ConfigError(told) from failure
+            _log.warning("%s: left out", told)
             return Skipped.ITEM
 
     def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
@@ -91,7 +99,7 @@ class Transform:
             return Skipped.ITEM
         for row in range(first, stop):
             sample = {name: value for name, value in rows[row].items() if name != VALID}
-            made = self._one(sample, dealt.rows[row : row + 1])
+            made = self._one(sample, dealt, (row, row + 1))
             if made is not Skipped.ITEM:
                 kept.append(made)
                 valid.append(dealt.valid is None or bool(dealt.valid[row]))
@@ -99,7 +107,7 @@ class Transform:
             return joined(kept, reading) if kept else Skipped.ITEM
         if not kept:
             raise ConfigError(
-                f"transform failed on all {stop - first} rows of a batch of split {self.split!r}: nothing is left to "
+                f"transform failed on all {stop - first} rows of a batch of {self.place}: nothing is left to "
                 "keep this rank in step with the others"
             )
         missing = stop - first - len(kept)
@@ -109,13 +117,6 @@ class Transform:
                 f"transform returned a {type(kept[0]).__name__}: remainder='pad' needs a dict for {VALID}"
             )
         return batch | {VALID: collate([*valid, *[False] * missing], reading.format)}
-
-    def _failure(self, failure: Exception, rows: NDArray[np.int64]) -> ConfigError:
-        named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if rows.size > _NAMED_ROWS else "")
-        return ConfigError(
-            f"transform raised {type(failure).__name__}: {failure} (row{'s' * (rows.size > 1)} {named} of split "
-            f"{self.split!r})"
-        )
 
 
 def joined(samples: Sequence[Any], reading: Reading) -> Any:

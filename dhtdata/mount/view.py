@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from dhtdata.gather.parcels import Parcel, Reading
 from dhtdata.mount.meter import Held, Meter
 from dhtdata.mount.ranks import find_worker
 from dhtdata.mount.resolve import Dataset, find_stored, find_with_peer, read_indexes
-from dhtdata.order import Dealt, EpochOrder, Pieces, Share, Steps
+from dhtdata.order import Dealt, EpochOrder, Path, Pieces, Share, Steps
 from dhtdata.signing import load_or_create_key
 from dhtdata.store import Store
 from dhtdata.tables.schema import to_arrow
@@ -103,9 +104,10 @@ class View:
 
     def gather(self, dealt: Dealt, reading: Reading, batched: bool) -> tuple[Parcel, Dealt]:
         """These rows of the split, in this order, once they are here: see `Reading.read`."""
-        return reading.read(self._gatherer(), dealt, batched)
+        return reading.read(self.gatherer(), dealt, batched)
 
-    def _gatherer(self) -> Gatherer:
+    def gatherer(self) -> Gatherer:
+        """This process's."""
         here = self._process()
         if here.gatherer is None:
             waiting = partial(self.meter.stalled, _slot())
@@ -124,14 +126,14 @@ class View:
             for first, stop in cuts:
                 if ahead is not None:
                     ahead.advance(stop)
-                yield self._gatherer().stored(self.rows(np.arange(first, stop, dtype=np.int64)))
+                yield self.gatherer().stored(self.rows(np.arange(first, stop, dtype=np.int64)))
         if ahead is not None:  # all was read, so they end now: no thread may be left when somebody forks
             ahead.join()
             self._process().vault.join()
 
     @contextmanager
-    def reading_ahead(self, steps: Steps, limit_bytes: int) -> Iterator[Readahead | None]:
-        """Fetch ahead of ``steps``; None if all shards were in the store when the dataset was mounted."""
+    def reading_ahead(self, path: Path, limit_bytes: int) -> Iterator[Readahead | None]:
+        """Fetch ahead on ``path``; None if all shards were in the store when the dataset was mounted."""
         if self._complete:
             yield None
             return
@@ -139,9 +141,9 @@ class View:
         with ExitStack() as ending:
             horizon = None
             if self.connect().cache_limit is not None:
-                horizon = self._horizon(vault, steps)
+                horizon = self._horizon(vault, path)
                 ending.callback(horizon.close)
-            ahead = Readahead(vault, self.groups, steps, limit_bytes, horizon, self.selection())
+            ahead = Readahead(vault, self.groups, path, limit_bytes, horizon, self.selection())
             with vault.fetching(), ahead.running():
                 yield ahead
 
@@ -153,22 +155,33 @@ class View:
         """Tell those who look what is here ahead of the loop."""
         self.meter.hold(_slot(), ahead.held_bytes())
 
-    def _horizon(self, vault: Vault, steps: Steps) -> Horizon:
+    def _horizon(self, vault: Vault, path: Path) -> Horizon:
         from dhtdata.control.reading import Reading
 
         columns = ",".join(self.schema.names)
         whose = f"{self.dataset.contents_digest} {self.split.name} {columns} {self.filter_key}"
-        return Horizon(vault, Reading(self.connect()), whose, self.groups, steps, self.selection())
+        return Horizon(vault, Reading(self.connect()), whose, self.groups, path, self.selection())
 
     def look_ahead(self, needs: Needs, given: int | None, usual: int) -> int:
         """Bytes to read ahead, see `Needs.ahead`; the usual if nothing limits the store, or all is here or stays."""
+        room = self.room()
+        if room is None:
+            return usual if given is None else given
+        return needs.ahead(given, usual, *room)
+
+    def room(self) -> tuple[int, int] | None:
+        """Limit of the store, and how much of it never makes room; None if nothing here is ever dropped."""
         limit_bytes = self.connect().cache_limit if not self._complete else None
         store = self._open_store()
         if limit_bytes is None or any(
             entry.pinned and entry.digest == self.dataset.digest for entry in store.manifests()
         ):
-            return usual if given is None else given
-        return needs.ahead(given, usual, limit_bytes, store.kept_bytes())
+            return None
+        return limit_bytes, store.kept_bytes()
+
+    @property
+    def store_path(self) -> FilePath:
+        return self._settings.store
 
     @contextmanager
     def fetching(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ From row ranges to a step, for one epoch with ``shuffle``:
 7. **Steps.** Step s is the s-th global batch since the position at which iteration began; worker s mod (workers) takes
    it whole, as torch's DataLoader deals them.
 
-Without ``shuffle`` the epoch sequence is the source order and there is one lane.
+Without ``shuffle`` the epoch sequence is the source order and there is one lane. How several datasets become one
+sequence is told in `mixing`.
 
 Randomness: a permutation of n is the stable argsort of the upper 32 bits of n raw words of Philox 4x64 (numpy promises
 the streams of its BitGenerators, not of Generator's methods), keyed by (seed, epoch), its counter by what is permuted.
@@ -48,19 +49,33 @@ the number of ranks, so a run that goes from one rank to two would refuse its ow
 """
 
 from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
+from dhtdata.order.mix_state import MixKey, MixState
+from dhtdata.order.mixing import BATCHINGS, STOPS, Mixing, MixSteps
+from dhtdata.order.shares import Pattern, parts_of
 from dhtdata.order.state import MAX_LANES, OrderKey, State
-from dhtdata.order.steps import REMAINDERS, Dealt, Share, Steps
+from dhtdata.order.steps import Steps
+from dhtdata.order.turns import REMAINDERS, Dealt, Path, Share, Turns
 
 __all__ = [
+    "BATCHINGS",
     "MAX_LANES",
     "MAX_PIECE_ROWS",
     "REMAINDERS",
+    "STOPS",
     "Dealt",
     "EpochOrder",
+    "MixKey",
+    "MixState",
+    "MixSteps",
+    "Mixing",
     "OrderKey",
+    "Path",
+    "Pattern",
     "Pieces",
     "Share",
     "State",
     "Steps",
+    "Turns",
     "Window",
+    "parts_of",
 ]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 RANGES = 0
 SLOTS = 1
 WINDOWS = 2
+SOURCES = 3
 """What is permuted: the top bits of the counter's third word; the lane fills the rest."""
 
 _UPPER = np.uint64(0xFFFF_FFFF_0000_0000)

@@ -21,6 +21,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -205,11 +206,11 @@ class Blobs:
         return int(row[0])
 
     def flush_touches(self) -> None:
-        """Write down which blobs were used lately (for eviction)."""
+        """Write down which blobs were used lately: a hint for eviction, lost if the disk is full."""
         touched, self._touched = self._touched, {}
         self._flushed_s = self._clock()
         if touched:
-            with self._database.writing() as connection:
+            with suppress(StoreError), self._database.writing() as connection:
                 connection.executemany(
                     "UPDATE blobs SET used_s = max(used_s, ?) WHERE digest = ?",
                     [(used_s, digest) for digest, used_s in list(touched.items())],

@@ -2,7 +2,8 @@
 
 A block is verified before it is written, so every block that `Partial.has` is readable and may be served; the file
 keeps its inode when it becomes a blob, so maps of it stay valid. What it holds after a crash is found by digesting its
-blocks again, once per process, not by trusting what was noted: resuming never depends on when `save` ran last.
+blocks again, not by trusting what was noted: resuming never depends on when `save` ran last. A process that lets go of
+a partial and opens it again believes what it knew itself, as long as nobody has written to the file since.
 
 Two manifests may name one shard with different block tables (one of them lies), so a partial belongs to a shard *and* a
 table. If all blocks match and the shard's digest does not, the manifest is at fault: nobody is blamed.
@@ -14,6 +15,8 @@ import errno
 import fcntl
 import os
 import sqlite3
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
@@ -30,6 +33,7 @@ from dhtdata.store.index import Database, ProcessLock
 
 _READ_ONLY = 0o400
 _PROMISED_BYTES = 8 << 20
+_REMEMBERED = 256
 _DROP_ROW = "DELETE FROM partials WHERE digest = ? AND table_digest = ?"
 
 
@@ -40,11 +44,20 @@ class Partial:
     """
 
     def __init__(
-        self, digest: Digest, table: BlockTable, path: Path, descriptor: int, blobs: Blobs, database: Database
+        self,
+        digest: Digest,
+        table: BlockTable,
+        path: Path,
+        descriptor: int,
+        blobs: Blobs,
+        database: Database,
+        memory: _Memory,
     ) -> None:
         self._descriptor = descriptor
+        self._held = bytearray(len(table.blocks))
         # Not __del__: while that lets other threads run, `Partials` would hand out an object with a closed descriptor.
-        finalize(self, os.close, descriptor).atexit = False  # type: ignore[misc]  # documented, typeshed has no setter
+        ending = finalize(self, memory.let_go, path, descriptor, self._held)
+        ending.atexit = False  # type: ignore[misc]  # documented, typeshed has no setter
         self._writing = Lock()
         self._promised_bytes = 0
         self.digest = digest
@@ -53,9 +66,11 @@ class Partial:
         self.path = path
         self._blobs = blobs
         self._database = database
-        self._held = bytearray(len(table.blocks))
         with store_errors(path):
-            self._resume()
+            if (known := memory.of(path, descriptor)) is not None:
+                self._held[:] = known
+            else:
+                self._resume()
 
     @property
     def complete(self) -> bool:
@@ -192,6 +207,30 @@ def _next_written(descriptor: int, offset: int) -> int:
         raise
 
 
+class _Memory:
+    """What this process knew of partials that it let go: a mount opens the same one for every few blocks."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Path, tuple[tuple[int, int, int], bytes]] = OrderedDict()
+
+    def let_go(self, path: Path, descriptor: int, held: bytearray) -> None:
+        with suppress(OSError):
+            self._known[path] = (_state_of(descriptor), bytes(held))
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        os.close(descriptor)
+
+    def of(self, path: Path, descriptor: int) -> bytes | None:
+        """Which blocks were held, None if it was never known or somebody wrote since."""
+        state, held = self._known.pop(path, (None, b""))
+        return held if state == _state_of(descriptor) else None
+
+
+def _state_of(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class PartialEntry:
     """What the index knows of a partial shard; ``held_bytes`` is as of the last `Partial.save`."""
@@ -211,6 +250,7 @@ class Partials:
         self._blobs = blobs
         self._database = database
         self._lock = ProcessLock()
+        self._memory = _Memory()
         self._open: WeakValueDictionary[tuple[int, Digest, Digest], Partial] = WeakValueDictionary()
 
     def create(self) -> None:
@@ -242,7 +282,9 @@ class Partials:
             path = self._path(digest, table_digest)
             row = (digest, table_digest, encoded, table.shard_bytes, self._blobs.now_s())
             descriptor = self._create(path, row)
-            partial = self._open[key] = Partial(digest, table, path, descriptor, self._blobs, self._database)
+            partial = self._open[key] = Partial(
+                digest, table, path, descriptor, self._blobs, self._database, self._memory
+            )
             return partial
 
     def _create(self, path: Path, row: tuple[object, ...]) -> int:

@@ -1,9 +1,9 @@
 """PyTorch: `DataLoader` over a mounted dataset (door of ``torch``; nothing else in dhtdata imports it unasked)."""
 
-from dhtdata.mount.dataset import StreamingDataset
+from dhtdata.mount.stream import Stream
 from dhtdata.torch.loader import DataLoader
 from dhtdata.torch.plain import register
 
-register(StreamingDataset)
+register(Stream)
 
 __all__ = ["DataLoader"]

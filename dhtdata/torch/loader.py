@@ -10,10 +10,10 @@ from torch.utils import data as torch_data
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import Items, Parcel, Skipped
-from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
+from dhtdata.mount.stream import Stream
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
@@ -36,7 +36,7 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
     loader around this dataset) workers agree on the next epoch among themselves.
     """
 
-    def __init__(self, dataset: StreamingDataset, collate: _Collate | None, *, persistent: bool) -> None:
+    def __init__(self, dataset: Stream, collate: _Collate | None, *, persistent: bool) -> None:
         self.dataset = dataset
         self._collate = collate
         self.run: Run | None = None
@@ -88,8 +88,8 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     use_stateful_dataloader = True
     """Accelerate's ``save_state`` and ``load_state`` keep this loader's state."""
 
-    def __init__(self, dataset: StreamingDataset, **options: Any) -> None:
-        if not isinstance(dataset, StreamingDataset):
+    def __init__(self, dataset: Stream, **options: Any) -> None:
+        if not isinstance(dataset, Stream):
             instead = ": torch.utils.data.DataLoader takes it" if isinstance(dataset, MapStyleDataset) else ""
             raise ConfigError(f"expected what dhtdata.mount returns, not a {type(dataset).__name__}{instead}")
         for option, instead in _OURS.items():

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dhtdata.digest import Digest
 from dhtdata.errors import ConfigError, DhtDataError
-from dhtdata.order import EpochOrder, Pieces, Steps
+from dhtdata.order import EpochOrder, Path, Pieces
 from dhtdata.vault.shards import GroupShards
 from dhtdata.vault.vault import Vault
 
@@ -86,32 +86,34 @@ def _lane_uses(
 class Horizon:
     """One loop's. Positions of all its epochs lie on one axis, an epoch of ``rows`` behind the other."""
 
+    _told: int
+
     def __init__(
         self,
         vault: Vault,
         reading: Reading,
         whose: str,
         groups: Sequence[GroupShards],
-        steps: Steps,
+        path: Path,
         selection: Selection | None = None,
     ) -> None:
         self._vault = vault
         self._reading = reading
         self._groups = groups
-        self._order = steps.order
-        self._lanes = steps.lanes
-        self._name = _name_of(whose, steps)
+        self._told = -1
+        self._first_epoch = path.order.epoch
+        self._lanes = path.lanes
+        self._name = _name_of(whose, path)
         self._selection = selection
         self._row_bytes = sum(group.byte_count / int(group.firsts[-1]) for group in groups)
-        self._uses = [Uses.of(group, self._order, self._lanes, selection) for group in groups]
-        ends = [ends for uses in self._uses for ends in (uses.firsts, uses.stops)]
-        self._bounds = np.unique(np.concatenate(ends))
-        self._told = -1
-        self.advance(steps.consumed + 1)
+        self._enter(path.order)
+        self.advance(path.consumed + 1)
 
     def advance(self, position: int) -> None:
-        """The loop works on rows up to this position of the epoch, and has no use for earlier windows."""
-        last = position - 1
+        """The loop works on rows up to this position of the path, and has no use for earlier windows."""
+        epochs, last = divmod(position - 1, self._order.rows)
+        if self._first_epoch + epochs != self._order.epoch:
+            self._enter(self._order.of_epoch(self._first_epoch + epochs))
         window = int(np.searchsorted(self._bounds, last, "right"))
         if window == self._told:
             return
@@ -131,6 +133,14 @@ class Horizon:
 
     def close(self) -> None:
         self._reading.close()
+
+    def _enter(self, order: EpochOrder) -> None:
+        """Work on another epoch of the path."""
+        self._order = order
+        self._uses = [Uses.of(group, order, self._lanes, self._selection) for group in self._groups]
+        ends = [ends for uses in self._uses for ends in (uses.firsts, uses.stops)]
+        self._bounds = np.unique(np.concatenate(ends))
+        self._told = -1
 
     def _tell(self, last: int) -> None:
         epoch, rows = self._order.epoch, self._order.rows
@@ -153,9 +163,9 @@ class Horizon:
         return found
 
 
-def _name_of(whose: str, steps: Steps) -> Digest:
+def _name_of(whose: str, path: Path) -> Digest:
     """The same in all processes of a machine that read the same windows."""
-    parts = [whose, *steps.order.every_epoch, steps.lanes.start, steps.lanes.stop]
+    parts = [whose, *path.order.every_epoch, path.lanes.start, path.lanes.stop]
     return Digest.of(json.dumps(parts).encode())
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhtdata.errors import DhtDataError
-from dhtdata.order import Steps
+from dhtdata.order import Path
 from dhtdata.vault.horizon import Horizon
 from dhtdata.vault.opened import OpenShard
 from dhtdata.vault.shards import GroupShards
@@ -25,7 +25,7 @@ from dhtdata.vault.vault import Vault
 if TYPE_CHECKING:
     from dhtdata.filters import Selection
 
-REQUEST_BYTES = 4 << 20
+REQUEST_BYTES, MOST_REQUEST_BYTES = 4 << 20, 32 << 20
 MIN_AHEAD_BYTES = 64_000_000
 _BlocksOf = Callable[[OpenShard], Iterable[int]]
 
@@ -40,20 +40,20 @@ def usual_ahead_bytes(byte_count: int, range_count: int, window: int) -> int:
 
 
 class Readahead:
-    """A thread that walks the windows of one rank's steps, as far as `advance` allows."""
+    """A thread that walks the windows of what one rank reads, as far as `advance` allows."""
 
     def __init__(
         self,
         vault: Vault,
         groups: Sequence[GroupShards],
-        steps: Steps,
+        path: Path,
         limit_bytes: int,
         horizon: Horizon | None = None,
         selection: Selection | None = None,
     ) -> None:
         self._vault = vault
         self._groups = groups
-        self._steps = steps
+        self._path = path
         self._limit_bytes = limit_bytes
         self._horizon = horizon
         self._selection = selection
@@ -102,7 +102,8 @@ class Readahead:
                     continue
                 position, shard, block = request
                 size = shard.table.blocks[block].length
-                if batch.size + size > REQUEST_BYTES:
+                # As much again as is on its way: what is needed soon comes in small requests, the rest in few.
+                if batch.size + size > min(max(ahead_bytes - batch.size, REQUEST_BYTES), MOST_REQUEST_BYTES):
                     batch.send()
                 with self._moved:
                     while not self._ended:
@@ -128,7 +129,7 @@ class Readahead:
 
         None before each new shard, and at the end: what was asked of others should not wait for its block table.
         """
-        for position, window in self._steps.windows():
+        for position, window in self._path.windows():
             for first, count in window.spans.tolist():
                 for group in self._groups:
                     for number, blocks_of in self._needed(group, first, first + count):

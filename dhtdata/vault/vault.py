@@ -246,10 +246,7 @@ class Vault:
             asked = [(shard, blocks, self.ask(shard, blocks, ahead=False)) for shard, blocks in left]
             left = []
             for shard, blocks, futures in asked:
-                try:
-                    for future in futures:
-                        future.result()
-                except NoRoomYet:  # they had been asked for ahead of need
+                if any(map(_lacked_room, futures)):
                     left.append((shard, blocks))
 
     @contextmanager
@@ -294,6 +291,8 @@ class Vault:
                 whole = not shard.complete and len(shard.here) == len(shard.table.blocks)
             if whole:  # from now on it is read as a stored shard: checked once, remembered for every process
                 self._fetch_blocks(shard, list(range(len(shard.table.blocks))), ahead)
+        except NoRoomYet as failure:  # nobody raises it; its frames would keep the shard mapped
+            done.set_exception(failure.with_traceback(None))
         except BaseException as failure:  # it is raised where the blocks are waited for
             done.set_exception(failure)
         else:
@@ -384,3 +383,11 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
+
+
+def _lacked_room(asked: Future[None]) -> bool:
+    """Whether blocks that were asked for ahead of need found no room; raises any other failure."""
+    if isinstance(asked.exception(), NoRoomYet):
+        return True
+    asked.result()
+    return False

@@ -22,8 +22,8 @@ import json, sys
 from dhtdata.config import load_settings
 from dhtdata.formats.ticket import parse_target
 from dhtdata.peer import run_seed
-home, target = sys.argv[1:]
-settings = load_settings({"home": home, "listen": "127.0.0.1", "port": 0}, environment={})
+home, target, port = sys.argv[1:]
+settings = load_settings({"home": home, "listen": "127.0.0.1", "port": int(port)}, environment={})
 def told(seeded):
     print(json.dumps({"ticket": seeded.ticket}), flush=True)
 run_seed(settings, [parse_target(target)], on_listening=lambda status: None, on_seeded=told)
@@ -31,9 +31,9 @@ run_seed(settings, [parse_target(target)], on_listening=lambda status: None, on_
 
 
 @contextmanager
-def seed(home: Path, manifest: Digest) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A seed of the store under ``home``: its ticket, and the process."""
-    command = [sys.executable, "-c", _SEED, str(home), str(manifest)]
+def seed(home: Path, manifest: Digest, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A seed of the store under ``home``, on any port or this one: its ticket, and the process."""
+    command = [sys.executable, "-c", _SEED, str(home), str(manifest), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dhtdata.digest import Digest
+from dhtdata.digest import Buffer, Digest
 from dhtdata.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store import Partial, Store
@@ -88,6 +88,12 @@ def test_filling_goes_on_where_a_crash_ended_it_even_if_nothing_was_noted(tmp_pa
         assert partial.finish().read_bytes() == sample.content
 
 
+def write_later(path: Path) -> None:
+    """As if what was written was written a second later: file times go by ticks of some milliseconds."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+
+
 def test_a_block_that_rotted_while_nobody_looked_is_missing_again(tmp_path: Path) -> None:
     sample = shard(5)
     with Store.open(tmp_path) as store:
@@ -99,6 +105,7 @@ def test_a_block_that_rotted_while_nobody_looked_is_missing_again(tmp_path: Path
         with path.open("r+b") as file:
             file.seek(sample.table.blocks[3].offset)
             file.write(b"rot")
+        write_later(path)
         assert store.partial(sample.digest, sample.table).missing() == [0, 1, 2, 3, 5, 6, 7]
 
 
@@ -273,6 +280,34 @@ def test_a_partial_that_is_being_let_go_is_not_handed_out_again(
         del partial
         opened[0].accept(0, sample.blocks[0])
         assert opened[0].has(0)
+
+
+def test_a_partial_that_is_opened_again_is_digested_again_only_if_somebody_wrote_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, digested = shard(26), list[int]()
+    digest, table = sample.digest, sample.table
+    real = Digest.of
+
+    def watched(content: Buffer) -> Digest:
+        digested.append(len(memoryview(content)))
+        return real(content)
+
+    with Store.open(tmp_path) as store:
+        partial = store.partial(digest, table)
+        for position in (1, 4):
+            partial.accept(position, sample.blocks[position])
+        path = partial.path
+        del partial
+        monkeypatch.setattr(Digest, "of", watched)
+        assert store.partial(digest, table).missing() == [0, 2, 3, 5, 6, 7]
+        assert len(sample.blocks[4]) not in digested
+        rotten = bytearray(path.read_bytes())
+        rotten[table.blocks[4].offset] ^= 1
+        path.write_bytes(rotten)
+        write_later(path)
+        assert store.partial(digest, table).missing() == [0, 2, 3, 4, 5, 6, 7]
+        assert len(sample.blocks[4]) in digested
 
 
 def test_a_partial_that_was_dropped_meanwhile_says_so(tmp_path: Path) -> None:
