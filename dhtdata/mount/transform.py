@@ -121,6 +121,12 @@ class Transform:
 
 def joined(samples: Sequence[Any], reading: Reading) -> Any:
     """Samples as one batch, as `collate` makes it; columns for which a shape was asked have that shape."""
+    fields = {", ".join(sorted(sample)) if isinstance(sample, Mapping) else "no dict" for sample in samples}
+    if len(fields) > 1:
+        raise ConfigError(
+            f"the rows of a batch have different fields after transform ({'; '.join(sorted(fields))}): return the same "
+            "ones for every row"
+        )
     shaping = reading.shaping
     if not shaping.collates:
         return collate(samples, reading.format)

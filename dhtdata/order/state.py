@@ -55,6 +55,8 @@ class State:
         """A saved state. ConfigError says in what it differs from the dataset, order and seed it is loaded into."""
         if not isinstance(value, Mapping) or "version" not in value:
             raise ConfigError("this is not a state: expected the dict that state_dict() returned")
+        if "mix" in value:
+            raise ConfigError("this is the state of a mix, not of one dataset")
         if value["version"] != VERSION:
             raise ConfigError(f"the state has version {value['version']!r}, which this dhtdata does not read")
         order = value.get("order")
