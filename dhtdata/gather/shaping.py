@@ -157,7 +157,7 @@ class Shaping:
             for row in (row for row, value in enumerate(values) if isinstance(value, FormatError)):
                 told = f"column {name!r} of {dealt.named(row, row + 1)} of {self.place} is no picture: {values[row]}"
                 if not self.skips:
-                    raise FormatError(f"{told} (on_error='skip' leaves such rows out)")
+                    raise FormatError(f"{told} (in a loop, on_error='skip' leaves such rows out)")
                 _log.warning("%s: left out", told)
                 good[row] = False
         return good
@@ -271,7 +271,7 @@ def _decodes(schema: pa.Schema, given: Any) -> Iterator[tuple[str, str]]:
     mode = _mode("image" if given is True else given)
     found = [column.name for column in schema if _holds_pictures(column.type)]
     if not found:
-        raise ConfigError("decode: no column is binary or a struct with a field 'bytes', so none holds images")
+        raise ConfigError("decode: no chosen column is binary or a struct with a field 'bytes', so none holds images")
     yield from ((name, mode) for name in found)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import Parcel, Skipped
 from dhtdata.mount.epochs import Epochs, Run
-from dhtdata.mount.loop import Loop
+from dhtdata.mount.loop import Loop, whole
 from dhtdata.mount.meter import Held
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
@@ -75,6 +75,7 @@ class Stream(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is this epoch, from its start."""
+        epoch = whole("epoch", epoch)
         if not 0 <= epoch < 1 << 56:
             raise ConfigError(f"epoch: {epoch} is not in 0 to 2^56")
         refuse_second_dealing(self)

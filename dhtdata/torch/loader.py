@@ -146,10 +146,20 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
             self._streaming.finish(run)
 
     def _received(self, run: Run, parcels: Iterator[Any]) -> Iterator[Parcel]:
-        for parcel in parcels:
+        while True:
+            try:
+                parcel = next(parcels, None)
+            except Exception as failure:
+                if not self.num_workers:
+                    raise
+                # torch raises what happened in a worker from a frame that refers to it, below one that refers to its
+                # iterator. Such a circle ends when the collector comes by, which takes the workers' queues first: then
+                # nobody tells the workers to end, and 5 seconds are waited for each.
+                raise failure.with_traceback(None)
             self._check_latest(run)
+            if parcel is None:
+                return
             yield Items(parcel) if isinstance(parcel, list) else parcel
-        self._check_latest(run)
 
     def _check_latest(self, run: Run) -> None:
         if self.persistent_workers and run is not self._latest:

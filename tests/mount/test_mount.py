@@ -351,6 +351,9 @@ def test_splits_are_read_apart(home: Path) -> None:
         ({"world_size": 2.0, "rank": 0}, "world_size: 2.0 is not"),
         ({"predownload": "many"}, "not a size"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": "5s"}, "timeout: '5s' is not a number of seconds"),
+        ({"shuffle": "py1s"}, "shuffle: 'py1s' is neither True nor False"),
+        ({"shuffle": 42}, "shuffle: 42 is neither"),
         ({"batch_size": 1000, "remainder": "drop"}, "smaller batch_size"),
         ({"cache_limit": "much"}, "not a size"),
     ],
@@ -358,6 +361,19 @@ def test_splits_are_read_apart(home: Path) -> None:
 def test_arguments_that_make_no_sense_are_named(made: str, home: Path, how: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         dhtdata.mount(made, home=home, **how)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1 << 56, "first", 1.5, True])
+def test_an_epoch_that_makes_no_sense_is_named(made: str, home: Path, epoch: Any) -> None:
+    with pytest.raises(ConfigError, match=f"epoch: {epoch!r} is not"):
+        dhtdata.mount(made, home=home).set_epoch(epoch)
+
+
+def test_an_unknown_name_is_told_with_the_store_and_a_torn_ticket_as_such(made: str, home: Path) -> None:
+    with pytest.raises(NotFoundError, match=f"no dataset called 'nothing' is in the store {home / 'store'}"):
+        dhtdata.mount("nothing", home=home)
+    with pytest.raises(NotFoundError, match="ticket that was cut short"):
+        dhtdata.mount("dhtdata1qsuwczdeojsxg43fooiz", home=home)
 
 
 def test_a_column_that_collides_with_the_mark_of_padding_is_named(home: Path) -> None:
