@@ -25,10 +25,10 @@ Shards are the business of `dhtdata.vault`, rows that of `dhtdata.gather`, their
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.mix import Mix
 from dhtdata.mount.plain import meet_torch
-from dhtdata.mount.ranks import find_ranks
+from dhtdata.mount.ranks import find_ranks, whole
 from dhtdata.mount.transform import ON_ERROR, Transform
 from dhtdata.mount.view import View, open_view
 
@@ -117,9 +117,9 @@ def mount(
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
     crew = find_ranks(
-        None if rank is None else _whole("rank", rank),
-        None if world_size is None else _whole("world_size", world_size),
-        None if lanes is None else _whole("lanes", lanes),
+        None if rank is None else whole("rank", rank),
+        None if world_size is None else whole("world_size", world_size),
+        None if lanes is None else whole("lanes", lanes),
     )
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
@@ -131,17 +131,17 @@ def mount(
     loop = Loop(
         batch_size=rank_batch,
         shuffle=bool(shuffle),
-        seed=_whole("seed", seed),
-        window=_whole("shuffle_window", shuffle_window),
+        seed=whole("seed", seed),
+        window=whole("shuffle_window", shuffle_window),
         remainder=remainder if remainder is not None else ("uneven" if crew.ranks == 1 else "pad"),
         format=format,
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
-        threads=_whole("threads", threads),
+        threads=whole("threads", threads),
         transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, place=place),
     )
-    if not timeout > 0:
-        raise ConfigError(f"timeout: {timeout} seconds are none")
+    if not isinstance(timeout, Real) or not timeout > 0:
+        raise ConfigError(f"timeout: expected more than 0 seconds, not {timeout!r}")
     flags = {
         "store": store,
         "home": home,
@@ -176,10 +176,10 @@ def _maker(filter: str | pc.Expression | None) -> Callable[..., View]:
 def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:
     """Rows a batch on each rank."""
     if global_batch_size is None:
-        return None if batch_size is None else _whole("batch_size", batch_size)
+        return None if batch_size is None else whole("batch_size", batch_size)
     if batch_size is not None:
         raise ConfigError("batch_size is of one rank, global_batch_size of all together: give one of them")
-    size = _whole("global_batch_size", global_batch_size)
+    size = whole("global_batch_size", global_batch_size)
     if size < 1 or size % ranks:
         smaller = max(size // ranks, 0) * ranks
         working = f"{smaller} and {smaller + ranks} do" if smaller else f"the smallest that does is {ranks}"
@@ -187,13 +187,3 @@ def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: in
             f"global_batch_size: {size} rows do not divide into equal batches of {ranks} ranks: {working}"
         )
     return size // ranks
-
-
-def _whole(name: str, value: int) -> int:
-    """An int, also from numpy."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ConfigError(f"{name}: {value!r} is not a whole number")

@@ -7,6 +7,7 @@ cluster has them too.
 
 from __future__ import annotations
 
+import operator
 import sys
 from dataclasses import dataclass
 
@@ -73,6 +74,16 @@ def find_ranks(rank: int | None, world_size: int | None, lanes: int | None) -> R
     local = launched[2] if launched is not None and launched[1] == found[1] else found[1]
     nodes = found[1] // local if found[1] % local == 0 else 1
     return Ranks(*found, lanes if lanes is not None else nodes, local, given=rank is not None)
+
+
+def whole(name: str, value: object) -> int:
+    """An int, also from numpy or torch. ConfigError names the argument that is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise ConfigError(f"{name}: {value!r} is not a whole number")
 
 
 def find_worker() -> Worker | None:
