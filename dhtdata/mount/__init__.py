@@ -13,6 +13,7 @@
 | ``pipeline`` | from steps to what the loop gets |
 | ``map_style`` | random access |
 | ``frames`` | whole splits for pandas and Polars |
+| ``page`` | memory that processes share |
 | ``meter``, ``speed``, ``progress`` | what loops wait for, and the bar that shows it |
 | ``plain`` | what torch's own DataLoader is told |
 | ``plan`` | a run reckoned before it begins |

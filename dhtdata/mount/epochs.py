@@ -1,16 +1,14 @@
 """Which epoch comes next, agreed on by all processes that iterate over one dataset.
 
 A loop in the process that mounted simply counts. Workers of torch's own DataLoader are copies of the dataset, and the
-process that started them never iterates: they agree through a table of one page in a file without a name, which forked
-and spawned workers inherit. The first worker of an iteration takes the next run and notes it under the iteration's key;
-the others find it there. The key is torch's base seed, how many workers there are, and how many iterations the worker
-process has begun (persistent workers keep their seed); a worker number that comes twice under one key begins another
-iteration.
+process that started them never iterates: they agree through a table on a `Page` that workers inherit. The first worker
+of an iteration takes the next run and notes it under the iteration's key; the others find it there. The key is torch's
+base seed, how many workers there are, and how many iterations the worker process has begun (persistent workers keep
+their seed); a worker number that comes twice under one key begins another iteration.
 
-Why a file and POSIX locks: the kernel frees both when a process is killed at any point. Named shared memory and
-semaphores would be left behind, and a semaphore would be left locked. The page is written in one call, so it is never
-seen half-written. Pickled for anything but starting a process, a dataset takes a table of its own along, and so does
-a process that uses a dataset without being a DataLoader's worker.
+Why POSIX locks: the kernel frees them when a process is killed at any point; a semaphore would be left locked. Pickled
+for anything but starting a process, a dataset takes a table of its own along, and so does a process that uses a dataset
+without being a DataLoader's worker.
 """
 
 from __future__ import annotations
@@ -19,15 +17,14 @@ import fcntl
 import json
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.context import get_spawning_popen
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 from dhtdata.errors import ConfigError
+from dhtdata.mount.page import Page
 from dhtdata.mount.ranks import Worker, find_worker
 from dhtdata.order import Turns
 
@@ -189,7 +186,7 @@ class Epochs:
         """The run that all workers of this iteration share, or what this worker alone was told to go on from."""
         if worker.workers > MAX_WORKERS:
             raise ConfigError(f"{worker.workers} workers are more than {MAX_WORKERS}: use fewer")
-        fcntl.lockf(self._file, fcntl.LOCK_SH, 1, _WORKERS)
+        fcntl.lockf(self._page.file, fcntl.LOCK_SH, 1, _WORKERS)
         chosen, self._chosen = self._chosen, None
         self._begun_here += 1
         key = (worker.base_seed, worker.workers, self._begun_here)
@@ -234,50 +231,42 @@ class Epochs:
             # Inherited, maybe from a thread that held it.
             self._mutex, self._mutex_pid = threading.Lock(), os.getpid()
         with self._mutex:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _TABLE)
+            fcntl.lockf(self._page.file, fcntl.LOCK_EX, 1, _TABLE)
             try:
-                before = os.pread(self._file, TABLE_BYTES, 0)
+                before = self._page.read()
                 table = _Table.decode(before)
                 yield table
                 if (content := table.encode()) != before:
-                    os.pwrite(self._file, content, 0)
+                    self._page.write(content)
             finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _TABLE)
+                fcntl.lockf(self._page.file, fcntl.LOCK_UN, 1, _TABLE)
 
     def _workers_live(self) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _WORKERS)
+            fcntl.lockf(self._page.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _WORKERS)
         except OSError:
             return True
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _WORKERS)
+        fcntl.lockf(self._page.file, fcntl.LOCK_UN, 1, _WORKERS)
         return False
 
     def _create(self, table: _Table) -> None:
-        self._adopt(os.memfd_create("dhtdata-epochs"), os.getpid())
-        os.pwrite(self._file, table.encode(), 0)
-
-    def _adopt(self, file: int, pid: int) -> None:
-        """``pid``: the process whose epochs the table counts."""
-        self._file = file
-        self._pid = pid
+        """A table of this process, whose epochs it counts."""
+        self._page = Page(table.encode())
+        self._pid = os.getpid()
         self._mutex, self._mutex_pid = threading.Lock(), os.getpid()
-        weakref.finalize(self, os.close, file)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_file", "_mutex", "_current")}
-        kept |= {"_at": self.at, "_current": None}
-        if get_spawning_popen() is not None:
-            return kept | {"_file": DupFd(self._file)}
-        with self._locked() as table:
-            return kept | {"_table": table.encode()}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_mutex", "_current")}
+        shared = get_spawning_popen() is not None
+        page = self._page if shared else Page(self._page.read())  # a shallow copy, too, counts on its own
+        return kept | {"_at": self.at, "_current": None, "_page": page, "_shared": shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        table, file = state.pop("_table", None), state.pop("_file", None)
+        shared = state.pop("_shared")
         self.__dict__.update(state)
-        if table is not None:
-            self._create(_Table.decode(table))
-        else:
-            self._adopt(file.detach(), self._pid)
+        self._mutex, self._mutex_pid = threading.Lock(), os.getpid()
+        if not shared:
+            self._pid = os.getpid()
 
 
 def _has(bits: int, worker: Worker) -> bool:
