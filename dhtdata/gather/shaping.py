@@ -65,10 +65,11 @@ class Collate:
         if self.fill is None:
             return self
         try:
-            fill = np.full((), self.fill, dtype)[()]
+            with np.errstate(invalid="ignore"):  # what NaN becomes is looked at below
+                fill = np.full((), self.fill, dtype)[()]
         except (OverflowError, TypeError, ValueError) as failure:
             raise self._unfit(name, dtype) from failure
-        if fill != self.fill and self.fill == self.fill:
+        if fill != self.fill and (self.fill == self.fill or fill == fill):
             raise self._unfit(name, dtype)
         return replace(self, fill=fill)
 

@@ -2,6 +2,7 @@
 
 | module | part |
 |---|---|
+| ``arguments`` | whole numbers and flags |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
 | ``ranks`` | which rank this process is, and which worker |
 | ``view`` | one split and its columns, across processes |
@@ -29,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +39,9 @@ from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
 from dhtdata.formats.web_seeds import WebSeed
+from dhtdata.mount.arguments import flag, whole
 from dhtdata.mount.dataset import StreamingDataset
-from dhtdata.mount.loop import Loop, flag, whole
+from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.mix import Mix
 from dhtdata.mount.plain import meet_torch
@@ -141,7 +144,7 @@ def mount(
         threads=whole("threads", threads),
         transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, place=place),
     )
-    if not isinstance(timeout, int | float) or not timeout > 0:
+    if not isinstance(timeout, Real) or not timeout > 0:
         raise ConfigError(f"timeout: {timeout!r} is not a number of seconds above 0")
     flags = {
         "store": store,

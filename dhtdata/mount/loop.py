@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dhtdata.errors import ConfigError
@@ -17,23 +15,6 @@ from dhtdata.mount.transform import Transform
 from dhtdata.order import REMAINDERS, OrderKey
 
 MAX_THREADS = 64
-
-
-def whole(name: str, value: int) -> int:
-    """An int, also from numpy. ConfigError for anything else."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ConfigError(f"{name}: {value!r} is not a whole number")
-
-
-def flag(name: str, value: bool) -> bool:
-    """True or False, also numpy's or as 1 and 0. ConfigError for anything else: other libraries name orders there."""
-    if isinstance(value, bool | int | np.bool_) and value in (True, False):
-        return bool(value)
-    raise ConfigError(f"{name}: {value!r} is neither True nor False")
 
 
 @dataclass(frozen=True)

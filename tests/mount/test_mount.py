@@ -133,6 +133,17 @@ def test_epochs_advance_by_themselves_or_as_told(made: str, home: Path) -> None:
     again = open_dataset()
     again.set_epoch(2)
     assert numbers(again) == epochs[2]
+    again.set_epoch(np.int64(1))  # type: ignore[arg-type]
+    assert numbers(again) == epochs[1]
+    assert json.loads(json.dumps(again.state_dict()))["epoch"] == 2
+
+
+@pytest.mark.parametrize("epoch", [1.5, True, "1", None, float("nan"), -1, 1 << 56])
+def test_what_is_no_epoch_is_refused_and_harms_nothing(made: str, home: Path, epoch: Any) -> None:
+    dataset = dhtdata.mount(made, home=home, batch_size=50, columns=["number"])
+    with pytest.raises(ConfigError, match="epoch: "):
+        dataset.set_epoch(epoch)
+    assert len(numbers(dataset)) == ROWS
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 7, 8])
