@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import VALID
+from dhtdata.mount.arguments import whole
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Epochs, Run
-from dhtdata.mount.loop import Loop, whole
+from dhtdata.mount.loop import Loop
 from dhtdata.mount.meter import Held
 from dhtdata.mount.mix_modes import PLACE, Modes, check_alike, fitting_ahead, pairs_of
 from dhtdata.mount.mixed import MixSupply, TurnPipeline
