@@ -9,7 +9,7 @@ own iteration do not matter to a mix, and a source may be iterated over by itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -56,7 +56,7 @@ class Mix(Stream):
 
     def __init__(
         self,
-        sources: Sequence[tuple[StreamingDataset, float]],
+        sources: Iterable[tuple[StreamingDataset, float]],
         *,
         batching: str = "random",
         stop: str = "first",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ PLACE = "the mix"
 _HIDDEN = "\0source"
 
 
-def pairs_of(sources: Sequence[tuple[StreamingDataset, float]]) -> tuple[tuple[StreamingDataset, ...], list[float]]:
+def pairs_of(sources: Iterable[tuple[StreamingDataset, float]]) -> tuple[tuple[StreamingDataset, ...], list[float]]:
     found, weights = [], []
     for number, pair in enumerate(sources):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], StreamingDataset):
