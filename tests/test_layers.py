@@ -146,6 +146,7 @@ LAYERS: list[list[str]] = [
     ["gather.gatherer"],
     ["gather.shaping", "gather.weave"],
     ["gather.parcels"],
+    ["mount.arguments"],
     ["mount.frames", "mount.orphans", "mount.plain", "mount.ranks", "mount.resolve", "mount.scanning"],
     ["mount.page", "mount.speed"],
     ["mount.meter"],

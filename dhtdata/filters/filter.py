@@ -70,8 +70,8 @@ def read_filter(given: str | pc.Expression, stored: pa.Schema) -> Filter:
     kind = kind_of(expression, stored)
     if kind is None or not pa.types.is_boolean(kind):
         types = ", ".join(f"{name} is {stored.field(name).type}" for name in names)
-        what = "makes no sense for its columns" if kind is None else f"is {kind}, neither true nor false"
-        raise ConfigError(f"filter: {text[:MAX_KEY_CHARACTERS]} {what} ({types})")
+        what = f"makes no sense for its columns ({types})" if kind is None else f"is {kind}, neither true nor false"
+        raise ConfigError(f"filter: {text[:MAX_KEY_CHARACTERS]} {what}")
     return Filter(text, names, digest, expression)
 
 

@@ -12,6 +12,7 @@ MAX_CHARACTERS = 4_096
 MAX_DEPTH = 64
 _SHOWN = 60
 _AFTER = " \t\f)"
+_INSTEAD = {"=": "==", "&": "and", "|": "or", "!": "not"}
 _MALFORMED = (SyntaxError, ValueError, MemoryError, RecursionError)
 
 
@@ -44,7 +45,9 @@ class FilterText:
             if not isinstance(failure, SyntaxError):
                 self.refuse(start, f"this is not a filter ({str(failure) or 'nested too deeply'})")
             position = start + failure.offset - 1 if failure.offset else len(self.text.rstrip())
-            self.refuse(position, f"this is not a filter ({failure.msg})")
+            instead = _INSTEAD.get(self.text[position : position + 1])
+            hint = f": write '{instead}'" if instead else ""
+            self.refuse(position, f"this is not a filter ({failure.msg}){hint}")
         for node in ast.walk(tree):
             if isinstance(node, ast.expr):
                 node.col_offset = start + self._characters(start, node.col_offset)

@@ -51,7 +51,7 @@ def plane(low: int, high: int, dtype: np.dtype[Any]) -> NDArray[Any]:
 def values_at(low: int, high: int, stored: np.dtype[Any], shape: tuple[int, ...], units: NDArray[np.int64]) -> Any:
     """Values of ``stored`` and ``shape`` at these units behind ``low``: a new array of shape (len(units), *shape)."""
     width = stored.itemsize * int(np.prod(shape, dtype=np.int64))
-    if width == 0:
+    if width == 0 or units.size == 0:
         return np.empty((units.size, *shape), stored)
     if not shape:
         return plane(low, high, stored).take(units)

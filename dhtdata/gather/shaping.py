@@ -65,10 +65,11 @@ class Collate:
         if self.fill is None:
             return self
         try:
-            fill = np.full((), self.fill, dtype)[()]
+            with np.errstate(invalid="ignore"):  # what NaN becomes is looked at below
+                fill = np.full((), self.fill, dtype)[()]
         except (OverflowError, TypeError, ValueError) as failure:
             raise self._unfit(name, dtype) from failure
-        if fill != self.fill and self.fill == self.fill:
+        if fill != self.fill and (self.fill == self.fill or fill == fill):
             raise self._unfit(name, dtype)
         return replace(self, fill=fill)
 
@@ -157,7 +158,7 @@ class Shaping:
             for row in (row for row, value in enumerate(values) if isinstance(value, FormatError)):
                 told = f"column {name!r} of {dealt.named(row, row + 1)} of {self.place} is no picture: {values[row]}"
                 if not self.skips:
-                    raise FormatError(f"{told} (on_error='skip' leaves such rows out)")
+                    raise FormatError(f"{told} (in a loop, on_error='skip' leaves such rows out)")
                 _log.warning("%s: left out", told)
                 good[row] = False
         return good
@@ -271,7 +272,7 @@ def _decodes(schema: pa.Schema, given: Any) -> Iterator[tuple[str, str]]:
     mode = _mode("image" if given is True else given)
     found = [column.name for column in schema if _holds_pictures(column.type)]
     if not found:
-        raise ConfigError("decode: no column is binary or a struct with a field 'bytes', so none holds images")
+        raise ConfigError("decode: no chosen column is binary or a struct with a field 'bytes', so none holds images")
     yield from ((name, mode) for name in found)
 
 

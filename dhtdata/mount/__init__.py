@@ -2,6 +2,7 @@
 
 | module | part |
 |---|---|
+| ``arguments`` | whole numbers and flags |
 | ``resolve`` | from name, digest or ticket to contents and indexes |
 | ``ranks`` | which rank this process is, and which worker |
 | ``view`` | one split and its columns, across processes |
@@ -26,10 +27,10 @@ Shards are the business of `dhtdata.vault`, rows that of `dhtdata.gather`, their
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
 from dhtdata.formats.web_seeds import WebSeed
+from dhtdata.mount.arguments import flag, whole
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
@@ -93,14 +95,15 @@ def mount(
     If all that is needed is in the store, nothing is asked of anybody; else the store's peer fetches, started if none
     runs. What arrives is verified before a row of it is seen.
 
-    ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
+    ``split``: which, "train" if nothing is said. ``format``: "numpy", "torch", "python" (lists) or "arrow" (record
+    batches). ``columns``: which, in which order (all); columns that are stored apart and not asked for are not fetched.
     ``filter``: which rows count, as text such as ``"lang == 'en' and len(text) > 100"`` (see `dhtdata.filters.parse`)
     or as a ``pyarrow.compute.Expression``; lengths, epochs and row numbers are then those of the rows that it keeps.
     The first mount with a filter looks at its columns, unless statistics rule rows out; the result stays in the store.
     ``batch_size``: rows a batch *on this rank*, or ``global_batch_size``: on all ranks together; neither iterates over
-    rows. ``shuffle_window``: row ranges of about 32 MiB that are shuffled together. ``remainder``: what the last rows
-    of an epoch become, "pad" (equal steps on every rank; ``_valid`` marks what counts), "drop" or "uneven"; by default
-    "uneven" at one rank and "pad" at several.
+    rows. ``shuffle``: another order every epoch, by ``seed``. ``shuffle_window``: row ranges of about 32 MiB that are
+    shuffled together. ``remainder``: what the last rows of an epoch become, "pad" (equal steps on every rank;
+    ``_valid`` marks what counts), "drop" or "uneven"; by default "uneven" at one rank and "pad" at several.
     ``transform``: a function on what the loop would get, or, with ``transform_on="sample"``, on each row of a batch,
     whose results are put together again; it runs where batches are made: in the loader's workers, or in ``threads``. It
     must survive pickling if workers are spawned. ``collate``: what becomes of lists of any length in a batch: "list",
@@ -118,9 +121,9 @@ def mount(
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
     crew = find_ranks(
-        None if rank is None else _whole("rank", rank),
-        None if world_size is None else _whole("world_size", world_size),
-        None if lanes is None else _whole("lanes", lanes),
+        None if rank is None else whole("rank", rank),
+        None if world_size is None else whole("world_size", world_size),
+        None if lanes is None else whole("lanes", lanes),
     )
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
@@ -131,18 +134,18 @@ def mount(
     rank_batch = _rank_batch(batch_size, global_batch_size, crew.ranks)
     loop = Loop(
         batch_size=rank_batch,
-        shuffle=bool(shuffle),
-        seed=_whole("seed", seed),
-        window=_whole("shuffle_window", shuffle_window),
+        shuffle=flag("shuffle", shuffle),
+        seed=whole("seed", seed),
+        window=whole("shuffle_window", shuffle_window),
         remainder=remainder if remainder is not None else ("uneven" if crew.ranks == 1 else "pad"),
         format=format,
         predownload_bytes=None if predownload is None else parse_size(predownload),
         crew=crew,
-        threads=_whole("threads", threads),
+        threads=whole("threads", threads),
         transform=Transform.of(transform, transform_on, skips, batched=rank_batch is not None, place=place),
     )
-    if not timeout > 0:
-        raise ConfigError(f"timeout: {timeout} seconds are none")
+    if not isinstance(timeout, Real) or not timeout > 0:
+        raise ConfigError(f"timeout: {timeout!r} is not a number of seconds above 0")
     flags = {
         "store": store,
         "home": home,
@@ -177,10 +180,10 @@ def _maker(filter: str | pc.Expression | None) -> Callable[..., View]:
 def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: int) -> int | None:
     """Rows a batch on each rank."""
     if global_batch_size is None:
-        return None if batch_size is None else _whole("batch_size", batch_size)
+        return None if batch_size is None else whole("batch_size", batch_size)
     if batch_size is not None:
         raise ConfigError("batch_size is of one rank, global_batch_size of all together: give one of them")
-    size = _whole("global_batch_size", global_batch_size)
+    size = whole("global_batch_size", global_batch_size)
     if size < 1 or size % ranks:
         smaller = max(size // ranks, 0) * ranks
         working = f"{smaller} and {smaller + ranks} do" if smaller else f"the smallest that does is {ranks}"
@@ -188,13 +191,3 @@ def _rank_batch(batch_size: int | None, global_batch_size: int | None, ranks: in
             f"global_batch_size: {size} rows do not divide into equal batches of {ranks} ranks: {working}"
         )
     return size // ranks
-
-
-def _whole(name: str, value: int) -> int:
-    """An int, also from numpy."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ConfigError(f"{name}: {value!r} is not a whole number")

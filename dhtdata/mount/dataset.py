@@ -92,7 +92,7 @@ class StreamingDataset(Stream):
     # Reading
 
     def map_style(self) -> MapStyleDataset:
-        """Random access to all rows of the split, in source order."""
+        """Random access to all rows of the split, in source order; no transform changes them."""
         return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:

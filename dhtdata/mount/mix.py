@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import VALID
+from dhtdata.mount.arguments import whole
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.loop import Loop
@@ -80,13 +81,15 @@ class Mix(Stream):
         self._loop = Loop(
             batch_size=first.batch_size,
             shuffle=any(source.loop.shuffle for source in self._sources),
-            seed=seed,
+            seed=whole("seed", seed),
             window=1,
             remainder=remainder if remainder is not None else ("uneven" if ranks == 1 else "pad"),
             format=first.format,
             predownload_bytes=None,
             crew=first.crew,
-            threads=threads if threads is not None else max(source.loop.threads for source in self._sources),
+            threads=whole("threads", threads)
+            if threads is not None
+            else max(source.loop.threads for source in self._sources),
             transform=mixed.transform(own),
             shaping=mixed.shaping(),
         )

@@ -9,13 +9,14 @@ from typing import Any, NoReturn, Self
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.parcels import Parcel, Skipped
+from dhtdata.mount.arguments import whole
 from dhtdata.mount.epochs import Epochs, Run
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.meter import Held
 from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import marked_batch, refuse_second_dealing
 from dhtdata.mount.ranks import Worker, find_worker
-from dhtdata.order import Share, Turns
+from dhtdata.order import MAX_EPOCHS, Share, Turns
 
 
 class Stream(ABC):
@@ -75,7 +76,8 @@ class Stream(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is this epoch, from its start."""
-        if not 0 <= epoch < 1 << 56:
+        epoch = whole("epoch", epoch)
+        if not 0 <= epoch < MAX_EPOCHS:
             raise ConfigError(f"epoch: {epoch} is not in 0 to 2^56")
         refuse_second_dealing(self)
         self._epochs.choose(self._epochs.start_of(epoch))

@@ -104,19 +104,28 @@ class Transform:
                 kept.append(made)
                 valid.append(dealt.valid is None or bool(dealt.valid[row]))
         if dealt.valid is None:
-            return joined(kept, reading) if kept else Skipped.ITEM
+            return self._together(kept, dealt, span, reading) if kept else Skipped.ITEM
         if not kept:
             raise ConfigError(
                 f"transform failed on all {stop - first} rows of a batch of {self.place}: nothing is left to "
                 "keep this rank in step with the others"
             )
         missing = stop - first - len(kept)
-        batch = joined([*kept, *kept[:1] * missing], reading)
+        batch = self._together([*kept, *kept[:1] * missing], dealt, span, reading)
         if not isinstance(batch, dict):
             raise ConfigError(
                 f"transform returned a {type(kept[0]).__name__}: remainder='pad' needs a dict for {VALID}"
             )
         return batch | {VALID: collate([*valid, *[False] * missing], reading.format)}
+
+    def _together(self, made: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
+        try:
+            return joined(made, reading)
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as failure:
+            raise ConfigError(
+                f"what transform returned makes no batch: {type(failure).__name__}: {failure} ({dealt.named(*span)} of "
+                f"{self.place}). It must return the same keys and types for every row"
+            ) from failure
 
 
 def joined(samples: Sequence[Any], reading: Reading) -> Any:

@@ -52,12 +52,13 @@ from dhtdata.order.epoch import MAX_PIECE_ROWS, EpochOrder, Pieces, Window
 from dhtdata.order.mix_state import MixKey, MixState
 from dhtdata.order.mixing import BATCHINGS, STOPS, Mixing, MixSteps
 from dhtdata.order.shares import Pattern, parts_of
-from dhtdata.order.state import MAX_LANES, OrderKey, State
+from dhtdata.order.state import MAX_EPOCHS, MAX_LANES, OrderKey, State
 from dhtdata.order.steps import Steps
 from dhtdata.order.turns import REMAINDERS, Dealt, Path, Share, Turns
 
 __all__ = [
     "BATCHINGS",
+    "MAX_EPOCHS",
     "MAX_LANES",
     "MAX_PIECE_ROWS",
     "REMAINDERS",

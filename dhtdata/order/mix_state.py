@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dhtdata.errors import ConfigError
-from dhtdata.order.state import State
+from dhtdata.order.state import MAX_EPOCHS, State
 
 VERSION = 1
 ALGORITHM = 1
@@ -77,7 +77,7 @@ class MixState:
         if len(sources) != len(readers):
             raise ConfigError(f"the state is of a mix of {len(sources)} sources, this one has {len(readers)}")
         saved, expected = value["mix"], key.as_dict()
-        for name in sorted(expected.keys() | saved.keys()):
+        for name in sorted(expected.keys() | saved.keys(), key=str):
             if saved.get(name) != expected.get(name):
                 raise ConfigError(
                     f"the state was saved with {name}={saved.get(name)!r}, this mix has {expected.get(name)!r}"
@@ -85,6 +85,8 @@ class MixState:
         if value["seed"] != seed:
             raise ConfigError(f"the state was saved with seed={value['seed']}, this mix has seed={seed}")
         read = tuple(_read(number, *pair) for number, pair in enumerate(zip(readers, sources, strict=True)))
+        if value["epoch"] >= MAX_EPOCHS:
+            raise ConfigError("the state of the mix is damaged: its epoch is beyond 2^56")
         if len({source.lanes for source in read}) > 1 or not value["global_batch"]:
             raise ConfigError("the state of the mix is damaged: no batch, or sources with different lanes")
         return cls(key, seed, value["epoch"], value["rows"], value["global_batch"], read)

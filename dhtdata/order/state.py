@@ -18,6 +18,7 @@ from dhtdata.errors import ConfigError
 VERSION = 1
 ALGORITHM = 1
 MAX_LANES = 1 << 14
+MAX_EPOCHS = 1 << 56
 _COUNTS = ("seed", "epoch", "rows", "global_batch", "lanes")
 
 
@@ -70,7 +71,7 @@ class State:
                 f"the state belongs to another dataset: its contents are {value.get('contents')}, these {contents}"
             )
         expected = asdict(key)
-        for name in sorted(expected.keys() | order.keys()):
+        for name in sorted(expected.keys() | order.keys(), key=str):
             if order.get(name) != expected.get(name):
                 raise ConfigError(
                     f"the state was saved with {name}={order.get(name)!r}, this mount has {expected.get(name)!r}"
@@ -79,4 +80,6 @@ class State:
             raise ConfigError(f"the state was saved with seed={value['seed']}, this mount has seed={seed}")
         if not 1 <= value["lanes"] <= MAX_LANES or not value["global_batch"]:
             raise ConfigError(f"the state is damaged: no batch, or lanes that are not in 1 to {MAX_LANES}")
+        if value["epoch"] >= MAX_EPOCHS:
+            raise ConfigError("the state is damaged: its epoch is beyond 2^56")
         return cls(contents, key, *(value[name] for name in _COUNTS))

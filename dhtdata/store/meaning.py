@@ -7,7 +7,7 @@ from dhtdata.errors import ConfigError, IntegrityError, NotFoundError
 from dhtdata.formats.manifest import MAX_MANIFEST_BYTES, Manifest
 from dhtdata.formats.names import Name
 from dhtdata.formats.records import NameRecord
-from dhtdata.formats.ticket import LocalName, Target, Ticket
+from dhtdata.formats.ticket import PREFIX, LocalName, Target, Ticket
 from dhtdata.store.store import Store
 
 PREFIX_DIGITS = 8
@@ -53,8 +53,10 @@ def meaning_of(target: LocalName, store: Store) -> Name | Digest:
             f"{target.name!r} stands for {len(found)} datasets in this store: give the manifest digest, see dhtdata ls"
         )
     if not found:
+        if target.name.startswith(PREFIX):
+            raise NotFoundError(f"{target.name} looks like a ticket that was cut short: copy it again, whole")
         raise NotFoundError(
-            f"no dataset called {target.name!r} is in this store: see dhtdata ls, or give a ticket or "
+            f"no dataset called {target.name!r} is in the store {store.path}: see dhtdata ls, or give a ticket or "
             "dhtdata://PUBLISHER/NAME"
         )
     return found[0]

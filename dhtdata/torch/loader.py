@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils import data as torch_data
 
 from dhtdata.errors import ConfigError
@@ -55,7 +58,8 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
         worker = torch_data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         steps = self.dataset.steps(run, number, workers)
-        return map(self._finished, self.dataset.parcels(steps, "torch"))
+        finished = map(self._finished, self.dataset.parcels(steps, "torch"))
+        return finished if worker is None else map(_sent, finished)
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -70,6 +74,27 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
 
 def _as_is(item: Any) -> Any:
     return item
+
+
+def _sent(parcel: Parcel | list[Any]) -> Parcel | list[Any]:
+    return _Made(parcel) if isinstance(parcel, list) else parcel
+
+
+class _Made(list[Any]):
+    """What a user's function made, on its way out of a worker: pickled, or the error that says why it cannot be.
+
+    torch pickles in a thread that prints an error and drops what it was given, and the loop would wait for ever.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            return pickle.loads, (bytes(ForkingPickler.dumps(list(self))),)
+        except Exception as failure:  # objects pickle themselves, and may raise anything
+            told = ConfigError(
+                f"what transform or collate_fn returned cannot be sent by a worker ({type(failure).__name__}: "
+                f"{failure}): return values that can be pickled, or load without workers"
+            )
+            return _as_is, (ExceptionWrapper((ConfigError, told, None), "in a worker of the DataLoader"),)
 
 
 class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
@@ -146,10 +171,20 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
             self._streaming.finish(run)
 
     def _received(self, run: Run, parcels: Iterator[Any]) -> Iterator[Parcel]:
-        for parcel in parcels:
+        while True:
+            try:
+                parcel = next(parcels, None)
+            except Exception as failure:
+                if not self.num_workers:
+                    raise
+                # torch raises what happened in a worker from a frame that refers to it, below one that refers to its
+                # iterator. Such a circle ends when the collector comes by, which takes the workers' queues first: then
+                # nobody tells the workers to end, and 5 seconds are waited for each.
+                raise failure.with_traceback(None) from failure.__cause__
             self._check_latest(run)
+            if parcel is None:
+                return
             yield Items(parcel) if isinstance(parcel, list) else parcel
-        self._check_latest(run)
 
     def _check_latest(self, run: Run) -> None:
         if self.persistent_workers and run is not self._latest:

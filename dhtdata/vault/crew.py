@@ -20,17 +20,23 @@ class Crew:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._lock = threading.RLock()  # closing may be the garbage collector's doing, within `put`
 
-    def put(self, job: _Job) -> None:
-        """Have it done. It must not raise."""
-        self._jobs.put(job)
-        if len(self._threads) < self._most:
-            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+    def put(self, job: _Job) -> bool:
+        """Have it done; it must not raise. False if the crew is closed, and nobody would do it."""
+        with self._lock:
+            if self._closed:
+                return False
+            if len(self._threads) < self._most:
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            self._jobs.put(job)
+            return True
 
     def submit(self, make: Callable[[], _A]) -> Future[_A]:
-        """What it returns or raises, later."""
+        """What it returns or raises, later; at once if the crew is closed."""
         done: Future[_A] = Future()
 
         def job() -> None:
@@ -39,13 +45,17 @@ class Crew:
             except BaseException as failure:  # it is raised where the result is waited for
                 done.set_exception(failure)
 
-        self.put(job)
+        if not self.put(job):
+            job()
         return done
 
     def close(self) -> None:
         """Threads end when they have done what they were given."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._jobs.put(None)
 
     def join(self) -> None:
         """Wait until closed threads have ended."""

@@ -57,6 +57,10 @@ _Job = Callable[[], None]
 _A = TypeVar("_A")
 
 
+class _GivenUp(NotFoundError):
+    """Whoever asked has left: a loop that still needs it asks again."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Whose dataset it is: for messages, for trust, and for the peer. ``publisher`` is 32 bytes."""
@@ -85,6 +89,7 @@ class Vault:
         self._crew: Crew | None = None
         self._closed_crew: Crew | None = None
         self._leaving = threading.Event()
+        self._loops = 0
         self._alive: weakref.WeakSet[OpenShard] = weakref.WeakSet()
         self._looked_s = time.monotonic()
         self._closings = 0
@@ -246,23 +251,36 @@ class Vault:
             asked = [(shard, blocks, self.ask(shard, blocks, ahead=False)) for shard, blocks in left]
             left = []
             for shard, blocks, futures in asked:
-                if any(map(_lacked_room, futures)):
+                if any(map(self._must_ask_again, futures)):
                     left.append((shard, blocks))
+
+    def _must_ask_again(self, asked: Future[None]) -> bool:
+        """Whether it found no room ahead of need, or the loop that asked for it has ended; raises any other failure."""
+        if isinstance(asked.exception(), NoRoomYet | _GivenUp) and not self._leaving.is_set():
+            return True
+        asked.result()
+        return False
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
-        """While inside, blocks are fetched by threads, several shards at once."""
-        if self._crew is not None:
-            yield
-            return
-        self._crew = crew = Crew(FETCHERS, "dhtdata-fetch")
-        self._leaving.clear()
+        """While inside, blocks are fetched by threads, several shards at once. Loops that overlap share the threads."""
+        with self._lock:
+            self._loops += 1
+            self._crew = self._crew or Crew(FETCHERS, "dhtdata-fetch")
         try:
             yield
         finally:
-            self._crew, self._closed_crew = None, crew
-            self._leaving.set()
-            crew.close()
+            with self._lock:
+                self._loops -= 1
+                if not self._loops and (crew := self._crew) is not None:
+                    self._crew, self._closed_crew = None, crew
+                    self._leave()
+                    crew.close()
+
+    def _leave(self) -> None:
+        """End the waiting of all who wait now, not of those who ask afterwards."""
+        leaving, self._leaving = self._leaving, threading.Event()
+        leaving.set()
 
     def join(self) -> None:
         """Wait for threads that finish what they fetch after `fetching`."""
@@ -272,16 +290,16 @@ class Vault:
 
     def close(self) -> None:
         """Give up waiting, unmap all shards."""
-        self._leaving.set()
         with self._lock:
+            self._leave()
+            self._leaving.set()
             self._shards.clear()
         self._trust.close()
 
     def _submit(self, job: _Job) -> None:
-        if self._crew is None:
+        crew = self._crew
+        if crew is None or not crew.put(job):
             job()
-        else:
-            self._crew.put(job)
 
     def _fetch(self, shard: OpenShard, blocks: list[int], done: Future[None], ahead: bool) -> None:
         try:
@@ -340,7 +358,7 @@ class Vault:
 
     def _persist(self, what: str, ask: Callable[[PeerClient, float], _A], *, ahead: bool = False) -> _A:
         """Ask the peer until it succeeds or the time is over."""
-        deadline_s = time.monotonic() + self._timeout_s
+        leaving, deadline_s = self._leaving, time.monotonic() + self._timeout_s
         pause_s, told = FIRST_PAUSE_S, False
         while True:
             left_s = deadline_s - time.monotonic()
@@ -349,8 +367,10 @@ class Vault:
             except (NotFoundError, PeerError, NoRoomYet) as failure:
                 if ahead and isinstance(failure, NoRoomYet):
                     raise
-                if time.monotonic() + pause_s >= deadline_s or self._leaving.wait(pause_s):
-                    raise self._given_up(what, failure) from failure
+                if time.monotonic() + pause_s >= deadline_s:
+                    raise self._late(what, failure) from failure
+                if leaving.wait(pause_s):
+                    raise _GivenUp(f"{what} of {self._origin.title} is not waited for any more: {failure}") from failure
                 if not told:
                     _log.warning("waiting up to %.0f s for %s of %s: %s", left_s, what, self._origin.title, failure)
                     told = True
@@ -358,7 +378,7 @@ class Vault:
                 if not isinstance(failure, NoRoomYet):
                     self._remind()
 
-    def _given_up(self, what: str, failure: DhtDataError) -> DhtDataError:
+    def _late(self, what: str, failure: DhtDataError) -> DhtDataError:
         late = f"{what} of {self._origin.title} did not arrive within {self._timeout_s:.0f} s: {failure}"
         if isinstance(failure, NoRoomYet):
             return StoreError(late)
@@ -383,11 +403,3 @@ class Vault:
             if self._client is None:
                 self._client = self._connect()
             return self._client
-
-
-def _lacked_room(asked: Future[None]) -> bool:
-    """Whether blocks that were asked for ahead of need found no room; raises any other failure."""
-    if isinstance(asked.exception(), NoRoomYet):
-        return True
-    asked.result()
-    return False

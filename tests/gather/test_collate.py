@@ -284,6 +284,7 @@ def test_what_a_transform_makes_wrong_is_named(mounted: Mounted, transform: Call
         ({"collate": {"vector": "padded"}}, "column 'vector' of type fixed_size_list"),
         ({"collate": "padded", "columns": ["number", "text"]}, "which have to be named in a dict"),
         ({"collate": {"text": ("padded", 300)}}, "300 is no value of uint8, of which column 'text' is made"),
+        ({"collate": {"tokens": ("padded", float("nan"))}}, "nan is no value of int32"),
         ({"collate": {"tokens": ("padded", 0.5)}}, "0.5 is no value of int32"),
         ({"collate": {"tokens": ("padded", "x")}}, "'x' is no value of int32"),
         ({"collate": "padded", "batch_size": None}, "give batch_size"),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import dhtdata
 from dhtdata.gather import chart
 from dhtdata.gather.columns import item
+from dhtdata.gather.planes import WIDE_BYTES
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.store import Store
 from tests.gather.tables import BLOCK_ROWS, WIDE, table_of_every_type
@@ -286,3 +287,13 @@ def test_rows_are_right_while_blocks_arrive(digest: str, home: Path, tmp_path: P
             again = order[: first + 7]  # of shards that were partial when their blocks entered the chart
             check(view[again], again)
         view._view.close()
+
+
+def test_empty_lists_of_very_wide_items_are_gathered(tmp_path: Path) -> None:
+    wide = pa.list_(pa.list_(pa.float32(), WIDE_BYTES // 4 + 1))
+    with Store.open(tmp_path / "store") as store:
+        made = str(put_dataset(store, pa.table({"wide": pa.array([[], None, [[1.0] * (WIDE_BYTES // 4 + 1)]], wide)})))
+    with dhtdata.mount(made, home=tmp_path, batch_size=2) as dataset:
+        empty, full = (batch["wide"] for batch in dataset)
+    assert empty[0].shape == (0, WIDE_BYTES // 4 + 1) and empty[1] is None
+    assert full[0].shape == (1, WIDE_BYTES // 4 + 1) and (full[0] == 1.0).all()

@@ -133,6 +133,17 @@ def test_epochs_advance_by_themselves_or_as_told(made: str, home: Path) -> None:
     again = open_dataset()
     again.set_epoch(2)
     assert numbers(again) == epochs[2]
+    again.set_epoch(np.int64(1))  # type: ignore[arg-type]
+    assert numbers(again) == epochs[1]
+    assert json.loads(json.dumps(again.state_dict()))["epoch"] == 2
+
+
+@pytest.mark.parametrize("epoch", [1.5, True, "1", None, float("nan"), -1, 1 << 56])
+def test_what_is_no_epoch_is_refused_and_harms_nothing(made: str, home: Path, epoch: Any) -> None:
+    dataset = dhtdata.mount(made, home=home, batch_size=50, columns=["number"])
+    with pytest.raises(ConfigError, match="epoch: "):
+        dataset.set_epoch(epoch)
+    assert len(numbers(dataset)) == ROWS
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 7, 8])
@@ -351,6 +362,9 @@ def test_splits_are_read_apart(home: Path) -> None:
         ({"world_size": 2.0, "rank": 0}, "world_size: 2.0 is not"),
         ({"predownload": "many"}, "not a size"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": "5s"}, "timeout: '5s' is not a number of seconds"),
+        ({"shuffle": "py1s"}, "shuffle: 'py1s' is neither True nor False"),
+        ({"shuffle": 42}, "shuffle: 42 is neither"),
         ({"batch_size": 1000, "remainder": "drop"}, "smaller batch_size"),
         ({"cache_limit": "much"}, "not a size"),
     ],
@@ -358,6 +372,26 @@ def test_splits_are_read_apart(home: Path) -> None:
 def test_arguments_that_make_no_sense_are_named(made: str, home: Path, how: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         dhtdata.mount(made, home=home, **how)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1 << 56, "first", 1.5, True])
+def test_an_epoch_that_makes_no_sense_is_named(made: str, home: Path, epoch: Any) -> None:
+    with pytest.raises(ConfigError, match=f"epoch: {epoch!r} is not"):
+        dhtdata.mount(made, home=home).set_epoch(epoch)
+
+
+@pytest.mark.parametrize("how", [{"seed": "one"}, {"threads": 1.5}])
+def test_a_mix_names_its_arguments_too(made: str, home: Path, how: dict[str, Any]) -> None:
+    sources = [(dhtdata.mount(made, home=home, batch_size=4), 1) for _ in range(2)]
+    with pytest.raises(ConfigError, match=f"{next(iter(how))}: .* is not a whole number"):
+        dhtdata.Mix(sources, **how)
+
+
+def test_an_unknown_name_is_told_with_the_store_and_a_torn_ticket_as_such(made: str, home: Path) -> None:
+    with pytest.raises(NotFoundError, match=f"no dataset called 'nothing' is in the store {home / 'store'}"):
+        dhtdata.mount("nothing", home=home)
+    with pytest.raises(NotFoundError, match="ticket that was cut short"):
+        dhtdata.mount("dhtdata1qsuwczdeojsxg43fooiz", home=home)
 
 
 def test_a_column_that_collides_with_the_mark_of_padding_is_named(home: Path) -> None:

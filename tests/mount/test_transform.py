@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,61 @@ def test_samples_collate_by_member() -> None:
     ragged = collate([np.ones(2), np.ones(3)], "numpy")
     assert ragged.dtype == object and [len(one) for one in ragged] == [2, 3]
     assert [len(one) for one in collate([torch.ones(2), torch.ones(3)], "torch")] == [2, 3]
+
+
+def forgets_a_key(row: dict[str, Any]) -> dict[str, Any]:
+    return {"even": 1} if row["number"] % 2 == 0 else {"odd": 1}
+
+
+def returns_tuples(row: dict[str, Any]) -> tuple[int, ...]:
+    return (1,) * (1 + int(row["number"]) % 2)
+
+
+def returns_what_no_tensor_holds(row: dict[str, Any]) -> int:
+    return 1 << 80
+
+
+@pytest.mark.parametrize(
+    ("transform", "format"),
+    [
+        (forgets_a_key, "numpy"),
+        (forgets_a_key, "python"),
+        (forgets_a_key, "torch"),
+        (returns_tuples, "numpy"),
+        (returns_tuples, "torch"),
+        (returns_what_no_tensor_holds, "torch"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_results_that_make_no_batch_are_told_with_their_rows(
+    made: str, home: Path, transform: Callable[[Any], Any], format: str, on_error: str
+) -> None:
+    dataset = dhtdata.mount(
+        made,
+        home=home,
+        columns=["number"],
+        batch_size=10,
+        transform=transform,
+        transform_on="sample",
+        format=format,
+        on_error=on_error,
+    )
+    with pytest.raises(ConfigError, match=r"makes no batch: .* \(rows 0, 1, 2, 3, 4, … of split 'train'\)"):
+        next(iter(dataset))
+
+
+def returns_a_generator(batch: dict[str, Any]) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.slow_e2e
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pin_memory", [False, True])
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
+def test_what_no_worker_can_send_is_an_error_and_no_endless_wait(made: str, home: Path, pin_memory: bool) -> None:
+    dataset = dhtdata.mount(made, home=home, columns=["number"], batch_size=10, transform=returns_a_generator)
+    with pytest.raises(ConfigError, match="cannot be sent by a worker .*generator"):
+        list(DataLoader(dataset, num_workers=2, pin_memory=pin_memory))
+    plain = dhtdata.mount(made, home=home, columns=["number"], batch_size=10)
+    with pytest.raises(ConfigError, match="cannot be sent by a worker .*generator"):
+        list(DataLoader(plain, num_workers=1, pin_memory=pin_memory, collate_fn=returns_a_generator))

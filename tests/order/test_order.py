@@ -426,6 +426,8 @@ def test_a_state_is_small_json_and_comes_back_equal() -> None:
         ({"rows": -1}, "damaged"),
         ({"lanes": 0}, "damaged"),
         ({"epoch": "1"}, "damaged"),
+        ({"epoch": 1 << 56}, "damaged: its epoch"),
+        ({"order": {1: 2, "split": "train"}}, "1=2"),
         ({"order": None}, "damaged"),
         ({"order": {**OrderKey("test", True, 8).__dict__}}, "split='test'"),
         ({"order": {**OrderKey("train", False, 0).__dict__}}, "shuffle=False"),

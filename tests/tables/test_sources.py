@@ -596,6 +596,12 @@ def test_a_later_value_that_the_type_covers_is_taken(first: Any, later: Any, exp
     assert found[1_003] == expected and found[:1_003] == [first] * 1_003
 
 
+def test_arrays_of_more_dimensions_are_refused_with_what_to_give_instead() -> None:
+    with pytest.raises(ConfigError, match="column 'a' has no one type: .*from_numpy_ndarray"):
+        read([{"a": np.zeros((2, 2))}])
+    assert read([{"a": np.zeros(2)}, {"a": np.zeros((2, 2)).tolist()[0]}]).to_pydict() == {"a": [[0.0, 0.0]] * 2}
+
+
 @pytest.mark.parametrize(
     "values",
     [["x", b"x"], [date(2026, 7, 1), _NOON], [1.5, True], [_NOON, _NOON.replace(tzinfo=UTC)]],

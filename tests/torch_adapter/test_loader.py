@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,30 @@ def test_a_dataset_in_use_may_be_given_to_forked_workers(made: str, home: Path) 
     dataset.set_epoch(0)
     assert sum(batches(loader), []) == list(range(ROWS))
     assert next(iterator)["number"].tolist() == list(range(16, 32))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.slow_e2e
+def test_workers_end_with_the_failure_of_one_and_do_not_wait_for_the_collector(made: str, home: Path) -> None:
+    loader = DataLoader(
+        dhtdata.mount(made, home=home, batch_size=16, transform=refuses),
+        num_workers=2,
+        multiprocessing_context="fork",
+    )
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        try:
+            list(loader)
+        except ConfigError as failure:
+            assert "KeyError: 'gone'" in str(failure)
+        assert set(multiprocessing.active_children()) == before
+    finally:
+        gc.enable()
+
+
+def refuses(batch: Any) -> Any:
+    raise KeyError("gone")
 
 
 def test_the_dataset_refers_to_the_loader_while_workers_iterate(made: str, home: Path) -> None:

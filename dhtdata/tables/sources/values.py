@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 REFUSED = (pa.ArrowException, OverflowError, TypeError, ValueError)
@@ -50,11 +51,16 @@ def to_array(values: Sequence[Any], kind: pa.DataType, *, guessed: bool) -> pa.A
 
 
 def _check_alike(values: Sequence[Any]) -> None:
-    """TypeError where `pyarrow.array` would make unlike values alike."""
+    """TypeError where `pyarrow.array` would make unlike values alike, or would not say what to do instead."""
     kinds = set(map(type, values))
     for unlike in _UNLIKE:
         if unlike <= kinds:
             raise TypeError(f"{' and '.join(sorted(kind.__name__ for kind in unlike))} are mixed")
+    if np.ndarray in kinds and any(value.ndim > 1 for value in values if isinstance(value, np.ndarray)):
+        raise TypeError(
+            "an array has more dimensions than one: give .tolist(), or, where all have one shape, a pyarrow table with "
+            "pyarrow.FixedShapeTensorArray.from_numpy_ndarray"
+        )
     if datetime.datetime in kinds:
         zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime.datetime)}
         if len(zoned) > 1:
