@@ -119,23 +119,23 @@ class Transform:
         return batch | {VALID: collate([*valid, *[False] * missing], reading.format)}
 
     def _together(self, made: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
+        keys = {", ".join(sorted(map(str, sample))) if isinstance(sample, Mapping) else "no dict" for sample in made}
+        if len(keys) > 1:  # rows of a mix may be transformed by different functions
+            raise self._no_batch(f"rows have different keys: {'; '.join(sorted(keys))}", dealt, span)
         try:
             return joined(made, reading)
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as failure:
-            raise ConfigError(
-                f"what transform returned makes no batch: {type(failure).__name__}: {failure} ({dealt.named(*span)} of "
-                f"{self.place}). It must return the same keys and types for every row"
-            ) from failure
+            raise self._no_batch(f"{type(failure).__name__}: {failure}", dealt, span) from failure
+
+    def _no_batch(self, why: str, dealt: Dealt, span: tuple[int, int]) -> ConfigError:
+        return ConfigError(
+            f"what transform returned makes no batch: {why} ({dealt.named(*span)} of {self.place}). It must return the "
+            "same keys and types for every row"
+        )
 
 
 def joined(samples: Sequence[Any], reading: Reading) -> Any:
     """Samples as one batch, as `collate` makes it; columns for which a shape was asked have that shape."""
-    fields = {", ".join(sorted(sample)) if isinstance(sample, Mapping) else "no dict" for sample in samples}
-    if len(fields) > 1:
-        raise ConfigError(
-            f"the rows of a batch have different fields after transform ({'; '.join(sorted(fields))}): return the same "
-            "ones for every row"
-        )
     shaping = reading.shaping
     if not shaping.collates:
         return collate(samples, reading.format)
