@@ -66,7 +66,13 @@ class Gatherer:
         }
 
     def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
-        def direct(found: _Located, form: Form) -> Column | Ragged | None:
+        columns = self.placed(rows, ragged)
+        return {name: column.taken() if isinstance(column, Placed) else column for name, column in columns.items()}
+
+    def placed(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged | Placed]:
+        """The same, but for values of one width, which are not copied yet."""
+
+        def direct(found: _Located, form: Form) -> Column | Ragged | Placed | None:
             return _ragged_column(found, form) if found.name in ragged else _numpy_column(found, form)
 
         def through_arrow(name: str, array: pa.Array) -> Column | Ragged:
@@ -177,24 +183,52 @@ class _Located:
         index += 1
         return starts, offsets.take(index).astype(np.int64, copy=False)
 
-    def fixed(self, flat: Flat, width: int) -> Array:
-        """Values of one width, as they are stored."""
-        low, high = self.chart.low, self.chart.high
-        if flat.stored == np.bool_:
-            return bits_at(low, high, self.at(self.places.values))
-        each = width // unit_of(width) if width else 0
-        taken: Array = values_at(low, high, flat.stored, flat.shape, self.at(self.places.values, each))
-        return taken
+    def fixed(self, form: Form, flat: Flat) -> Placed:
+        """Values of one width."""
+        width = form.width
+        each = 1 if flat.stored == np.bool_ else width // unit_of(width) if width else 0
+        units = self.at(self.places.values, each)
+        return Placed(self.chart.low, self.chart.high, self.chart.maps, flat, width, units, self.valid())
 
 
-def _numpy_column(found: _Located, form: Form) -> Column | None:
+@dataclass(frozen=True)
+class Placed:
+    """Values of one width where they lie: at ``units`` of `unit_of` the width behind ``low``, or bits if of bools."""
+
+    low: int
+    high: int
+    maps: tuple[pa.Buffer, ...]
+    flat: Flat
+    width: int
+    units: Rows
+    valid: NDArray[np.bool_] | None
+
+    def stored(self) -> Array:
+        """Copied as they are stored."""
+        if self.flat.stored == np.bool_:
+            return bits_at(self.low, self.high, self.units)
+        values: Array = values_at(self.low, self.high, self.flat.stored, self.flat.shape, self.units)
+        return values
+
+    def taken(self) -> Array:
+        """Copied as a column."""
+        return self.flat.shown(self.stored(), self.valid)
+
+    def behind(self, low: int) -> Rows:
+        """The units behind a lower address."""
+        if self.flat.stored == np.bool_:
+            return self.units + (self.low - low) * 8
+        return self.units + (self.low - low) // unit_of(self.width) if self.width else self.units
+
+
+def _numpy_column(found: _Located, form: Form) -> Column | Placed | None:
     """None if only Arrow can read these rows."""
     if form.flat is None:
         return _texts(found, form)
     if not form.offset_bytes:
         if found.awkward:
             return found.runs.group.flat(found.name, form.flat)
-        return form.flat.shown(found.fixed(form.flat, form.width), found.valid())
+        return found.fixed(form, form.flat)
     if found.awkward:
         return None
     values, bounds = _items(found, form, form.flat)
@@ -224,8 +258,9 @@ def _python_column(found: _Located, form: Form) -> Sequence[Any] | None:
     flat = form.flat
     if form.offset_bytes or flat.shape or flat.dtype.char not in _PLAIN_NUMBERS:
         return None  # dates, lists and the like have Python values that Arrow makes
-    values: list[Any] = found.fixed(flat, form.width).tolist()
-    valid = found.valid()
+    placed = found.fixed(form, flat)
+    values: list[Any] = placed.stored().tolist()
+    valid = placed.valid
     return values if valid is None else [value if kept else None for value, kept in zip(values, valid, strict=True)]
 
 

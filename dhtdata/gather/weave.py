@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dhtdata.gather.columns import Column
-from dhtdata.gather.gatherer import Gatherer
+from dhtdata.gather.gatherer import Gatherer, Placed
 from dhtdata.gather.ragged import Ragged
 from dhtdata.gather.texts import Woven
 from dhtdata.order.mixing import split
@@ -39,6 +39,10 @@ class Weave:
     def column(self, parts: Sequence[Any]) -> Any:
         """One column out of that of each part: arrays, masked ones, dicts of these, lists end to end, sequences."""
         first = parts[0]
+        if all(isinstance(part, Placed) and part.flat == first.flat for part in parts):
+            return self._placed(parts).taken()
+        parts = [part.taken() if isinstance(part, Placed) else part for part in parts]
+        first = parts[0]
         if len(parts) == 1:
             return first
         if isinstance(first, dict):
@@ -57,6 +61,23 @@ class Weave:
             return parts[0]
         before = np.cumsum([0, *(part.num_rows for part in parts[:-1])])
         return pa.concat_batches(parts).take(pa.array(before[self.which] + self.at))
+
+    def _placed(self, parts: Sequence[Placed]) -> Placed:
+        """Where all values lie: they are copied once, whichever part they are of."""
+        low, high = min(part.low for part in parts), max(part.high for part in parts)
+        valid = None
+        if any(part.valid is not None for part in parts):
+            valid = self._array(
+                [np.ones(part.units.size, np.bool_) if part.valid is None else part.valid for part in parts]
+            )
+        return replace(
+            parts[0],
+            low=low,
+            high=high,
+            maps=(),  # the parts keep them
+            units=self._array([part.behind(low) for part in parts]),
+            valid=valid,
+        )
 
     def _array(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         made = np.empty((self.which.size, *parts[0].shape[1:]), parts[0].dtype)
@@ -85,7 +106,7 @@ class MixGatherer:
         self.logical = logical if column is None else logical.append(pa.field(column, pa.int64(), nullable=False))
 
     def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
-        return self._woven(rows, lambda gatherer, own: gatherer.numpy(own, ragged), lambda sources: sources)
+        return self._woven(rows, lambda gatherer, own: gatherer.placed(own, ragged), lambda sources: sources)
 
     def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
         return self._woven(rows, lambda gatherer, own: gatherer.python(own), lambda sources: sources.tolist())

@@ -9,7 +9,7 @@ own iteration do not matter to a mix, and a source may be iterated over by itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ from dhtdata.mount.pipeline import Pipeline
 from dhtdata.mount.plain import meet_torch
 from dhtdata.mount.stream import Stream
 from dhtdata.mount.transform import Transform
-from dhtdata.order import Mixing, MixKey, MixState, MixSteps, Pattern, Share, Turns, parts_of
+from dhtdata.order import EpochOrder, Mixing, MixKey, MixState, MixSteps, Pattern, Share, Turns, parts_of
 
 
 class Mix(Stream):
@@ -71,6 +71,7 @@ class Mix(Stream):
         self._sources, weights = pairs_of(sources)
         self._key = MixKey(batching, stop, parts_of(weights))
         self._pattern = Pattern(self._key.weights)
+        self._mixings: dict[int, Mixing] = {}
         self._per_source = batching == "per_source"
         first = self._sources[0].loop
         check_alike(self._sources)
@@ -116,7 +117,7 @@ class Mix(Stream):
         return self._mixing(self._epochs.at.lanes).rows
 
     def __len__(self) -> int:
-        return len(self.steps(self._epochs.start_of(0)))
+        return len(self._cut(self._epochs.start_of(0), self._share(), []))
 
     def __repr__(self) -> str:
         named = ", ".join(
@@ -136,11 +137,14 @@ class Mix(Stream):
             source.close()
 
     def steps(self, run: Run, worker: int = 0, workers: int = 1) -> MixSteps:
-        crew = self._loop.crew
+        orders = [source.order(0, run.lanes) for source in self._sources]
+        return self._cut(run, self._share(worker, workers), orders)
+
+    def _cut(self, run: Run, share: Share, orders: Sequence[EpochOrder]) -> MixSteps:
         return MixSteps(
             self._mixing(run.lanes),
-            [source.order(0, run.lanes) for source in self._sources],
-            Share(crew.rank, crew.ranks, worker, workers),
+            orders,
+            share,
             epoch=run.epoch,
             global_batch=self._loop.global_batch,
             remainder=self._loop.remainder,
@@ -191,15 +195,18 @@ class Mix(Stream):
         return TurnPipeline(supply(schemas[0]), self._loop, lines, format)
 
     def _mixing(self, lanes: int) -> Mixing:
-        return Mixing(
-            self._pattern,
-            [source.num_rows for source in self._sources],
-            batching=self._key.batching,
-            stop=self._key.stop,
-            seed=self._loop.seed,
-            global_batch=self._loop.global_batch,
-            lanes=lanes,
-        )
+        found = self._mixings.get(lanes)
+        if found is None:
+            found = self._mixings[lanes] = Mixing(
+                self._pattern,
+                [source.num_rows for source in self._sources],
+                batching=self._key.batching,
+                stop=self._key.stop,
+                seed=self._loop.seed,
+                global_batch=self._loop.global_batch,
+                lanes=lanes,
+            )
+        return found
 
     def _check_columns(self) -> None:
         added = {VALID: "the mark of padding"} if self._loop.remainder == "pad" else {}

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dhtdata.errors import ConfigError
 from dhtdata.order import permutation as permute
@@ -51,6 +52,21 @@ STOPS = ("first", "all")
 SPAN = 1 << 16
 ROW_BITS = 48
 _CACHED = 2
+_MARK = 1 << 11
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Shuffled turns, and how many each source has before every `_MARK`-th of them."""
+
+    turns: Sources
+    marks: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, turns: Sources, count: int) -> _Span:
+        parts = [turns[first : first + _MARK] for first in range(0, turns.size, _MARK)]
+        counts = [np.zeros(count, np.int64), *(np.bincount(part, minlength=count) for part in parts)]
+        return cls(turns, np.cumsum(counts, axis=0))
 
 
 class Mixing:
@@ -80,7 +96,7 @@ class Mixing:
         self.rows_a_turn = global_batch if batching == "per_source" else lanes
         self._seed = seed
         self._shuffled = batching == "random"
-        self._spans: dict[tuple[int, int], Sources] = {}
+        self._spans: dict[tuple[int, int], _Span] = {}
         if stop == "first":
             self.rows = min(self._place(source, size) for source, size in enumerate(sizes))
         else:
@@ -117,12 +133,14 @@ class Mixing:
     def before(self, epoch: int, position: int) -> list[int]:
         """Rows of each source before this position of this epoch."""
         turn = position // self.rows_a_turn
-        span = turn // SPAN * SPAN if self._shuffled else turn
-        turns = self.pattern.before(span)
-        if span < turn:
-            more = np.bincount(self._turns(epoch, span, turn), minlength=len(turns))
-            turns = [count + added for count, added in zip(turns, more.tolist(), strict=True)]
-        return self._counted(turns, position, partial(self._turns, epoch))
+        number, rest = divmod(turn, SPAN)
+        if not self._shuffled or not rest:
+            return self._counted(self.pattern.before(turn), position, partial(self._turns, epoch))
+        span = self._span(epoch, number)
+        mark = rest // _MARK
+        inside = span.marks[mark] + np.bincount(span.turns[mark * _MARK : rest], minlength=len(self.sizes))
+        before = zip(self.pattern.before(number * SPAN), inside.tolist(), strict=True)
+        return self._counted([count + more for count, more in before], position, partial(self._turns, epoch))
 
     def _counted(self, turns: list[int], position: int, sources: Callable[[int, int], Sources]) -> list[int]:
         """Rows of each source before a position, given the whole turns before it."""
@@ -142,12 +160,12 @@ class Mixing:
         if not self._shuffled:
             return self.pattern.sources(first, stop)
         parts = [
-            self._span(epoch, number)[max(first - number * SPAN, 0) : stop - number * SPAN]
+            self._span(epoch, number).turns[max(first - number * SPAN, 0) : stop - number * SPAN]
             for number in range(first // SPAN, -(-stop // SPAN))
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
-    def _span(self, epoch: int, number: int) -> Sources:
+    def _span(self, epoch: int, number: int) -> _Span:
         """The turns of one span, shuffled, but for an epoch's last turn if it is not whole.
 
         Threads may ask: what is cached is replaced, never changed.
@@ -159,7 +177,7 @@ class Mixing:
             base = self.pattern.sources(first, min(first + SPAN, -(-self.rows // self.rows_a_turn)))
             whole = min(base.size, self.rows // self.rows_a_turn - first)
             chosen = permute.permutation(whole, (self._seed, epoch), permute.SOURCES, 0, number)
-            span = np.concatenate([base[chosen], base[whole:]])
+            span = _Span.of(np.concatenate([base[chosen], base[whole:]]), len(self.sizes))
             self._spans = dict([*self._spans.items()][1 - _CACHED :]) | {key: span}
         return span
 
