@@ -139,7 +139,7 @@ LAYERS: list[list[str]] = [
     ["vault.vault"],
     ["vault.horizon"],
     ["vault.readahead"],
-    ["gather", "gather.pictures", "gather.planes", "gather.texts"],
+    ["gather", "gather.leaving", "gather.pictures", "gather.planes", "gather.texts"],
     ["gather.columns"],
     ["gather.ragged", "gather.runs", "torch.parcels", "torch.tensors"],
     ["gather.chart"],

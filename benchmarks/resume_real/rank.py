@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -49,7 +50,7 @@ def main() -> None:
     for batch in islice(loader, given["steps"] or None):
         batches.append(batch["number"].tolist())
         if given["looks"] and len(batches) % every == 0:
-            worst = max(worst, *(private_dirty(child.pid) for child in multiprocessing.active_children() if child.pid))
+            worst = max(worst, _worst_worker())
     state = loader.state_dict() if given["ticket"] else None
     say(batches=batches, state=state, worst_bytes=worst)
 
@@ -79,6 +80,15 @@ def _loader(given: dict[str, Any]) -> Any:
     if given["state"] is not None:
         loader.load_state_dict(given["state"])
     return loader
+
+
+def _worst_worker() -> int:
+    """The most private dirty memory that a worker has now; those that have had their turns are gone."""
+    worst = 0
+    for child in multiprocessing.active_children():
+        with suppress(ProcessLookupError, FileNotFoundError):
+            worst = max(worst, private_dirty(child.pid or 0))
+    return worst
 
 
 if __name__ == "__main__":

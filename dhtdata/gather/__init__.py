@@ -11,6 +11,7 @@
 | ``gatherer`` | rows gathered by these ways |
 | ``weave`` | rows gathered from several datasets, put into the order of a mix |
 | ``pictures`` | encoded images (door of ``PIL``) |
+| ``leaving`` | rows on which something failed, told in the log |
 | ``shaping`` | what ``collate`` and ``decode`` ask for |
 | ``parcels`` | what a few steps take, handed out one by one |
 """

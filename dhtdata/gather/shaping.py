@@ -15,7 +15,6 @@ Both are for numpy and torch; Arrow's batches and Python's values have the types
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.gather.columns import Cut, items_dtype, objects, plain_type
 from dhtdata.gather.gatherer import Gathers
+from dhtdata.gather.leaving import leave_out
 from dhtdata.gather.pictures import MODES, decode_picture, require_pillow
 from dhtdata.gather.ragged import Ragged
 from dhtdata.order import Dealt
@@ -35,7 +35,6 @@ from dhtdata.order import Dealt
 KINDS = ("list", "padded", "jagged")
 LENGTHS = "_lengths"
 _SHAPED_FORMATS = ("numpy", "torch")
-_log = logging.getLogger("dhtdata")
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Shaping:
                 told = f"column {name!r} of {dealt.named(row, row + 1)} of {self.place} is no picture: {values[row]}"
                 if not self.skips:
                     raise FormatError(f"{told} (in a loop, on_error='skip' leaves such rows out)")
-                _log.warning("%s: left out", told)
+                leave_out(told, self.place)
                 good[row] = False
         return good
 

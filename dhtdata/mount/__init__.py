@@ -39,7 +39,7 @@ from dhtdata.errors import ConfigError
 from dhtdata.formats.addresses import Address
 from dhtdata.formats.ticket import parse_target
 from dhtdata.formats.web_seeds import WebSeed
-from dhtdata.mount.arguments import flag, whole
+from dhtdata.mount.arguments import flag, refuse_foreign, whole
 from dhtdata.mount.dataset import StreamingDataset
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.map_style import MapStyleDataset
@@ -89,6 +89,7 @@ def mount(
     network: str | Path | None = None,
     web_seeds: str | Sequence[str | WebSeed] | None = None,
     settings: Settings | None = None,
+    **foreign: Any,
 ) -> StreamingDataset:
     """A dataset to iterate over. ``target``: a ticket, a ``dhtdata://`` name, a manifest digest or a name in the store.
 
@@ -120,6 +121,7 @@ def mount(
 
     ConfigError names an argument that makes no sense, NotFoundError what nobody has.
     """
+    refuse_foreign(foreign)
     crew = find_ranks(
         None if rank is None else whole("rank", rank),
         None if world_size is None else whole("world_size", world_size),

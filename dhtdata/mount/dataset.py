@@ -92,7 +92,11 @@ class StreamingDataset(Stream):
     # Reading
 
     def map_style(self) -> MapStyleDataset:
-        """Random access to all rows of the split, in source order; no transform changes them."""
+        """Random access to all rows of the split, in source order. ConfigError under a transform, which loops have."""
+        if self._loop.transform is not None:
+            raise ConfigError(
+                "transform belongs to loops: for random access mount without it, and call the function on what you take"
+            )
         return MapStyleDataset(self._view, self._loop.reading_by_number())
 
     def to_arrow(self) -> pa.Table:

@@ -19,8 +19,7 @@ Rows = NDArray[np.int64]
 class MapStyleDataset:
     """A split by row number: ``[123]`` and ``[-1]`` are rows, ``[10:20]`` and ``[[3, 1, 2]]`` batches.
 
-    Under a filter the rows that it keeps are numbered. Images are decoded and lists collated as the mount says, but its
-    ``transform`` belongs to loops and changes nothing here.
+    Under a filter the rows that it keeps are numbered. Images are decoded and lists collated as the mount says.
 
     Fetches the blocks that hold what is asked for. Works as a map-style dataset of torch, with its samplers.
     """

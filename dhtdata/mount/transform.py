@@ -6,7 +6,6 @@ on, and where ranks must make equal steps the row is replaced by one of its batc
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from dhtdata.errors import ConfigError
+from dhtdata.gather.leaving import leave_out
 from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
 LEVELS = ("batch", "sample")
 ON_ERROR = ("raise", "skip")
-_log = logging.getLogger("dhtdata")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Transform:
             told = f"transform raised {type(failure).__name__}: {failure} ({dealt.named(*span)} of {self.place})"
             if not self.skips:
                 raise ConfigError(told) from failure
-            _log.warning("%s: left out", told)
+            leave_out(told, self.place)
             return Skipped.ITEM
 
     def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
@@ -119,23 +118,23 @@ class Transform:
         return batch | {VALID: collate([*valid, *[False] * missing], reading.format)}
 
     def _together(self, made: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
-        keys = {", ".join(sorted(map(str, sample))) if isinstance(sample, Mapping) else "no dict" for sample in made}
-        if len(keys) > 1:  # rows of a mix may be transformed by different functions
-            raise self._no_batch(f"rows have different keys: {'; '.join(sorted(keys))}", dealt, span)
         try:
             return joined(made, reading)
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as failure:
-            raise self._no_batch(f"{type(failure).__name__}: {failure}", dealt, span) from failure
-
-    def _no_batch(self, why: str, dealt: Dealt, span: tuple[int, int]) -> ConfigError:
-        return ConfigError(
-            f"what transform returned makes no batch: {why} ({dealt.named(*span)} of {self.place}). It must return the "
-            "same keys and types for every row"
-        )
+            raise ConfigError(
+                f"what transform returned makes no batch: {type(failure).__name__}: {failure} ({dealt.named(*span)} of "
+                f"{self.place}). It must return the same keys and types for every row"
+            ) from failure
 
 
 def joined(samples: Sequence[Any], reading: Reading) -> Any:
-    """Samples as one batch, as `collate` makes it; columns for which a shape was asked have that shape."""
+    """Samples as one batch, as `collate` makes it; columns for which a shape was asked have that shape.
+
+    ValueError and the like if they do not go together.
+    """
+    fields = {", ".join(sorted(sample)) if isinstance(sample, Mapping) else "no dict" for sample in samples}
+    if len(fields) > 1:
+        raise ValueError(f"the rows of a batch have different fields ({'; '.join(sorted(fields))})")
     shaping = reading.shaping
     if not shaping.collates:
         return collate(samples, reading.format)

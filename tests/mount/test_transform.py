@@ -180,6 +180,12 @@ def test_nonsense_is_refused_at_once(made: str, home: Path, options: dict[str, A
         dhtdata.mount(made, home=home, **options)
 
 
+def test_random_access_is_refused_under_a_transform_which_it_would_not_see(made: str, home: Path) -> None:
+    dataset = dhtdata.mount(made, home=home, batch_size=10, transform=doubled)
+    with pytest.raises(ConfigError, match="transform belongs to loops"):
+        dataset.map_style()
+
+
 def test_samples_collate_by_member() -> None:
     samples = [{"a": np.ones(2), "b": (1, "x")}, {"a": np.zeros(2), "b": (2, "y")}]
     batch = collate(samples, "numpy")

@@ -126,7 +126,7 @@ def test_transforms_of_sources_and_of_the_mix_run_in_workers(home: Path, targets
     long, short = (mounted(targets[0], transform=doubled, transform_on="sample"), mounted(targets[1]))
     mix = dhtdata.Mix([(long, 1), (short, 1)], transform=halved, source_column="origin")
     with pytest.raises(
-        ConfigError, match="different keys: number, origin; number, origin, text .*of source 0.*of the mix"
+        ConfigError, match="different fields .number, origin; number, origin, text. .*of source 0.*of the mix"
     ):  # one source has no text any more
         list(DataLoader(mix, num_workers=1, multiprocessing_context=context))
     short = mounted(targets[1], columns=["number", "text"], transform=doubled, transform_on="sample")
