@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from dataclasses import dataclass
 
 TOLD = 10
 _log = logging.getLogger("dhtdata")
-_counts: Counter[str] = Counter()
 
 
-def leave_out(told: str, place: str) -> None:
-    """Log why a row (or batch) of ``place`` is left out: the first few of each process, then every doubling."""
-    _counts[place] += 1
-    count = _counts[place]
-    if count <= TOLD:
-        _log.warning("%s: left out", told)
-    elif count & (count - 1) == 0:
-        _log.warning("%s: left out, as %d of %s so far; not every one is told", told, count, place)
+@dataclass
+class Leaving:
+    """Of one mount, in each process: the first few are told one by one, then every doubling."""
+
+    count: int = 0
+
+    def tell(self, why: str) -> None:
+        """A row, or batch, is left out, for this reason."""
+        self.count += 1
+        if self.count <= TOLD:
+            _log.warning("%s: left out", why)
+        elif self.count & (self.count - 1) == 0:
+            _log.warning("%s: left out, the %dth so far; not every one is told", why, self.count)

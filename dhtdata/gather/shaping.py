@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from dhtdata.errors import ConfigError, FormatError
 from dhtdata.gather.columns import Cut, items_dtype, objects, plain_type
 from dhtdata.gather.gatherer import Gathers
-from dhtdata.gather.leaving import leave_out
+from dhtdata.gather.leaving import Leaving
 from dhtdata.gather.pictures import MODES, decode_picture, require_pillow
 from dhtdata.gather.ragged import Ragged
 from dhtdata.order import Dealt
@@ -94,6 +94,7 @@ class Shaping:
     skips: bool = False
     in_step: bool = False
     place: str = ""
+    leaving: Leaving = field(default_factory=Leaving, compare=False)
 
     @classmethod
     def of(cls, schema: pa.Schema, format: str, collate: Any, decode: Any, made_by_transform: bool) -> Shaping:
@@ -158,7 +159,7 @@ class Shaping:
                 told = f"column {name!r} of {dealt.named(row, row + 1)} of {self.place} is no picture: {values[row]}"
                 if not self.skips:
                     raise FormatError(f"{told} (in a loop, on_error='skip' leaves such rows out)")
-                leave_out(told, self.place)
+                self.leaving.tell(told)
                 good[row] = False
         return good
 

@@ -7,14 +7,14 @@ on, and where ranks must make equal steps the row is replaced by one of its batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from dhtdata.errors import ConfigError
-from dhtdata.gather.leaving import leave_out
+from dhtdata.gather.leaving import Leaving
 from dhtdata.gather.parcels import VALID, Items, Parcel, Reading, Skipped, with_gaps
 from dhtdata.order import Dealt
 
@@ -34,6 +34,7 @@ class Transform:
     skips: bool
     place: str
     then: Transform | None = None
+    leaving: Leaving = field(default_factory=Leaving, compare=False)
 
     @classmethod
     def of(
@@ -87,7 +88,7 @@ class Transform:
             told = f"transform raised {type(failure).__name__}: {failure} ({dealt.named(*span)} of {self.place})"
             if not self.skips:
                 raise ConfigError(told) from failure
-            leave_out(told, self.place)
+            self.leaving.tell(told)
             return Skipped.ITEM
 
     def _joined(self, rows: Sequence[Any], dealt: Dealt, span: tuple[int, int], reading: Reading) -> Any:
