@@ -14,8 +14,9 @@ From row ranges to a step, for one epoch with ``shuffle``:
 6. **Global batch.** Positions ``[p, p + G)``, stably sorted by lane. Rank r of W takes the r-th of W equal slices; with
    L nodes, a slice lies in its node's lane. Every boundary p leaves the same set of rows behind whatever G, W and the
    workers are: that is what makes an epoch resumable anywhere by anyone.
-7. **Steps.** Step s is the s-th global batch since the position at which iteration began; worker s mod (workers) takes
-   it whole, as torch's DataLoader deals them.
+7. **Steps.** Step s is the s-th global batch since the position at which iteration began. A worker takes whole steps, a
+   few consecutive ones at a time (`Steps.parcels`), or every so many-th (`Steps.turns`) where torch's own DataLoader
+   deals them.
 
 Without ``shuffle`` the epoch sequence is the source order and there is one lane. How several datasets become one
 sequence is told in `mixing`.
