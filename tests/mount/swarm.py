@@ -37,7 +37,9 @@ def seed(home: Path, manifest: Digest, port: int = 0) -> Iterator[tuple[str, sub
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["ticket"], process
+            told = process.stdout.readline()
+            assert told, f"the seed of {home} ended with {process.wait(10)} before it had a ticket"
+            yield json.loads(told)["ticket"], process
         finally:
             process.kill()
 
