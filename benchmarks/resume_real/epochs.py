@@ -22,7 +22,7 @@ from benchmarks.resume_real.small import mapped_files, no_peer_after, peer_pid, 
 ROWS, SHARD_ROWS = 4_000, 25
 EPOCH_S = 60.0
 NOTED = ("mib", "descriptors", "threads", "maps")
-BARS = {"mib": 4.0, "descriptors": 10.0, "threads": 1.0, "maps": 8.0}
+BARS = {"mib": 4.0, "descriptors": 2.0, "threads": 1.0, "maps": 8.0}
 
 
 def measure(quick: bool, seed_number: int) -> Result:
