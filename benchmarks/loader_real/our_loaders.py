@@ -30,9 +30,12 @@ import dhtdata.torch
 from benchmarks.loader_real import rows as made
 from benchmarks.loader_real.stopwatch import Order, Variant, serve
 from dhtdata.config import load_settings
+from dhtdata.mount.pipeline import GATHER_BYTES
+from dhtdata.torch.arenas import Inbox, address
 from dhtdata.torch.parcels import Tensors
 
-AT_ONCE = 16
+AT_ONCE = GATHER_BYTES // (64 * 512 * 4)
+"""Batches in a parcel of ours."""
 THREADS = 2
 
 
@@ -76,12 +79,13 @@ class Epochs:
 class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed here
     """Parcels of ``at_once`` batches over memory that has the rows already; each is new to torch: it is handed over."""
 
-    def __init__(self, columns: dict[str, Any], batch: int, at_once: int) -> None:
-        self._columns, self._batch, self._at_once = columns, batch, at_once
+    def __init__(self, columns: dict[str, Any], batch: int, at_once: int, inbox: int) -> None:
+        self._columns, self._batch, self._at_once, self._inbox = columns, batch, at_once, inbox
         self._count = len(next(iter(columns.values())))
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
+        address(self._inbox)
         size = self._at_once * self._batch
         for first in range(worker.id * size, self._count, worker.num_workers * size):
             stop = min(first + size, self._count)
@@ -95,8 +99,9 @@ class Ready(IterableDataset[Any]):  # type: ignore[misc]  # torch is not typed h
 class Unpacked:
     """Batches of parcels."""
 
-    def __init__(self, loader: Iterable[Tensors]) -> None:
+    def __init__(self, loader: Iterable[Tensors], inbox: Inbox) -> None:
         self.loader = loader
+        self._inbox = inbox
 
     def __iter__(self) -> Iterator[Any]:
         for parcel in self.loader:
@@ -119,15 +124,17 @@ def floor(order: Order) -> dict[str, Variant]:
     def gathered(numbers: NDArray[np.int64]) -> Iterator[Any]:
         yield {name: torch.from_numpy(column[numbers]) for name, column in columns.items()}
 
+    inbox = Inbox()
+
     def ready(at_once: int) -> Any:
         shuffled = np.random.default_rng(0).permutation(table.num_rows)
-        rows = Ready({name: column[shuffled] for name, column in columns.items()}, batch, at_once)
+        rows = Ready({name: column[shuffled] for name, column in columns.items()}, batch, at_once, inbox.number)
         return DataLoader(rows, batch_size=None, num_workers=2, persistent_workers=True, collate_fn=as_is)
 
     return {
         "gather": Variant(partial(epochs, batch, gathered), key),
         "ready_2": Variant(partial(ready, 1), key),
-        "ready_parcels_2": Variant(lambda: Unpacked(ready(AT_ONCE)), key),
+        "ready_parcels_2": Variant(lambda: Unpacked(ready(AT_ONCE), inbox), key),
     }
 
 

@@ -17,6 +17,7 @@ from dhtdata.mount.epochs import Run
 from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
 from dhtdata.mount.stream import Stream
+from dhtdata.torch.arenas import Inbox, address
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
@@ -36,7 +37,7 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
 
     ``run`` is set while workers start: those of every iteration have a copy of their own. Persistent workers start only
     once, so theirs is shared memory, where each iteration's run is written. Without either (somebody built another
-    loader around this dataset) workers agree on the next epoch among themselves.
+    loader around this dataset) workers agree on the next epoch among themselves. ``inbox`` is where parcels go.
     """
 
     def __init__(self, dataset: Stream, collate: _Collate | None, *, persistent: bool) -> None:
@@ -44,6 +45,7 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
         self._collate = collate
         self.run: Run | None = None
         self.shared = torch.full((3,), _NONE).share_memory_() if persistent else None
+        self.inbox = _NONE
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,7 +61,10 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         steps = self.dataset.steps(run, number, workers)
         finished = map(self._finished, self.dataset.parcels(steps, "torch"))
-        return finished if worker is None else map(_sent, finished)
+        if worker is None:
+            return finished
+        address(self.inbox)
+        return map(_sent, finished)
 
     def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -126,12 +131,14 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         self._streaming = dataset
         self._turns = _Turns(dataset, collate, persistent=options.get("persistent_workers", False))
         self._latest: Run | None = None
+        self._kept_inbox: Inbox | None = None
         super().__init__(self._turns, batch_size=None, collate_fn=_as_is, **options)
 
     def __iter__(self) -> Any:
         run = self._latest = self._streaming.begin(led=True)
         turns = self._turns
-        turns.run = run
+        inbox = self._inbox()
+        turns.run, turns.inbox = run, inbox.number
         if turns.shared is not None:
             turns.shared.copy_(torch.tensor([run.epoch, run.rows, run.lanes]))
         try:
@@ -142,7 +149,15 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
             raise
         finally:
             turns.run = None
-        return self._counted(run, parcels)
+        return self._counted(run, parcels, inbox)
+
+    def _inbox(self) -> Inbox:
+        """Where workers of the next iteration send to; persistent ones go on using their arenas."""
+        if not self.persistent_workers:
+            return Inbox()
+        if self._kept_inbox is None:
+            self._kept_inbox = Inbox()
+        return self._kept_inbox
 
     @property
     def rows_per_item(self) -> int:
@@ -164,7 +179,8 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         """The next iteration goes on from there. ConfigError names what does not fit."""
         self._streaming.load_state_dict(state)
 
-    def _counted(self, run: Run, parcels: Iterator[Any]) -> Iterator[Any]:
+    def _counted(self, run: Run, parcels: Iterator[Any], inbox: Inbox) -> Iterator[Any]:
+        """``inbox`` lives as long as this goes on."""
         try:
             yield from self._streaming.counted(run, self._streaming.steps(run), self._received(run, parcels))
         finally:

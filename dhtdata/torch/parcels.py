@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
 
 from dhtdata.gather.columns import Cut
-
-_ALIGNMENT = 64
+from dhtdata.torch.arenas import ALIGNMENT, Passed, open_passed, outbox
 
 
 @dataclass(frozen=True)
@@ -34,24 +30,17 @@ class Tensors:
         return Tensors(_mapped(self.columns, lambda tensor: tensor.pin_memory()), self.bounds, self.count)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Packed into one file in memory, without a name, whose descriptor a loader's queue passes on.
+        """Written into an `arenas` of the worker, one behind another.
 
-        torch would pass a descriptor for each tensor, with a handshake of 0.3 ms whatever its size, and fault a fresh
-        page in for every 4 KB that it copies; writing to a file takes half of that, and needs no room in /dev/shm,
-        which is scarce in containers.
+        torch would pass a descriptor for each tensor, with a handshake of 0.3 ms whatever its size.
         """
         tensors: list[torch.Tensor] = []
         places = _mapped(self.columns, lambda tensor: _Place.of(tensors, tensor))
-        starts = [0, *accumulate(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)]
-        size = max(starts[-1], 1)
-        file = os.memfd_create("dhtdata-parcel")
-        try:
-            os.truncate(file, size)
-            for start, tensor in zip(starts, tensors, strict=False):
-                _write(file, start, tensor)
-            return _unpacked, (DupFd(file), size, starts, places, self.bounds, self.count)
-        finally:
-            os.close(file)
+        starts = [0, *accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)]
+        memory, passed = outbox().place(starts[-1])
+        for start, tensor in zip(starts, tensors, strict=False):
+            memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return _unpacked, (passed, starts, places, self.bounds, self.count)
 
     def _cut(self, column: Any) -> Any:
         """What each item gets of a column, one after another."""
@@ -91,22 +80,10 @@ class _Place:
         return arena[start : start + size].view(self.dtype).view(self.shape)
 
 
-def _write(file: int, start: int, tensor: torch.Tensor) -> None:
-    if tensor.nbytes:
-        left = memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-        while left:
-            written = os.pwrite(file, left, start)
-            left, start = left[written:], start + written
-
-
 def _unpacked(
-    passed: Any, size: int, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None, count: int
+    passed: Passed, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None, count: int
 ) -> Tensors:
-    file = passed.detach()
-    try:
-        arena = torch.frombuffer(mmap.mmap(file, size, mmap.MAP_SHARED | mmap.MAP_POPULATE), dtype=torch.uint8)
-    finally:
-        os.close(file)
+    arena = torch.from_numpy(open_passed(passed))
     return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds, count)
 
 
