@@ -122,8 +122,8 @@ def _keep_memory() -> None:
     """Have the allocator keep what a parcel leaves for the next one, instead of getting fresh pages every time.
 
     glibc maps what is larger than the largest piece that was ever mapped and given back, and trims what is free beyond
-    twice that (mallopt(3), M_MMAP_THRESHOLD): a page fault for every 4 KB of a parcel, a third of its time. A piece that
-    is given back untouched costs nothing.
+    twice that (mallopt(3), M_MMAP_THRESHOLD): a page fault for every 4 KB of a parcel, a third of its time. A piece
+    that is given back untouched costs nothing.
     """
     np.empty(KEPT_BYTES, np.uint8)
 

@@ -66,7 +66,7 @@ class Outbox:
     def place(self, size: int) -> tuple[torch.Tensor, Passed]:
         """Memory of ``size`` bytes to be written at once, and what tells the loop where it is."""
         capacity = max(ALIGNMENT + size, MIN_BYTES)
-        dropped = []
+        dropped: list[int] = []
         for number, arena in list(self._arenas.items()):
             state = int(arena.memory[0])
             if state == FREE and arena.capacity >= capacity:
@@ -78,10 +78,10 @@ class Outbox:
         kept = self.inbox is not None and len(self._arenas) < MAX_ARENAS
         arena = _Arena(1 << (capacity - 1).bit_length() if kept else capacity)
         arena.memory[0] = BUSY
-        number = next(self._numbers) if kept else None
-        if number is not None:
-            self._arenas[number] = arena
-        return arena.memory[ALIGNMENT : ALIGNMENT + size], self._passed(number, DupFd(arena.file), arena, dropped)
+        fresh = next(self._numbers) if kept else None
+        if fresh is not None:
+            self._arenas[fresh] = arena
+        return arena.memory[ALIGNMENT : ALIGNMENT + size], self._passed(fresh, DupFd(arena.file), arena, dropped)
 
     def _passed(self, number: int | None, file: Any, arena: _Arena, dropped: Sequence[int]) -> Passed:
         return Passed(self.inbox, os.getpid(), number, file, arena.capacity, tuple(dropped))
@@ -104,8 +104,8 @@ class Inbox:
         if passed.file is not None:
             self._maps[key] = _mapped(passed)
         lease = _behind(self._maps[key])
-        released = self._leases[key] = weakref.finalize(lease, self._maps[key].__setitem__, 0, FREE)
-        released.atexit = False
+        self._leases[key] = weakref.finalize(lease, self._maps[key].__setitem__, 0, FREE)
+        self._leases[key].atexit = False  # type: ignore[misc]  # a property, whatever typeshed says
         return lease
 
     def retire(self) -> None:
@@ -134,7 +134,7 @@ _inboxes: weakref.WeakValueDictionary[int, Inbox] = weakref.WeakValueDictionary(
 
 def open_passed(passed: Passed) -> NDArray[np.uint8]:
     """The arena, from behind its first bytes. Whatever lies in it must refer to this array."""
-    if passed.number is None:
+    if passed.inbox is None or passed.number is None:
         return _behind(_mapped(passed))
     inbox = _inboxes.get(passed.inbox)
     if inbox is None:  # the iteration was given up: nobody looks at what still comes
