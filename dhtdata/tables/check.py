@@ -143,7 +143,13 @@ class Checker:
         command = [sys.executable, "-P", "-m", "dhtdata.tables.check"]
         try:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, bufsize=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._messages,
+                bufsize=0,
+                # numpy comes with pyarrow, and its OpenBLAS starts a thread for each core: half the start.
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as failure:
             raise StoreError(f"no process to check shards in can be started: {failure}") from failure

@@ -42,6 +42,7 @@ from dhtdata.transfer.wire import Busy
 SAVE_EVERY_S = 5.0
 TOGETHER_S = 0.004
 HURRY_S = 0.2
+LINGER_S = 1.0
 _MAX_REFUSED = 1_024
 _LOOPBACK = "loopback"
 
@@ -113,10 +114,11 @@ class Fetcher:
         """
         if (shard, table) in self._refused:
             raise FormatError(self._refused[shard, table])
-        try:
-            return Reached(await asyncio.to_thread(self._store.path_of, shard), complete=True)
-        except (NotFoundError, IntegrityError):
-            pass
+        if (begun := self._jobs.get(shard)) is None or begun.partial is None:
+            try:
+                return Reached(await asyncio.to_thread(self._store.path_of, shard), complete=True)
+            except (NotFoundError, IntegrityError):
+                pass
         with swarm.interest():
             async with self._using(shard, swarm) as job:
                 partial = await self._opened(job, swarm, table, now)
@@ -203,6 +205,20 @@ class Fetcher:
             self._drop_if_idle(job)
 
     def _drop_if_idle(self, job: Job) -> None:
+        """Close it, or in a moment if more of it may soon be asked for: opening takes longer than a few blocks.
+
+        Under a cache limit it is closed at once: what is open takes room that others may need.
+        """
+        if not (job.idle and self._jobs.get(job.shard) is job):
+            return
+        if job.partial is None or job.reached is not None or self._store.cache_limit is not None:
+            self._close(job)
+            return
+        if job.lingering is not None:
+            job.lingering.cancel()
+        job.lingering = asyncio.get_running_loop().call_later(LINGER_S, self._lingered, job)
+
+    def _lingered(self, job: Job) -> None:
         if job.idle and self._jobs.get(job.shard) is job:
             self._close(job)
 

@@ -43,6 +43,7 @@ class Job:
         self.finishing = False
         self.swarms: set[Swarm] = set()
         self.reached: Reached | None = None
+        self.lingering: asyncio.TimerHandle | None = None
         self._partial: Partial | None = None
         self._wanted: Wanted | None = None
         self._waiters: set[Waiter] = set()

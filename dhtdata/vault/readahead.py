@@ -25,7 +25,8 @@ from dhtdata.vault.vault import Vault
 if TYPE_CHECKING:
     from dhtdata.filters import Selection
 
-REQUEST_BYTES, MOST_REQUEST_BYTES = 4 << 20, 32 << 20
+REQUEST_BYTES, MOST_REQUEST_BYTES = 4 << 20, 128 << 20
+TABLES_AT_ONCE = 64
 MIN_AHEAD_BYTES = 64_000_000
 _BlocksOf = Callable[[OpenShard], Iterable[int]]
 
@@ -58,6 +59,8 @@ class Readahead:
         self._horizon = horizon
         self._selection = selection
         self._ahead: deque[tuple[int, OpenShard, int]] = deque()
+        self._coming = self._shards()
+        self._expected: set[tuple[int, int]] = set()
         self._reached = -1
         self._ended = False
         self._moved = threading.Condition()
@@ -133,11 +136,33 @@ class Readahead:
             for first, count in window.spans.tolist():
                 for group in self._groups:
                     for number, blocks_of in self._needed(group, first, first + count):
+                        self._expect(group, number)
                         if not self._vault.is_open(group, number):
                             yield None
                         for shard, block in self._missing(group, number, blocks_of):
                             yield position, shard, block
         yield None
+
+    def _shards(self) -> Iterator[tuple[GroupShards, int]]:
+        """In the order of need; some come more than once."""
+        for _, window in self._path.windows():
+            for first, count in window.spans.tolist():
+                for group in self._groups:
+                    for number, _ in self._needed(group, first, first + count):
+                        yield group, number
+
+    def _expect(self, group: GroupShards, number: int) -> None:
+        """Block tables come many at a time: one after another they would hold up what they are needed for."""
+        if (id(group), number) in self._expected:
+            return
+        fresh: list[tuple[GroupShards, int]] = []
+        for coming, place in self._coming:
+            if (id(coming), place) not in self._expected:
+                self._expected.add((id(coming), place))
+                fresh.append((coming, place))
+            if len(fresh) == TABLES_AT_ONCE:
+                break
+        self._vault.expect_tables(fresh)
 
     def _needed(self, group: GroupShards, first: int, stop: int) -> Iterator[tuple[int, _BlocksOf]]:
         """Shards that hold the rows at positions ``[first, stop)``, and which of their blocks do."""

@@ -43,7 +43,7 @@ from dhtdata.vault.trust import Trust
 if TYPE_CHECKING:
     from dhtdata.control.client import PeerClient
 
-FETCHERS = 4
+FETCHERS = 8
 OPEN_SHARDS = 256
 ASK_S = 5.0
 FIRST_PAUSE_S = 0.2
@@ -163,6 +163,19 @@ class Vault:
         digest = group.entry(number).digest
         opened = self._shards.get(digest)
         return opened.complete if opened is not None else self._stored(digest) is not None
+
+    def expect_tables(self, shards: Iterable[tuple[GroupShards, int]]) -> None:
+        """Have the block tables of these shards fetched in the background, those that are not here."""
+        tables = [group.entry(number).table for group, number in shards if not self.is_open(group, number)]
+        wanted = [(table, MAX_TABLE_BYTES) for table in tables if not self._store.has(table)]
+        if wanted:
+            self._submit(lambda: self._fetch_tables(wanted))
+
+    def _fetch_tables(self, wanted: list[tuple[Digest, int]]) -> None:
+        try:
+            self._peer().fetch_blobs(self._origin.contents, wanted, ASK_S)
+        except DhtDataError as failure:
+            _log.debug("%s", failure)  # whoever opens a shard asks for its table again, and says why that fails
 
     def _table(self, entry: ShardEntry) -> BlockTable:
         try:
