@@ -130,9 +130,17 @@ def anonymous_bytes(pid: int) -> int:
     raise RuntimeError(f"process {pid} has no anonymous memory")
 
 
-def descriptors(pid: int) -> int:
-    """Open files and sockets of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+def descriptors(pid: int, among: str = "") -> int:
+    """Open files and sockets of a process, those only whose path has this in it."""
+    folder = Path(f"/proc/{pid}/fd")
+    return sum(among in _target(each) for each in folder.iterdir())
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
 
 
 def cpu_s(pid: int) -> float:

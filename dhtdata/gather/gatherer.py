@@ -37,8 +37,13 @@ class Gathers(Protocol):
     @property
     def logical(self) -> pa.Schema: ...
 
-    def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
-        """Columns as `columns` maps them, in the order of ``rows``; those of ``ragged`` end to end."""
+    def numpy(
+        self, rows: Rows, ragged: Container[str] = (), later: bool = False
+    ) -> dict[str, Column | Ragged | Placed]:
+        """Columns as `columns` maps them, in the order of ``rows``; those of ``ragged`` end to end.
+
+        ``later``: what a copy alone would make is left where it lies, to be copied to where it is to go.
+        """
         ...
 
     def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
@@ -65,9 +70,13 @@ class Gatherer:
             for name in group.columns
         }
 
-    def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
+    def numpy(
+        self, rows: Rows, ragged: Container[str] = (), later: bool = False
+    ) -> dict[str, Column | Ragged | Placed]:
         columns = self.placed(rows, ragged)
-        return {name: column.taken() if isinstance(column, Placed) else column for name, column in columns.items()}
+        return {
+            name: column.settled(later) if isinstance(column, Placed) else column for name, column in columns.items()
+        }
 
     def placed(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged | Placed]:
         """The same, but for values of one width, which are not copied yet."""
@@ -213,6 +222,21 @@ class Placed:
     def taken(self) -> Array:
         """Copied as a column."""
         return self.flat.shown(self.stored(), self.valid)
+
+    def settled(self, later: bool) -> Array | Placed:
+        """A column; ``later`` itself, if copying it is all that there is to do."""
+        return self if later and self._plain else self.taken()
+
+    @property
+    def _plain(self) -> bool:
+        flat = self.flat
+        return bool(
+            self.width
+            and flat.stored == flat.dtype
+            and flat.stored != np.bool_
+            and flat.axes is None
+            and (self.valid is None or self.valid.all())
+        )
 
     def behind(self, low: int) -> Rows:
         """The units behind a lower address."""

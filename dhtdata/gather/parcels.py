@@ -132,10 +132,14 @@ def with_gaps(parcel: Parcel, bounds: tuple[int, ...]) -> Parcel:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become parcels: in one of four formats; numpy and torch in the shapes that were asked for."""
+    """How rows become parcels: in one of four formats; numpy and torch in the shapes that were asked for.
+
+    ``later``: see `Gathers.numpy`; only tensors can be copied later.
+    """
 
     format: str
     shaping: Shaping = AS_STORED
+    later: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -146,22 +150,22 @@ class Reading:
 
         The second is what is left of what was dealt, without the rows that do not decode if such are to be skipped.
         """
-        return FORMATS[self.format](gatherer, dealt, batched, self.shaping)
+        return FORMATS[self.format](gatherer, dealt, batched, self)
 
     def shown(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Arrays as this format has them."""
         return _tensors(columns) if self.format == "torch" else columns
 
 
-def _numpy(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
-    columns, dealt = shaping.arrays(gatherer, dealt, batched)
+def _numpy(gatherer: Gathers, dealt: Dealt, batched: bool, reading: Reading) -> tuple[Parcel, Dealt]:
+    columns, dealt = reading.shaping.arrays(gatherer, dealt, batched)
     return Arrays(_marked(columns, dealt), _bounds(dealt, batched), dealt.rows.size), dealt
 
 
-def _torch(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _torch(gatherer: Gathers, dealt: Dealt, batched: bool, reading: Reading) -> tuple[Parcel, Dealt]:
     from dhtdata.torch.parcels import Tensors
 
-    columns, dealt = shaping.arrays(gatherer, dealt, batched)
+    columns, dealt = reading.shaping.arrays(gatherer, dealt, batched, reading.later)
     return Tensors(_tensors(_marked(columns, dealt)), _bounds(dealt, batched), dealt.rows.size), dealt
 
 
@@ -171,19 +175,19 @@ def _tensors(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_tensor(name, column) for name, column in columns.items()}
 
 
-def _arrow(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _arrow(gatherer: Gathers, dealt: Dealt, batched: bool, reading: Reading) -> tuple[Parcel, Dealt]:
     rows = gatherer.stored(dealt.rows)
     return ArrowRows(rows, gatherer.logical, _bounds(dealt, batched), dealt.valid), dealt
 
 
-def _python(gatherer: Gathers, dealt: Dealt, batched: bool, shaping: Shaping) -> tuple[Parcel, Dealt]:
+def _python(gatherer: Gathers, dealt: Dealt, batched: bool, reading: Reading) -> tuple[Parcel, Dealt]:
     columns = gatherer.python(dealt.rows)
     if dealt.valid is not None:
         columns[VALID] = dealt.valid.tolist()
     return Lists(columns, _bounds(dealt, batched), dealt.rows.size), dealt
 
 
-FORMATS: Mapping[str, Callable[[Gathers, Dealt, bool, Shaping], tuple[Parcel, Dealt]]] = {
+FORMATS: Mapping[str, Callable[[Gathers, Dealt, bool, Reading], tuple[Parcel, Dealt]]] = {
     "numpy": _numpy,
     "torch": _torch,
     "arrow": _arrow,

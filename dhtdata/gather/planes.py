@@ -36,15 +36,17 @@ def unit_of(width: int) -> int:
     return gcd(ALIGNMENT, width)
 
 
-def plane(low: int, high: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Items of ``dtype`` at ``low`` and every `unit_of` its width behind it, below ``high``. Read only.
+def plane(low: int, high: int, dtype: np.dtype[Any], *, read_only: bool = True) -> NDArray[Any]:
+    """Items of ``dtype`` at ``low`` and every `unit_of` its width behind it, below ``high``.
+
+    Nobody may write to it, and it says so unless that would keep others (torch) from reading it.
 
     Items overlap where the unit is less than the width. ``low`` is aligned. What an array of it is made of stays
     valid as long as the maps do; indexing it copies.
     """
     unit = unit_of(dtype.itemsize)
     count = max(high - low - dtype.itemsize, 0) // unit + 1
-    described = {"version": 3, "data": (low, True), "typestr": dtype.str, "shape": (count,), "strides": (unit,)}
+    described = {"version": 3, "data": (low, read_only), "typestr": dtype.str, "shape": (count,), "strides": (unit,)}
     return np.asarray(_Memory(described))
 
 

@@ -116,17 +116,22 @@ class Shaping:
             require_pillow()
         return cls(collates, decodes)
 
-    def arrays(self, gatherer: Gathers, dealt: Dealt, batched: bool) -> tuple[dict[str, Any], Dealt]:
-        """Columns of what was dealt, in their shapes, and what was dealt without the rows that are skipped."""
+    def arrays(
+        self, gatherer: Gathers, dealt: Dealt, batched: bool, later: bool = False
+    ) -> tuple[dict[str, Any], Dealt]:
+        """Columns of what was dealt, in their shapes, and what was dealt without the rows that are skipped.
+
+        ``later``: see `Gathers.numpy`.
+        """
         ragged = self.collates if batched else ()
-        columns = gatherer.numpy(dealt.rows, ragged)
+        columns = gatherer.numpy(dealt.rows, ragged, later)
         if not self.collates and not self.decodes:
             return columns, dealt
         pictures = {name: _decoded(columns[name], mode) for name, mode in self.decodes.items()}
         good = self._good(pictures, dealt)
         if not good.all():
             kept, dealt = self._without(good, dealt)
-            columns = gatherer.numpy(dealt.rows, ragged)
+            columns = gatherer.numpy(dealt.rows, ragged, later)
             pictures = {name: [values[row] for row in kept.tolist()] for name, values in pictures.items()}
         batches = tuple(dict.fromkeys(dealt.bounds))
         shaped: dict[str, Any] = {}

@@ -36,11 +36,14 @@ class Weave:
             at[place] = np.arange(place.size)
         return cls(which, at, places)
 
-    def column(self, parts: Sequence[Any]) -> Any:
-        """One column out of that of each part: arrays, masked ones, dicts of these, lists end to end, sequences."""
+    def column(self, parts: Sequence[Any], later: bool = False) -> Any:
+        """One column out of that of each part: arrays, masked ones, dicts of these, lists end to end, sequences.
+
+        ``later``: see `Gathers.numpy`.
+        """
         first = parts[0]
         if all(isinstance(part, Placed) and part.flat == first.flat for part in parts):
-            return self._placed(parts).taken()
+            return self._placed(parts).settled(later)
         parts = [part.taken() if isinstance(part, Placed) else part for part in parts]
         first = parts[0]
         if len(parts) == 1:
@@ -74,7 +77,7 @@ class Weave:
             parts[0],
             low=low,
             high=high,
-            maps=(),  # the parts keep them
+            maps=tuple(buffer for part in parts for buffer in part.maps),
             units=self._array([part.behind(low) for part in parts]),
             valid=valid,
         )
@@ -105,8 +108,10 @@ class MixGatherer:
         self._names = logical.names
         self.logical = logical if column is None else logical.append(pa.field(column, pa.int64(), nullable=False))
 
-    def numpy(self, rows: Rows, ragged: Container[str] = ()) -> dict[str, Column | Ragged]:
-        return self._woven(rows, lambda gatherer, own: gatherer.placed(own, ragged), lambda sources: sources)
+    def numpy(
+        self, rows: Rows, ragged: Container[str] = (), later: bool = False
+    ) -> dict[str, Column | Ragged | Placed]:
+        return self._woven(rows, lambda gatherer, own: gatherer.placed(own, ragged), lambda sources: sources, later)
 
     def python(self, rows: Rows) -> dict[str, Sequence[Any]]:
         return self._woven(rows, lambda gatherer, own: gatherer.python(own), lambda sources: sources.tolist())
@@ -121,9 +126,10 @@ class MixGatherer:
         rows: Rows,
         take: Callable[[Gatherer, Rows], Mapping[str, Any]],
         numbers: Callable[[Rows], Any],
+        later: bool = False,
     ) -> dict[str, Any]:
         weave, parts, sources = self._taken(rows, take)
-        columns = {name: weave.column([part[name] for part in parts]) for name in self._names}
+        columns = {name: weave.column([part[name] for part in parts], later) for name in self._names}
         if self._column is not None:
             columns[self._column] = numbers(sources)
         return columns

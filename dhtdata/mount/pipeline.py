@@ -79,6 +79,8 @@ class Pipeline:
         """What these steps take, a parcel for each range of them."""
         if find_worker() is not None:
             end_with_parent()
+            # Its rows go elsewhere: they are copied once, to where they are sent.
+            self._reading = replace(self._reading, later=self._loop.transform is None)
         _keep_memory()
         with ExitStack() as opened:
             crew = opened.enter_context(_crew(self._loop.threads))

@@ -18,6 +18,7 @@ from dhtdata.mount.map_style import MapStyleDataset
 from dhtdata.mount.meter import Held
 from dhtdata.mount.stream import Stream
 from dhtdata.torch.arenas import Inbox, address
+from dhtdata.torch.parcels import as_is
 
 _OURS = {
     "batch_size": "dhtdata.mount(..., batch_size=...)",
@@ -77,10 +78,6 @@ class _Turns(torch_data.IterableDataset[Any]):  # type: ignore[misc]  # torch is
         return parcel.items if isinstance(parcel, Items) else parcel
 
 
-def _as_is(item: Any) -> Any:
-    return item
-
-
 def _sent(parcel: Parcel | list[Any]) -> Parcel | list[Any]:
     return _Made(parcel) if isinstance(parcel, list) else parcel
 
@@ -99,7 +96,7 @@ class _Made(list[Any]):
                 f"what transform or collate_fn returned cannot be sent by a worker ({type(failure).__name__}: "
                 f"{failure}): return values that can be pickled, or load without workers"
             )
-            return _as_is, (ExceptionWrapper((ConfigError, told, None), "in a worker of the DataLoader"),)
+            return as_is, (ExceptionWrapper((ConfigError, told, None), "in a worker of the DataLoader"),)
 
 
 class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
@@ -132,7 +129,7 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         self._turns = _Turns(dataset, collate, persistent=options.get("persistent_workers", False))
         self._latest: Run | None = None
         self._kept_inbox: Inbox | None = None
-        super().__init__(self._turns, batch_size=None, collate_fn=_as_is, **options)
+        super().__init__(self._turns, batch_size=None, collate_fn=as_is, **options)
 
     def __iter__(self) -> Any:
         run = self._latest = self._streaming.begin(led=True)

@@ -10,6 +10,8 @@ import torch
 
 from dhtdata.errors import ConfigError
 from dhtdata.gather.columns import Cut
+from dhtdata.gather.gatherer import Placed
+from dhtdata.torch.lying import Lying
 
 
 def to_tensor(name: str, column: Any) -> Any:
@@ -17,6 +19,8 @@ def to_tensor(name: str, column: Any) -> Any:
 
     ConfigError names a column with nulls that no tensor can hold.
     """
+    if isinstance(column, Placed):
+        return Lying(column)
     if isinstance(column, Cut):
         return Cut([to_tensor(name, piece) for piece in column.pieces])
     if isinstance(column, dict):
