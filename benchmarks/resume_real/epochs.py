@@ -2,9 +2,10 @@
 
 A process reads 8 MB in 160 shards, shuffled, epoch after epoch (quick: 20): once with all shards in the store, once
 through a store whose cache limit holds a third of them, so that shards are fetched and dropped all the time. After
-every epoch it notes its private dirty memory, descriptors (but those of the store's index, a pool of a few connections),
-threads and mapped files; the peer's are noted, too. Growth is the least of the last fifth of what was noted, less that
-of the second fifth: what is loaded once is loaded by then, and what is on its way at the moment of a look is no growth.
+every epoch it notes its private dirty memory, descriptors (but those of the store's index, a pool of a few
+connections), threads and mapped files; the peer's are noted, too. Growth is the least of the last fifth of what was
+noted, less that of the second fifth: what is loaded once is loaded by then, and what is on its way at the moment of a
+look is no growth.
 """
 
 from __future__ import annotations
