@@ -20,6 +20,7 @@ overlap with no other; those of a few batches together lie in one piece of memor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ from numpy.typing import NDArray
 from dhtdata.errors import ConfigError
 from dhtdata.gather.texts import Texts, Woven
 
+_FOUND = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
 _NUMPY_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 Array = NDArray[Any]
 Column = Array | Texts | Woven | dict[str, Any]
@@ -117,6 +126,22 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
             kind = kind.storage_type
         else:
             return kind
+
+
+def copied_bytes(schema: pa.Schema) -> int | None:
+    """Bytes of a row that are copied when it is gathered; strings and binaries are only found then.
+
+    None if that differs from row to row.
+    """
+    total = 0
+    for column in schema:
+        kind = plain_type(column.type)
+        flat = Flat.of(kind)
+        if flat is not None:
+            total += flat.stored.itemsize * math.prod(flat.shape)
+        elif not any(is_kind(kind) for is_kind in _FOUND):
+            return None
+    return total
 
 
 def has_own_values(kind: pa.DataType) -> bool:

@@ -47,6 +47,15 @@ class Run:
 
 
 @dataclass
+class Standing:
+    """Where an iteration stands: so many of its steps, of those of its worker, are handed out."""
+
+    run: Run
+    steps: Turns
+    done: int = 0
+
+
+@dataclass
 class _Iteration:
     """What the workers of one iteration share; ``taken`` and ``finished`` have a bit per worker.
 
@@ -89,7 +98,7 @@ class Epochs:
         self._first = first
         self._keeps_lanes = keeps_lanes
         self._current: Run | None = None
-        self._at: Run | tuple[Run, Turns, int] = first
+        self._at: Run | Standing = first
         self._works = False
         self._led = False
         self._seen = 0
@@ -126,10 +135,12 @@ class Epochs:
         self._led = led
         return run
 
-    def moved(self, run: Run, steps: Turns, done: int) -> None:
-        """``done`` of an iteration's steps, of those of its worker, are handed out: heard if it is the latest one."""
+    def follow(self, run: Run, steps: Turns) -> Standing:
+        """For who hands out to count in: looked at while that iteration is the latest one."""
+        standing = Standing(run, steps)
         if run is self._current:
-            self._at = (run, steps, done)
+            self._at = standing
+        return standing
 
     def finish(self, run: Run) -> None:
         """The iteration is over, or was given up."""
@@ -145,10 +156,10 @@ class Epochs:
         """
         if isinstance(self._at, Run):
             return self._at
-        run, steps, done = self._at
-        if done >= steps.count and not self._works:
+        run, steps = self._at.run, self._at.steps
+        if self._at.done >= steps.count and not self._works:
             return self.after(run)
-        return Run(run.epoch, steps.position(done * steps.share.workers), run.lanes)
+        return Run(run.epoch, steps.position(self._at.done * steps.share.workers), run.lanes)
 
     def standing(self) -> Run:
         """Where the latest iteration of all processes stands. ConfigError if only somebody else knows."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dhtdata.gather.columns import copied_bytes
 from dhtdata.gather.parcels import Items, Parcel, Reading
 from dhtdata.gather.weave import MixGatherer
 from dhtdata.mount.loop import Loop
@@ -30,6 +31,7 @@ class MixSupply:
         self.views = views
         bytes_by_source = (part * view.byte_count / view.num_rows for part, (view, _) in zip(parts, views, strict=True))
         self.row_bytes = sum(bytes_by_source) / sum(parts)
+        self.copied_bytes = copied_bytes(logical)
         self._logical = logical
         self._column = column
 

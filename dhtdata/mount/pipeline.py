@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dhtdata.gather.columns import copied_bytes
 from dhtdata.gather.parcels import Parcel, Reading, with_gaps
 from dhtdata.mount.loop import Loop
 from dhtdata.mount.orphans import end_with_parent
@@ -25,6 +26,7 @@ from dhtdata.vault.readahead import Readahead
 
 NOTED_S = 0.25
 GATHER_BYTES = 4 << 20
+FOUND_BYTES = 16 << 20
 MAX_GATHER_ROWS = 8_192
 KEPT_BYTES = 16 << 20
 
@@ -35,6 +37,11 @@ class Supply(Protocol):
     @property
     def row_bytes(self) -> float:
         """Of a row, on average."""
+        ...
+
+    @property
+    def copied_bytes(self) -> int | None:
+        """See `copied_bytes`."""
         ...
 
     @property
@@ -57,6 +64,7 @@ class Single:
     def __init__(self, view: View, loop: Loop) -> None:
         self.views = [(view, loop.predownload_bytes or 0)]
         self.row_bytes = view.byte_count / view.num_rows
+        self.copied_bytes = copied_bytes(view.schema)
         self.rows = view.rows
         self.gather = view.gather
 
@@ -71,9 +79,20 @@ class Pipeline:
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps are gathered together: a few megabytes."""
-        rows = min(GATHER_BYTES / max(self._supply.row_bytes, 1.0), MAX_GATHER_ROWS)
-        return max(int(rows / (self._loop.batch_size or 1)), 1)
+        """How many steps are gathered together: a few megabytes, more of what is only found now and copied later."""
+        copied = None if self._copies_all else self._supply.copied_bytes
+        row_bytes = max(self._supply.row_bytes, 1.0)
+        rows = GATHER_BYTES / row_bytes
+        if copied is not None:
+            rows = max(rows, min(GATHER_BYTES / max(copied, 1), FOUND_BYTES / row_bytes))
+        return max(int(min(rows, MAX_GATHER_ROWS) / (self._loop.batch_size or 1)), 1)
+
+    @property
+    def _copies_all(self) -> bool:
+        """Whether strings and binaries are made when they are gathered, or soon after."""
+        shaping = self._reading.shaping
+        made = self._reading.format == "arrow" or self._loop.transform is not None
+        return bool(made or shaping.collates or shaping.decodes or find_worker() is not None)
 
     def parcels(self, steps: Turns, turns: Iterable[range]) -> Iterator[Parcel]:
         """What these steps take, a parcel for each range of them."""

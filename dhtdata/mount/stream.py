@@ -155,7 +155,7 @@ class Stream(ABC):
         """What makes the parcels of these steps."""
 
     def begin(self, *, led: bool = False) -> Run:
-        """Start the next iteration. ``led``: somebody else counts what is handed out, by `moved`."""
+        """Start the next iteration. ``led``: somebody else counts what is handed out, by `counted`."""
         self._loop.crew.confirm()
         return self._epochs.begin(led=led)
 
@@ -193,14 +193,13 @@ class Stream(ABC):
 
     def counted(self, run: Run, steps: Turns, parcels: Iterable[Parcel]) -> Iterator[Any]:
         """The items of all parcels of an iteration; this dataset knows where it stands."""
-        done = 0
+        standing = self._epochs.follow(run, steps)
         for parcel in parcels:
             for item in parcel.unpack():
-                done += 1
-                self._epochs.moved(run, steps, done)
+                standing.done += 1
                 if item is not Skipped.ITEM:
                     yield item
-        self._epochs.moved(run, steps, steps.count)
+        standing.done = steps.count
 
     def _share(self, worker: int = 0, workers: int = 1) -> Share:
         return Share(self._loop.crew.rank, self._loop.crew.ranks, worker, workers)
