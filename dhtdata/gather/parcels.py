@@ -142,7 +142,7 @@ class Reading:
     later: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
+        if not isinstance(self.format, str) or self.format not in FORMATS:
             raise ConfigError(f"format: {self.format!r} is none of {', '.join(FORMATS)}")
 
     def read(self, gatherer: Gathers, dealt: Dealt, batched: bool) -> tuple[Parcel, Dealt]:

@@ -48,7 +48,7 @@ class Collate:
     def of(cls, given: Any) -> Collate:
         """From a value of the argument ``collate``."""
         kind, fill = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
-        if kind not in KINDS or (fill is not None and kind != "padded"):
+        if not isinstance(kind, str) or kind not in KINDS or (fill is not None and kind != "padded"):
             raise ConfigError(f"collate: {given!r} is none of {', '.join(KINDS)} or ('padded', value)")
         return cls(kind, fill)
 

@@ -14,6 +14,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dhtdata.errors import StoreError
+
+
+def _changed(failure: UnicodeDecodeError) -> StoreError:
+    """It was checked when its shard was opened."""
+    return StoreError(
+        f"a string of a stored shard is no text any more ({failure}): somebody wrote into the store; run dhtdata verify"
+    )
+
 
 @dataclass(frozen=True)
 class Texts(Sequence[Any]):
@@ -45,7 +54,10 @@ class Texts(Sequence[Any]):
         memory = self.memory
         made: list[Any]
         if self.text:
-            made = [str(memory[start:stop], "utf-8") for start, stop in spans]
+            try:
+                made = [str(memory[start:stop], "utf-8") for start, stop in spans]
+            except UnicodeDecodeError as failure:
+                raise _changed(failure) from failure
         else:
             made = [memory[start:stop].tobytes() for start, stop in spans]
         if self.nulls:
@@ -56,13 +68,16 @@ class Texts(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         memory, text, nulls = self.memory, self.text, self.nulls
-        for row, (start, stop) in enumerate(zip(self.starts, self.stops, strict=True)):
-            if nulls and row in nulls:
-                yield None
-            elif text:
-                yield str(memory[start:stop], "utf-8")
-            else:
-                yield memory[start:stop].tobytes()
+        try:
+            for row, (start, stop) in enumerate(zip(self.starts, self.stops, strict=True)):
+                if nulls and row in nulls:
+                    yield None
+                elif text:
+                    yield str(memory[start:stop], "utf-8")
+                else:
+                    yield memory[start:stop].tobytes()
+        except UnicodeDecodeError as failure:
+            raise _changed(failure) from failure
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (self[:],)

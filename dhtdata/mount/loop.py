@@ -15,6 +15,7 @@ from dhtdata.mount.transform import Transform
 from dhtdata.order import REMAINDERS, OrderKey
 
 MAX_THREADS = 64
+MAX_BATCH = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Loop:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size: {self.batch_size} is less than 1")
+        if self.batch_size is not None and self.batch_size > MAX_BATCH:
+            raise ConfigError(f"batch_size: {self.batch_size} rows are more than {MAX_BATCH}: choose a smaller batch")
         if self.window < 1:
             raise ConfigError(f"shuffle_window: {self.window} row ranges are less than 1")
         if not 0 <= self.seed < 1 << 56:

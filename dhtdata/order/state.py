@@ -58,7 +58,7 @@ class State:
             raise ConfigError("this is not a state: expected the dict that state_dict() returned")
         if "mix" in value:
             raise ConfigError("this is the state of a mix, not of one dataset")
-        if value["version"] != VERSION:
+        if type(value["version"]) is not int or value["version"] != VERSION:
             raise ConfigError(f"the state has version {value['version']!r}, which this dhtdata does not read")
         order = value.get("order")
         if not isinstance(order, Mapping) or any(

@@ -132,6 +132,7 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         super().__init__(self._turns, batch_size=None, collate_fn=as_is, **options)
 
     def __iter__(self) -> Any:
+        self._let_go_of_the_dead()
         run = self._latest = self._streaming.begin(led=True)
         turns = self._turns
         inbox = self._inbox()
@@ -147,6 +148,13 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
         finally:
             turns.run = None
         return self._counted(run, parcels, inbox)
+
+    def _let_go_of_the_dead(self) -> None:
+        """Persistent workers of which one has died (Ctrl-C reaches all) are started anew, not asked again for ever."""
+        kept: Any = getattr(self, "_iterator", None)
+        if kept is not None and not all(worker.is_alive() for worker in kept._workers):
+            kept._shutdown_workers()
+            self._iterator = self._kept_inbox = None
 
     def _inbox(self) -> Inbox:
         """Where workers of the next iteration send to; persistent ones go on using their arenas."""

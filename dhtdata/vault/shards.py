@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +76,10 @@ def choose_columns(contents: Contents, columns: Sequence[str] | None) -> tuple[s
     known = [field.name for field in contents.columns]
     if columns is None:
         return tuple(known)
-    if isinstance(columns, str):
-        raise ConfigError(f"columns: expected a list such as [{columns!r}], not a string")
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        named = columns if isinstance(columns, str) else known[0]
+        raise ConfigError(f"columns: expected a list such as [{named!r}], not a {type(columns).__name__}")
+    columns = list(columns)
     for name in columns:
         if name not in known:
             raise ConfigError(f"no column {name!r}: this dataset has {', '.join(known)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import dhtdata
 from dhtdata.store import Store
+from dhtdata.torch import DataLoader
 from tests.mount.making import put_dataset
+from tests.torch_adapter.conftest import batches
 
 _TRAINING = """
 import os, sys
@@ -54,3 +58,21 @@ def test_workers_end_when_their_loader_is_killed_though_nobody_takes_what_they_m
     for descriptor in watched:
         assert select.select([descriptor], [], [], 30)[0], "a worker outlives the process that started it"
         os.close(descriptor)
+
+
+@pytest.mark.slow_e2e
+@pytest.mark.timeout(90)
+def test_persistent_workers_that_died_are_started_anew(made: str, home: Path) -> None:
+    loader = DataLoader(
+        dhtdata.mount(made, home=home, columns=["number"], batch_size=16), num_workers=2, persistent_workers=True
+    )
+    expected = batches(loader)
+    items = iter(loader)
+    first = next(items)
+    assert loader._iterator is not None
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="worker"):
+        list(items)
+    assert first["number"].tolist() == expected[0]
+    assert batches(loader) == expected
