@@ -116,17 +116,17 @@ class Turns(ABC):
         return self.position(self.count)
 
     def turns(self, most: int) -> Iterator[range]:
-        """Steps of this worker if workers take turns after every step: 1 to begin with, then 4, 16, ... ``most``."""
+        """Steps of this worker if workers take turns after every step: 1 to begin with, then 2, 4, ... ``most``."""
         steps = range(self.share.worker, len(self), self.share.workers)
         first, size = 0, 1
         while first < len(steps):
             yield steps[first : first + size]
-            first, size = first + size, min(4 * size, most)
+            first, size = first + size, min(2 * size, most)
 
     def parcels(self, most: int) -> Iterator[range]:
         """Consecutive steps that this worker takes together.
 
-        Workers take turns, with 1 step each, then 4, 16, ... ``most``: the first item is soon there.
+        Workers take turns, with 1 step each, then 2, 4, ... ``most``: the first item is soon there.
         """
         first, size, last = 0, 1, len(self)
         while first < last:
@@ -135,7 +135,7 @@ class Turns(ABC):
                 if worker == self.share.worker and first < stop:
                     yield range(first, stop)
                 first = stop
-            size = min(4 * size, most)
+            size = min(2 * size, most)
 
     def deal(self, steps: range) -> Dealt:
         """Rows of these steps for this rank."""

@@ -46,6 +46,10 @@ END_S = 5.0
 _MAX_JOB_BYTES = 4 * MAX_CONTENTS_BYTES + MAX_TABLE_BYTES + 32_768
 _MAX_VERDICT_BYTES = 1 << 20
 _LENGTH_BYTES = 4
+_PROGRAM = (
+    # numpy comes with pyarrow, and its OpenBLAS would start a thread for each core: half the start.
+    "import os; os.environ['OPENBLAS_NUM_THREADS'] = '1'; from dhtdata.tables.check import serve; serve()"
+)
 
 
 def check_shard(path: Path, table: BlockTable, stored: pa.Schema) -> None:
@@ -140,16 +144,10 @@ class Checker:
         self.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", "dhtdata.tables.check"]
+        command = [sys.executable, "-P", "-c", _PROGRAM]
         try:
             self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._messages,
-                bufsize=0,
-                # numpy comes with pyarrow, and its OpenBLAS starts a thread for each core: half the start.
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, bufsize=0
             )
         except OSError as failure:
             raise StoreError(f"no process to check shards in can be started: {failure}") from failure
@@ -275,7 +273,8 @@ def _limit_cpu() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (until if hard == resource.RLIM_INFINITY else min(until, hard), hard))
 
 
-def _main() -> None:
+def serve() -> None:
+    """Judge what comes on standard input, until it ends."""
     # After the imports, so that only the check itself can meet a limit.
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, CHILD_MEMORY_BYTES + MAX_SHARD_BYTES)
@@ -285,7 +284,3 @@ def _main() -> None:
         verdict = encode_msgpack(_judge(jobs.read(int.from_bytes(length, "big"))))
         verdicts.write(len(verdict).to_bytes(_LENGTH_BYTES, "big") + verdict)
         verdicts.flush()
-
-
-if __name__ == "__main__":
-    _main()

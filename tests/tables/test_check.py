@@ -215,7 +215,7 @@ def greedy(path, table, stored):
 
 check.check_shard = greedy
 check.CHILD_CPU_S = 1
-check._main()
+check.serve()
 """
 
 
