@@ -119,6 +119,8 @@ class Fetcher:
                 return Reached(await asyncio.to_thread(self._store.path_of, shard), complete=True)
             except (NotFoundError, IntegrityError):
                 pass
+        elif begun.idle and not await asyncio.to_thread(begun.partial.path.exists):
+            self._lingered(begun)  # somebody removed its file
         with swarm.interest():
             async with self._using(shard, swarm) as job:
                 partial = await self._opened(job, swarm, table, now)
@@ -214,8 +216,7 @@ class Fetcher:
         if job.partial is None or job.reached is not None or self._store.cache_limit is not None:
             self._close(job)
             return
-        if job.lingering is not None:
-            job.lingering.cancel()
+        job.linger_no_more()
         job.lingering = asyncio.get_running_loop().call_later(LINGER_S, self._lingered, job)
 
     def _lingered(self, job: Job) -> None:
@@ -224,6 +225,7 @@ class Fetcher:
 
     def _close(self, job: Job) -> None:
         del self._jobs[job.shard]
+        job.linger_no_more()
         job.closed()
         self._planner.close(job.shard)
         self._holdings.closed(job.shard)

@@ -79,6 +79,12 @@ class Job:
         for swarm in self.swarms:
             self.join(swarm)
 
+    def linger_no_more(self) -> None:
+        """The timer refers to this, and would keep the partial file open until the collector comes by."""
+        if self.lingering is not None:
+            self.lingering.cancel()
+            self.lingering = None
+
     def closed(self) -> None:
         """Nobody fetches it any more."""
         for swarm in self.swarms:

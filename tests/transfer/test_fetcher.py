@@ -16,6 +16,7 @@ from dhtdata.formats.addresses import Address
 from dhtdata.formats.blocks import BlockTable
 from dhtdata.store import Store
 from dhtdata.store import partial as partial_module
+from dhtdata.transfer import fetcher as fetcher_module
 from dhtdata.transfer.rates import Limits, Rates
 from tests.peer.worlds import Shard, make_world, world_of
 from tests.transfer.evil import KINDS, evil
@@ -107,6 +108,56 @@ def test_a_few_blocks_are_fetched_alone(new_store: NewStore) -> None:
             assert me.fetcher.blocks_verified == 2
             with pytest.raises(NotFoundError, match="22 blocks"):
                 await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [22], urgent=True)
+
+    run(main())
+
+
+def test_a_part_that_somebody_removed_between_two_requests_is_fetched_again(new_store: NewStore) -> None:
+    world = make_world(shards=1, blocks=20)
+    shard = world.shards[0]
+
+    a = new_store("a")
+    b = new_store("b")
+    world.publish(a)
+    world.publish_small(b)
+
+    async def main() -> None:
+        async with node(a) as seed, node(b) as me:
+            swarm = me.swarm(world.contents, seed.address)
+            reached = await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [3], urgent=True)
+            await until(lambda: me.fetcher._jobs[shard.digest].idle)
+            reached.path.unlink()
+            reached = await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [3, 11], urgent=True)
+            content = reached.path.read_bytes()
+            for position in (3, 11):
+                block = shard.table.blocks[position]
+                end = block.offset + block.length
+                assert content[block.offset : end] == shard.body[block.offset : end]
+            assert me.fetcher.blocks_verified == 3
+
+    run(main())
+
+
+def test_a_part_stays_open_for_the_next_request_and_not_for_long(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher_module, "LINGER_S", 0.2)
+    world = make_world(shards=1, blocks=20)
+    shard = world.shards[0]
+
+    a = new_store("a")
+    b = new_store("b")
+    world.publish(a)
+    world.publish_small(b)
+
+    async def main() -> None:
+        async with node(a) as seed, node(b) as me:
+            swarm = me.swarm(world.contents, seed.address)
+            await me.fetcher.ensure(swarm, shard.digest, shard.table_digest, [3], urgent=True)
+            (entry,) = await asyncio.to_thread(b._partials.entries)
+            assert await asyncio.to_thread(b._partials.in_use, entry)
+            await until(lambda: shard.digest not in me.fetcher._jobs)
+            assert not await asyncio.to_thread(b._partials.in_use, entry)
 
     run(main())
 
