@@ -359,6 +359,7 @@ class Fetcher:
 
     def _ended(self, transfer: _Transfer) -> None:
         self._transfers.discard(transfer)
+        transfer.cargo.let_go()
         self._planner.orders.ended(transfer.order, time.monotonic())
         self._holdings.not_coming(transfer.job.shard, transfer.order.run.positions)
         transfer.job.in_flight -= 1

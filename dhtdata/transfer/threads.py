@@ -91,6 +91,10 @@ class Cargo:
         if self.connection is not None:
             self.connection.abort()
 
+    def let_go(self) -> None:
+        """It is over. Whoever was told of it refers to this, and would keep the partial file open in a circle."""
+        self.on_began = self.on_block = _tell_nobody
+
     def pace(self, seconds: float) -> None:
         """The last piece took so long: on a slow way smaller ones, else nobody sees for long that anything comes."""
         if seconds > _LONG_PIECE_S:
@@ -104,6 +108,9 @@ class Cargo:
             self.rested_s += seconds
             if self._stopped.wait(seconds):
                 raise PeerError(f"{self.provider}: given up")
+
+
+def _tell_nobody(*_: object) -> None: ...
 
 
 class Carrier:
