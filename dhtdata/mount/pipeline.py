@@ -88,6 +88,17 @@ class Pipeline:
         return max(int(min(rows, MAX_GATHER_ROWS) / (self._loop.batch_size or 1)), 1)
 
     @property
+    def steps_at_first(self) -> int:
+        """How many of them an epoch begins with: all, where they take a millisecond."""
+        shaping = self._reading.shaping
+        slow = (
+            self._loop.transform is not None
+            or shaping.decodes
+            or not all(view.complete for view, _ in self._supply.views)
+        )
+        return 1 if slow else self.steps_at_once
+
+    @property
     def _copies_all(self) -> bool:
         """Whether strings and binaries are made when they are gathered, or soon after."""
         shaping = self._reading.shaping

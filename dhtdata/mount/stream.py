@@ -171,7 +171,7 @@ class Stream(ABC):
     def parcels(self, steps: Turns, format: str | None = None) -> Iterator[Parcel]:
         """What the steps of one worker yield, several together: see `Turns.parcels`."""
         pipeline = self._pipeline(steps, format)
-        return pipeline.parcels(steps, steps.parcels(pipeline.steps_at_once))
+        return pipeline.parcels(steps, steps.parcels(pipeline.steps_at_once, pipeline.steps_at_first))
 
     def _counted(self, format: str | None) -> Iterator[Any]:
         """It begins when its first item is asked for: loaders make iterators that they never use."""

@@ -93,6 +93,11 @@ class View:
         """Bytes of all shards that hold these columns, in proportion to the rows that are shown."""
         return sum(group.byte_count for group in self.groups) * self.num_rows // self.split.rows
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it was in the store when it was mounted."""
+        return self._complete
+
     def selection(self) -> Selection | None:
         """Which rows are shown; None means all."""
         return self._selected

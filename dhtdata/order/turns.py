@@ -123,12 +123,12 @@ class Turns(ABC):
             yield steps[first : first + size]
             first, size = first + size, min(2 * size, most)
 
-    def parcels(self, most: int) -> Iterator[range]:
+    def parcels(self, most: int, least: int = 1) -> Iterator[range]:
         """Consecutive steps that this worker takes together.
 
-        Workers take turns, with 1 step each, then 2, 4, ... ``most``: the first item is soon there.
+        Workers take turns, with ``least`` steps each, then twice as many, up to ``most``: the first item is soon there.
         """
-        first, size, last = 0, 1, len(self)
+        first, size, last = 0, least, len(self)
         while first < last:
             for worker in range(self.share.workers):
                 stop = min(first + size, last)
