@@ -187,7 +187,9 @@ class DataLoader(torch_data.DataLoader[Any]):  # type: ignore[misc]
     def _counted(self, run: Run, parcels: Iterator[Any], inbox: Inbox) -> Iterator[Any]:
         """``inbox`` lives as long as this goes on."""
         try:
-            yield from self._streaming.counted(run, self._streaming.steps(run), self._received(run, parcels))
+            for item in self._streaming.counted(run, self._streaming.steps(run), self._received(run, parcels)):
+                self._check_latest(run)
+                yield item
         finally:
             self._streaming.finish(run)
 
