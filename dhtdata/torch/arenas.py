@@ -100,6 +100,7 @@ class Inbox:
         """The arena, from behind its first bytes; it is free when the array is gone."""
         for dropped in passed.dropped:
             self._maps.pop((passed.worker, dropped), None)
+            self._leases.pop((passed.worker, dropped), None)
         key = passed.worker, number
         if passed.file is not None:
             self._maps[key] = _mapped(passed)
@@ -132,14 +133,15 @@ _numbers = count()
 _inboxes: weakref.WeakValueDictionary[int, Inbox] = weakref.WeakValueDictionary()
 
 
-def open_passed(passed: Passed) -> NDArray[np.uint8]:
-    """The arena, from behind its first bytes. Whatever lies in it must refer to this array."""
+def open_passed(passed: Passed) -> NDArray[np.uint8] | None:
+    """The arena, from behind its first bytes. Whatever lies in it must refer to this array.
+
+    None if the iteration that it is for was given up.
+    """
     if passed.inbox is None or passed.number is None:
         return _behind(_mapped(passed))
     inbox = _inboxes.get(passed.inbox)
-    if inbox is None:  # the iteration was given up: nobody looks at what still comes
-        return np.empty(passed.capacity - ALIGNMENT, np.uint8)
-    return inbox.open(passed, passed.number)
+    return None if inbox is None else inbox.open(passed, passed.number)
 
 
 _outbox: Outbox | None = None

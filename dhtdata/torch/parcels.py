@@ -109,8 +109,12 @@ def as_is(item: Any) -> Any:
 
 def _unpacked(
     passed: Passed, starts: Sequence[int], places: Any, bounds: tuple[int, ...] | None, count: int
-) -> Tensors:
-    arena = torch.from_numpy(open_passed(passed))
+) -> Tensors | ExceptionWrapper:
+    found = open_passed(passed)
+    if found is None:  # an error for whoever looks, though nobody should
+        told = StoreError("a worker's batch came for an iteration that was given up: begin a new one")
+        return ExceptionWrapper((StoreError, told, None), "in an iteration that was given up")
+    arena = torch.from_numpy(found)
     return Tensors(_mapped(places, lambda place: place.found(arena, starts)), bounds, count)
 
 
